@@ -1,0 +1,209 @@
+"""The data contract in code: which columns an impression has, their types, and how each is embedded.
+
+Models, export, the TFX pipeline and serving clients all read these two dataclasses. Nothing here imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+LABEL = "label"
+TIMESTAMP = "timestamp"
+HISTORY_LENGTH = "history_length"
+
+ID_DTYPES = ("int64", "string")
+DTYPES = (*ID_DTYPES, "float32")
+
+
+def history_name(name: str) -> str:
+    """Name of the sequence that holds `name` for each behaviour: `item_id` -> `history_item_id`."""
+    return f"history_{name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One column of the data contract.
+
+    An id feature (`int64` or `string`) is looked up in a vocabulary and embedded. Its indices are: 0 for padding, then
+    `num_oov_indices` buckets for ids that the vocabulary lacks, then the vocabulary. A `float32` feature enters the
+    model as it is.
+
+    Args:
+        name: column name, e.g. `"item_id"`.
+        dtype: `"int64"`, `"string"` or `"float32"`.
+        embedding_dim: width of the embedding of an id feature.
+        vocabulary_size: number of ids in the vocabulary, without padding and out-of-vocabulary buckets. `None`: as many
+            as the data holds when the vocabulary is adapted; a number then keeps the most frequent ids.
+        num_oov_indices: out-of-vocabulary buckets of an id feature.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    name: str
+    dtype: str = "int64"
+    embedding_dim: int = 32
+    vocabulary_size: int | None = None
+    num_oov_indices: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"`name` must be a non-empty string. Received: name={self.name!r}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"`dtype` of feature {self.name!r} must be one of {DTYPES}. Received: dtype={self.dtype!r}")
+        for argument in ("embedding_dim", "num_oov_indices"):
+            value = getattr(self, argument)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"`{argument}` of feature {self.name!r} must be a positive integer. Received: {argument}={value!r}"
+                )
+        if self.vocabulary_size is not None and (
+            not isinstance(self.vocabulary_size, int) or self.vocabulary_size < 1
+        ):
+            raise ValueError(
+                f"`vocabulary_size` of feature {self.name!r} must be a positive integer or None. "
+                f"Received: vocabulary_size={self.vocabulary_size!r}"
+            )
+
+    @property
+    def is_id(self) -> bool:
+        """Whether the feature is looked up and embedded."""
+        return self.dtype in ID_DTYPES
+
+    @property
+    def num_indices(self) -> int:
+        """Rows of the embedding table: padding, out-of-vocabulary buckets and the vocabulary.
+
+        Raises:
+            ValueError: if the feature is no id or its vocabulary size is not known yet.
+        """
+        if not self.is_id:
+            raise ValueError(f"Feature {self.name!r} has dtype {self.dtype!r} and no vocabulary.")
+        if self.vocabulary_size is None:
+            raise ValueError(
+                f"The vocabulary size of feature {self.name!r} is not known. Set `vocabulary_size`, or adapt a "
+                "`FeatureLookup` and use its `features`."
+            )
+        return 1 + self.num_oov_indices + self.vocabulary_size
+
+    @property
+    def width(self) -> int:
+        """Number of floats that the feature contributes to the model's input."""
+        return self.embedding_dim if self.is_id else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """All columns of an impression, by the role they play.
+
+    | role | one value a row as | a sequence as |
+    |---|---|---|
+    | `item_id`, `item_attributes` | `<name>`: of the candidate | `history_<name>`: of each behaviour |
+    | `behaviour_attributes` | | `history_<name>` |
+    | `user`, `context` | `<name>` | |
+
+    Every sequence holds the behaviours strictly before the impression, most recent first.
+
+    Args:
+        item_id: the item's id. Its embedding is hashed.
+        item_attributes: further columns of an item, e.g. its category.
+        behaviour_attributes: columns of a behaviour that a candidate lacks, e.g. the action or the rating.
+        user: columns of the user.
+        context: columns of the impression, e.g. hour or position.
+        hashed: names of the item features whose embeddings are hashed; a behaviour's fingerprint is the concatenation
+            of theirs. Empty: the item id alone.
+        max_history_length: L, the number of most recent behaviours that the model reads.
+
+    Raises:
+        ValueError: if names collide, `hashed` names no id of the item, or a length is not positive.
+    """
+
+    item_id: Feature
+    item_attributes: tuple[Feature, ...] = ()
+    behaviour_attributes: tuple[Feature, ...] = ()
+    user: tuple[Feature, ...] = ()
+    context: tuple[Feature, ...] = ()
+    hashed: tuple[str, ...] = ()
+    max_history_length: int = 512
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.item_id, Feature) or not self.item_id.is_id:
+            raise ValueError(
+                f"`item_id` must be a Feature of dtype 'int64' or 'string'. Received: item_id={self.item_id!r}"
+            )
+        for role in ("item_attributes", "behaviour_attributes", "user", "context", "hashed"):
+            object.__setattr__(self, role, tuple(getattr(self, role)))
+        if not self.hashed:
+            object.__setattr__(self, "hashed", (self.item_id.name,))
+        hashable = [feature.name for feature in self.item_features if feature.is_id]
+        unknown = [name for name in self.hashed if name not in hashable]
+        if unknown or len(set(self.hashed)) != len(self.hashed):
+            raise ValueError(
+                f"`hashed` must name different id features of the item, among {hashable}. Received: hashed={self.hashed}"
+            )
+        if not isinstance(self.max_history_length, int) or self.max_history_length < 1:
+            raise ValueError(
+                "`max_history_length` must be a positive integer. "
+                f"Received: max_history_length={self.max_history_length!r}"
+            )
+        columns = [*self.row_names, *self.history_names, HISTORY_LENGTH, LABEL, TIMESTAMP]
+        twice = sorted({name for name in columns if columns.count(name) > 1})
+        if twice:
+            raise ValueError(f"Every column must have a name of its own. Used twice: {twice}")
+
+    @property
+    def item_features(self) -> tuple[Feature, ...]:
+        """The item id and the item's attributes: what a candidate has."""
+        return (self.item_id, *self.item_attributes)
+
+    @property
+    def history_features(self) -> tuple[Feature, ...]:
+        """What each behaviour has: the item's features, then the behaviour's own."""
+        return (*self.item_features, *self.behaviour_attributes)
+
+    @property
+    def all_features(self) -> tuple[Feature, ...]:
+        """Every feature once."""
+        return (*self.user, *self.context, *self.history_features)
+
+    @property
+    def row_names(self) -> tuple[str, ...]:
+        """Columns with one value an impression: user, context, candidate."""
+        return tuple(feature.name for feature in (*self.user, *self.context, *self.item_features))
+
+    @property
+    def history_names(self) -> tuple[str, ...]:
+        """Columns with one value a behaviour."""
+        return tuple(history_name(feature.name) for feature in self.history_features)
+
+    def with_vocabulary_sizes(self, sizes: Mapping[str, int]) -> Features:
+        """A copy in which the features named by `sizes` have those vocabulary sizes."""
+
+        def sized(feature: Feature) -> Feature:
+            return dataclasses.replace(feature, vocabulary_size=sizes.get(feature.name, feature.vocabulary_size))
+
+        return dataclasses.replace(
+            self,
+            item_id=sized(self.item_id),
+            item_attributes=tuple(map(sized, self.item_attributes)),
+            behaviour_attributes=tuple(map(sized, self.behaviour_attributes)),
+            user=tuple(map(sized, self.user)),
+            context=tuple(map(sized, self.context)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The description as JSON-ready values; `Features.from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Features:
+        """The description that `to_dict` wrote."""
+        roles = ("item_attributes", "behaviour_attributes", "user", "context")
+        return cls(
+            item_id=Feature(**values["item_id"]),
+            **{role: tuple(Feature(**feature) for feature in values[role]) for role in roles},
+            hashed=tuple(values["hashed"]),
+            max_history_length=values["max_history_length"],
+        )

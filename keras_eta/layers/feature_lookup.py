@@ -1,0 +1,156 @@
+"""Raw ids to embedding rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_eta.features import HISTORY_LENGTH, Feature, Features, history_name
+
+
+@tf.keras.utils.register_keras_serializable(package="keras_eta")
+class FeatureLookup(tf.keras.layers.Layer):
+    """Turns the raw columns of impressions into what a ranker reads: ids become rows of embedding tables.
+
+    Each id feature has one vocabulary, for the candidate and for the history alike. Its rows are: 0 for padding, then the
+    out-of-vocabulary buckets, then the vocabulary, most frequent ids first. No raw value, not even 0 or -1, stands for
+    padding: `history_length` alone says which behaviours are real. Vocabularies are saved with the model.
+
+    Args:
+        features: the columns.
+
+    Call arguments:
+        inputs: a dict of raw columns, int64, string or float32: [...] for user, context and candidate,
+            [..., L] for `history_*`, and `history_length` int64 [...]. Columns that `features` lacks are left out.
+
+    Returns:
+        A dict of the same names: int32 rows for ids (0 at padding), float32 as it came, `history_length` int32.
+
+    Raises:
+        TypeError: if `features` is no `Features`.
+        ValueError: if a column is missing.
+
+    Example:
+        >>> lookup = keras_eta.layers.FeatureLookup(Features(item_id=Feature("item_id", "string")))
+        >>> lookup.adapt({"item_id": np.array(["bread", "milk", "milk"])})
+        >>> lookup.encode("item_id", ["milk", "bread", "caviar"])
+        array([2, 3, 1], dtype=int32)
+    """
+
+    def __init__(self, features: Features, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if isinstance(features, Mapping):
+            features = Features.from_dict(features)
+        if not isinstance(features, Features):
+            raise TypeError(f"`features` must be a keras_eta.Features. Received: features={features!r}")
+        self._features = features
+        self.tables = {feature.name: _table(feature) for feature in features.all_features if feature.is_id}
+
+    @property
+    def features(self) -> Features:
+        """The columns, with the sizes of the adapted vocabularies."""
+        sizes = {}
+        for feature in self._features.all_features:
+            if feature.is_id:
+                size = self.tables[feature.name].vocabulary_size() - feature.num_oov_indices
+                if size < 1:
+                    raise ValueError(f"The vocabulary of feature {feature.name!r} is empty. Call `adapt` first.")
+                sizes[feature.name] = size
+        return self._features.with_vocabulary_sizes(sizes)
+
+    def adapt(self, data: Mapping[str, Any] | tf.data.Dataset) -> None:
+        """Learns the vocabularies from data: the most frequent ids, up to each feature's `vocabulary_size`.
+
+        Args:
+            data: columns as a dict of 1-D arrays (a log: `item_id`, `user_id`, ...), or batches of impressions
+                (a `tf.data.Dataset` of dicts, or of pairs whose first part is a dict), where candidates and histories count.
+
+        Raises:
+            ValueError: if the data lacks a feature.
+        """
+        counts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in self.tables}
+        batches: Iterator[Any] = iter([data]) if isinstance(data, Mapping) else data.as_numpy_iterator()
+        for batch in batches:
+            columns = batch[0] if isinstance(batch, tuple) else batch
+            for name, found in counts.items():
+                found.extend(np.unique(values, return_counts=True) for values in _occurrences(columns, name))
+        for name, found in counts.items():
+            if not sum(len(values) for values, _ in found):
+                raise ValueError(f"`data` holds no value of feature {name!r}.")
+            values, inverse = np.unique(np.concatenate([values for values, _ in found]), return_inverse=True)
+            totals = np.bincount(inverse, np.concatenate([count for _, count in found]))
+            # Most frequent first; the order among equals is that of the values, so the result is deterministic.
+            order = np.argsort(-totals, kind="stable")
+            self.set_vocabulary(name, values[order])
+
+    def set_vocabulary(self, name: str, vocabulary: Sequence[Any] | np.ndarray) -> None:
+        """Sets the vocabulary of one feature; ids beyond its `vocabulary_size` are cut off.
+
+        Args:
+            name: name of the id feature.
+            vocabulary: 1-D, different ids, the ones to keep first.
+        """
+        feature = next(feature for feature in self._features.all_features if feature.name == name)
+        if feature.dtype == "int64":
+            vocabulary = np.asarray(vocabulary, np.int64)
+        self.tables[name].set_vocabulary(vocabulary[: feature.vocabulary_size])
+
+    def encode(self, name: str, values: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """Rows of the embedding table for raw ids of one feature, outside of any graph.
+
+        Args:
+            name: name of the id feature.
+            values: raw ids, any shape.
+
+        Returns:
+            int32, the same shape; never 0, which is padding.
+        """
+        dtype = next(feature.dtype for feature in self._features.all_features if feature.name == name)
+        return self._rows(name, tf.constant(np.asarray(values), dtype=dtype)).numpy()
+
+    def call(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        wanted = (*self._features.row_names, *self._features.history_names, HISTORY_LENGTH)
+        missing = sorted(set(wanted) - set(inputs))
+        if missing:
+            raise ValueError(f"Columns are missing: {missing}. Received: {sorted(inputs)}")
+        lengths = tf.cast(inputs[HISTORY_LENGTH], tf.int32)
+        outputs = {HISTORY_LENGTH: lengths}
+        for feature in (*self._features.user, *self._features.context, *self._features.item_features):
+            outputs[feature.name] = self._encoded(feature, inputs[feature.name])
+        for feature in self._features.history_features:
+            name = history_name(feature.name)
+            column = self._encoded(feature, inputs[name])
+            real = tf.sequence_mask(lengths, tf.shape(column)[-1])
+            outputs[name] = tf.where(real, column, tf.zeros_like(column))
+        return outputs
+
+    def _encoded(self, feature: Feature, column: tf.Tensor) -> tf.Tensor:
+        column = tf.cast(column, feature.dtype) if feature.dtype != "string" else column
+        return self._rows(feature.name, column) if feature.is_id else column
+
+    def _rows(self, name: str, ids: tf.Tensor) -> tf.Tensor:
+        # The table counts from its first out-of-vocabulary bucket; row 0 is kept for padding.
+        return tf.cast(self.tables[name](ids), tf.int32) + 1
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "features": self._features.to_dict()}
+
+
+def _table(feature: Feature) -> tf.keras.layers.Layer:
+    # The layers reserve one id as the name of the out-of-vocabulary buckets; by default one that logs do hold.
+    options = {"mask_token": None, "num_oov_indices": feature.num_oov_indices, "name": f"{feature.name}_vocabulary"}
+    if feature.dtype == "string":
+        return tf.keras.layers.StringLookup(oov_token="\0out of vocabulary", **options)
+    return tf.keras.layers.IntegerLookup(oov_token=tf.int64.min, **options)
+
+
+def _occurrences(columns: Mapping[str, Any], name: str) -> Iterator[np.ndarray]:
+    """The values of a feature in a batch: the rows' own and those of real behaviours."""
+    if name in columns:
+        yield np.ravel(columns[name])
+    if history_name(name) in columns:
+        history = np.asarray(columns[history_name(name)])
+        yield history[np.arange(history.shape[1]) < np.reshape(columns[HISTORY_LENGTH], [-1, 1])]

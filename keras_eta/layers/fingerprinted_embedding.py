@@ -1,0 +1,184 @@
+"""An embedding table with the fingerprints of its rows beside it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from keras_eta import ops
+from keras_eta.layers.simhash import SimHash
+
+# The methods by which Keras optimisers, `set_weights`, H5 files, checkpoints and users change a variable.
+_ROW_UPDATES = ("scatter_add", "scatter_sub", "scatter_update", "scatter_mul", "scatter_div", "scatter_min", "scatter_max")
+_TABLE_UPDATES = (
+    "assign",
+    "assign_add",
+    "assign_sub",
+    "batch_scatter_update",
+    "scatter_nd_add",
+    "scatter_nd_sub",
+    "scatter_nd_update",
+    "scatter_nd_min",
+    "scatter_nd_max",
+    "_strided_slice_assign",
+    "_restore_from_tensors",
+)
+
+_REFRESH_BLOCK_ROWS = 65_536
+
+
+@tf.keras.utils.register_keras_serializable(package="keras_eta")
+class FingerprintedEmbedding(tf.keras.layers.Embedding):
+    """An `Embedding` that keeps one packed SimHash fingerprint for each of its rows.
+
+    The table `fingerprints_table` equals `SimHash(embeddings)` bit for bit after every change of the embeddings or the
+    planes: both variables refresh it themselves. An update of some rows (`scatter_*`, as Adagrad and SGD apply a sparse
+    gradient) hashes those rows again; any other update (`assign*`: Adam, dense gradients, `set_weights`, a restored
+    checkpoint, moved planes) hashes the whole table. Only code that writes to a variable's raw handle goes unseen:
+    `tf.keras.optimizers.legacy` does, and needs a `refresh()` after each step, which `keras_eta.models` calls.
+
+    Looking fingerprints up reads 8 bytes a row where hashing embeddings reads 4 * D, which is what makes retrieval over a
+    long history cheap in training.
+
+    Args:
+        input_dim: V, rows of the table.
+        output_dim: D, width of an embedding.
+        num_bits: M, bits of a fingerprint.
+        seed: seed of the hash's planes.
+        trainable_planes: whether an optimiser may move the planes. Each move hashes the whole table again.
+        **kwargs: as `tf.keras.layers.Embedding`.
+
+    Call arguments:
+        inputs: int32 or int64 [...], row numbers.
+
+    Returns:
+        float32 [..., D] embeddings.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        NotImplementedError: if built under a `tf.distribute` strategy.
+
+    Example:
+        >>> layer = keras_eta.layers.FingerprintedEmbedding(1000, 32, num_bits=64)
+        >>> layer(tf.constant([1, 2])).shape, layer.fingerprints(tf.constant([1, 2])).shape
+        (TensorShape([2, 32]), TensorShape([2, 1]))
+
+    Reference:
+        ETA, arXiv 2108.04468, Section 3.3, where the fingerprints are stored beside the embeddings.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        num_bits: int = 64,
+        seed: int = 0,
+        trainable_planes: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        for argument, value in (("input_dim", input_dim), ("output_dim", output_dim)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{argument}` must be a positive integer. Received: {argument}={value!r}")
+        super().__init__(input_dim, output_dim, **kwargs)
+        self.hash = SimHash(num_bits, seed, trainable_planes, name="hash")
+
+    def build(self, input_shape: tf.TensorShape | None = None) -> None:
+        if tf.distribute.has_strategy():
+            raise NotImplementedError(
+                "FingerprintedEmbedding does not keep its table exact under tf.distribute strategies yet. "
+                f"Received: strategy={type(tf.distribute.get_strategy()).__name__}"
+            )
+        super().build(input_shape)
+        with tf.name_scope(self.hash.name):
+            self.hash.build([None, self.output_dim])
+        self.fingerprints_table = self.add_weight(
+            name="fingerprints",
+            shape=[self.input_dim, ops.num_words(self.hash.num_bits)],
+            dtype=tf.int64,
+            initializer="zeros",
+            trainable=False,
+            experimental_autocast=False,
+        )
+        _after_updates(self.embeddings, self.refresh)
+        _after_updates(self.hash.planes, self.refresh)
+        self.refresh()
+
+    def fingerprints(self, ids: tf.Tensor) -> tf.Tensor:
+        """Looks fingerprints up.
+
+        Args:
+            ids: int32 or int64 [...], row numbers; the layer must be built.
+
+        Returns:
+            int64 [..., W].
+        """
+        return tf.gather(self.fingerprints_table, ids)
+
+    def codes(self, embeddings: tf.Tensor) -> tf.Tensor:
+        """Embeddings as +1/-1 codes with the straight-through gradient; see `SimHash.codes`.
+
+        Args:
+            embeddings: float32 [..., D].
+
+        Returns:
+            float32 [..., M].
+        """
+        return self.hash.codes(embeddings)
+
+    def refresh(self, ids: tf.Tensor | None = None) -> None:
+        """Hashes rows again. Updates of the layer's variables do this by themselves.
+
+        Args:
+            ids: int32 or int64 [n], the rows whose embeddings changed. `None`: all rows.
+        """
+        if ids is not None:
+            fingerprints = self.hash(tf.gather(self.embeddings, ids))
+            self.fingerprints_table.scatter_update(tf.IndexedSlices(fingerprints, ids))
+        elif self.input_dim <= _REFRESH_BLOCK_ROWS:
+            self.fingerprints_table.assign(self.hash(self.embeddings))
+        else:
+            # In blocks, so that the projections of all rows never exist at once.
+            tf.while_loop(
+                lambda start: start < self.input_dim,
+                self._refresh_block,
+                [tf.constant(0)],
+                parallel_iterations=1,
+            )
+
+    def _refresh_block(self, start: tf.Tensor) -> list[tf.Tensor]:
+        stop = tf.minimum(start + _REFRESH_BLOCK_ROWS, self.input_dim)
+        self.refresh(tf.range(start, stop))
+        return [stop]
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_bits": self.hash.num_bits,
+            "seed": self.hash.seed,
+            "trainable_planes": self.hash.trainable_planes,
+        }
+
+
+def _after_updates(variable: tf.Variable, refresh: Callable[..., None]) -> None:
+    """Makes every Python-level update of `variable` call `refresh`, with the rows where only some rows changed.
+
+    The methods of the one variable object are wrapped, since optimisers are handed that object.
+    """
+
+    def wrap(method: Callable[..., Any], by_row: bool) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def update(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            slices = args[0] if args else kwargs.get("sparse_delta")
+            refresh(slices.indices if by_row else None)
+            return result
+
+        return update
+
+    for name in _ROW_UPDATES:
+        setattr(variable, name, wrap(getattr(variable, name), by_row=True))
+    for name in _TABLE_UPDATES:
+        setattr(variable, name, wrap(getattr(variable, name), by_row=False))

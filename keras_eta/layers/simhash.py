@@ -1,0 +1,92 @@
+"""SimHash as a Keras layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from keras_eta import ops
+
+
+@tf.keras.utils.register_keras_serializable(package="keras_eta")
+class SimHash(tf.keras.layers.Layer):
+    """Hashes vectors to M-bit fingerprints by the side of M random hyperplanes on which they lie.
+
+    Bit j is 1 where e . H[:, j] > 0, strictly; H is drawn once from a standard normal and saved with the model. The share
+    of bits in which two fingerprints differ estimates the angle between their vectors.
+
+    `codes` gives the same bits as +1 and -1 with a straight-through gradient, by which a loss can reach the vectors and,
+    with `trainable_planes`, the planes.
+
+    Args:
+        num_bits: M, the bits of a fingerprint.
+        seed: seed of the planes.
+        trainable_planes: whether an optimiser may move the planes.
+
+    Call arguments:
+        inputs: float32 [..., D].
+
+    Returns:
+        int64 [..., W], W = ceil(M / 64): bit j in word j // 64 at position j % 64.
+
+    Raises:
+        ValueError: if `num_bits` is not a positive integer.
+
+    Example:
+        >>> fingerprints = keras_eta.layers.SimHash(num_bits=64)(tf.random.normal([8, 32]))
+        >>> fingerprints.shape
+        TensorShape([8, 1])
+
+    Reference:
+        Charikar, "Similarity estimation techniques from rounding algorithms", 2002, Section 3;
+        ETA, arXiv 2108.04468, Section 3.3.
+    """
+
+    def __init__(self, num_bits: int = 64, seed: int = 0, trainable_planes: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(num_bits, int) or isinstance(num_bits, bool) or num_bits < 1:
+            raise ValueError(f"`num_bits` must be a positive integer. Received: num_bits={num_bits!r}")
+        self.num_bits = num_bits
+        self.seed = seed
+        self.trainable_planes = trainable_planes
+
+    def build(self, input_shape: tf.TensorShape) -> None:
+        dim = tf.TensorShape(input_shape)[-1]
+        if dim is None:
+            raise ValueError(f"The last dimension of the inputs must be known. Received: input_shape={input_shape}")
+        # Autocasting the planes to half precision would change bits.
+        self.planes = self.add_weight(
+            name="planes",
+            shape=[dim, self.num_bits],
+            dtype=tf.float32,
+            initializer=tf.keras.initializers.RandomNormal(stddev=1.0, seed=self.seed),
+            trainable=self.trainable_planes,
+            experimental_autocast=False,
+        )
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return ops.simhash(tf.cast(inputs, tf.float32), self.planes)
+
+    def codes(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The bits as +1 and -1, with the straight-through gradient (identity where |e . H| <= 1, else 0).
+
+        Args:
+            inputs: float32 [..., D]; the layer must be built.
+
+        Returns:
+            float32 [..., M].
+        """
+        return ops.straight_through_sign(ops.project(tf.cast(inputs, tf.float32), self.planes))
+
+    def compute_output_shape(self, input_shape: tf.TensorShape) -> tf.TensorShape:
+        return tf.TensorShape(input_shape)[:-1].concatenate(ops.num_words(self.num_bits))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_bits": self.num_bits,
+            "seed": self.seed,
+            "trainable_planes": self.trainable_planes,
+        }

@@ -1,0 +1,160 @@
+"""Multi-head target attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tensorflow as tf
+
+
+@tf.keras.utils.register_keras_serializable(package="keras_eta")
+class TargetAttention(tf.keras.layers.Layer):
+    """Attends from a candidate to the behaviours of a history, with several heads.
+
+    For each head, weights = softmax(Q K^T / sqrt(key_dim) + bias) and interest = weights V, where Q projects the candidate
+    and K and V the behaviours; the heads are concatenated and projected to `num_heads * key_dim` units. With
+    `similarity_bias`, the bias is a learned scale for each head (starting at 1) times the `similarity` of each behaviour.
+
+    Behaviours are either a candidate's own, or shared by all candidates of a row. The two halves of the layer can be
+    called apart: `project` once for a history, `attend` for whatever of the projections was gathered.
+
+    Args:
+        num_heads: H.
+        key_dim: width of a head.
+        similarity_bias: whether `similarity` is added to the attention's logits.
+
+    Call arguments:
+        query: float32 [..., D] with own behaviours, or [..., C, D] with shared ones.
+        behaviours: float32 [..., K, D'], of one rank more than `query` (own) or of the same (shared).
+        mask: bool [..., K] with the leading dimensions of `behaviours`; false where there is no behaviour. `None`: all real.
+        similarity: float32 [..., K], one a query and behaviour. Required with `similarity_bias`.
+        return_attention_weights: whether to return the weights too.
+
+    Returns:
+        float32 [..., H * key_dim], a vector for each query, zero where the mask leaves no behaviour; and with
+        `return_attention_weights` float32 [..., H, K], zero at masked behaviours.
+
+    Raises:
+        ValueError: if an argument is out of its range, the ranks do not fit, or `similarity` is missing or not expected.
+
+    Example:
+        >>> layer = keras_eta.layers.TargetAttention(num_heads=2, key_dim=16)
+        >>> layer(tf.random.normal([8, 32]), tf.random.normal([8, 48, 40])).shape
+        TensorShape([8, 32])
+
+    Reference:
+        ETA, arXiv 2108.04468, Section 3.2 (multi-head target attention); Vaswani et al. 2017, Section 3.2.
+    """
+
+    def __init__(self, num_heads: int = 2, key_dim: int = 16, similarity_bias: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for argument, value in (("num_heads", num_heads), ("key_dim", key_dim)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{argument}` must be a positive integer. Received: {argument}={value!r}")
+        self.num_heads = num_heads
+        self.key_dim = key_dim
+        self.similarity_bias = similarity_bias
+        width = num_heads * key_dim
+        self.query_projection = tf.keras.layers.Dense(width, name="query")
+        # Key and value side by side, so that one gather fetches both.
+        self.key_value_projection = tf.keras.layers.Dense(2 * width, name="key_value")
+        # No bias: an empty history must give a zero vector.
+        self.output_projection = tf.keras.layers.Dense(width, use_bias=False, name="output")
+
+    def build(self, input_shape: Any) -> None:
+        if self.similarity_bias:
+            self.similarity_scale = self.add_weight(
+                name="similarity_scale", shape=[self.num_heads], initializer="ones"
+            )
+        super().build(input_shape)
+
+    def call(
+        self,
+        query: tf.Tensor,
+        behaviours: tf.Tensor,
+        mask: tf.Tensor | None = None,
+        similarity: tf.Tensor | None = None,
+        return_attention_weights: bool = False,
+    ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
+        interest, weights = self.attend(query, self.project(behaviours), mask, similarity)
+        return (interest, weights) if return_attention_weights else interest
+
+    def project(self, behaviours: tf.Tensor) -> tf.Tensor:
+        """Keys and values of behaviours, side by side.
+
+        Args:
+            behaviours: float32 [..., K, D'].
+
+        Returns:
+            float32 [..., K, 2 * H * key_dim].
+        """
+        return self.key_value_projection(behaviours)
+
+    def attend(
+        self,
+        query: tf.Tensor,
+        key_value: tf.Tensor,
+        mask: tf.Tensor | None = None,
+        similarity: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Attends to projected behaviours.
+
+        Args:
+            query: as in the call.
+            key_value: what `project` returned for the behaviours, or rows gathered from it.
+            mask: as in the call.
+            similarity: as in the call.
+
+        Returns:
+            float32 [..., H * key_dim] interest vectors and float32 [..., H, K] weights.
+        """
+        shared = behaviours_are_shared(query, key_value)
+        if self.similarity_bias != (similarity is not None):
+            raise ValueError(
+                f"`similarity` must be given with similarity_bias=True and only then. Received: "
+                f"similarity_bias={self.similarity_bias}, similarity={similarity}"
+            )
+        heads = [self.num_heads, self.key_dim]
+        query = _split_last(self.query_projection(query), heads)
+        key_value = _split_last(key_value, [2, *heads])
+        key, value = key_value[..., 0, :, :], key_value[..., 1, :, :]
+        logits = tf.einsum("...chd,...khd->...chk" if shared else "...hd,...khd->...hk", query, key)
+        logits = logits / math.sqrt(self.key_dim)
+        if similarity is not None:
+            bias = tf.cast(similarity, logits.dtype)[..., tf.newaxis, :]
+            logits += tf.cast(self.similarity_scale, logits.dtype)[:, tf.newaxis] * bias
+        if mask is None:
+            weights = tf.nn.softmax(logits)
+        else:
+            # [..., K] -> [..., (C,) H, K]
+            mask = mask[..., tf.newaxis, tf.newaxis, :] if shared else mask[..., tf.newaxis, :]
+            weights = tf.nn.softmax(tf.where(mask, logits, logits.dtype.min))
+            weights = tf.where(mask, weights, tf.zeros_like(weights))
+        interest = tf.einsum("...chk,...khd->...chd" if shared else "...hk,...khd->...hd", weights, value)
+        interest = tf.reshape(interest, tf.concat([tf.shape(interest)[:-2], [self.num_heads * self.key_dim]], axis=0))
+        return self.output_projection(interest), weights
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "key_dim": self.key_dim,
+            "similarity_bias": self.similarity_bias,
+        }
+
+
+def behaviours_are_shared(query: tf.Tensor, behaviours: tf.Tensor) -> bool:
+    """Whether one history serves all queries of a row, by the ranks of the two."""
+    extra = behaviours.shape.rank - query.shape.rank
+    if extra not in (0, 1):
+        raise ValueError(
+            "`behaviours` must have the rank of `query` (shared by its candidates) or one more (a query's own). "
+            f"Received: query.shape={query.shape}, behaviours.shape={behaviours.shape}"
+        )
+    return extra == 0
+
+
+def _split_last(x: tf.Tensor, sizes: list[int]) -> tf.Tensor:
+    """Splits the last dimension in several of the given sizes."""
+    return tf.reshape(x, tf.concat([tf.shape(x)[:-1], sizes], axis=0))

@@ -1,0 +1,103 @@
+"""ETA, End-to-End Target Attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+from keras_eta.features import Features
+from keras_eta.models.ranker import Ranker
+from keras_eta.search.hamming import HammingSearch
+
+
+@tf.keras.utils.register_keras_serializable(package="keras_eta")
+class ETA(Ranker):
+    """End-to-End Target Attention: a `Ranker` whose long history is searched by Hamming distance.
+
+    The item embeddings that the model ranks with are hashed to M-bit SimHash fingerprints; for each candidate the K
+    behaviours nearest by Hamming distance are retrieved and attended to. A table of fingerprints beside the embeddings is
+    exact after every training step, whatever the optimiser; see `keras_eta.layers.FingerprintedEmbedding`.
+
+    Args:
+        features: as `Ranker`.
+        top_k: K, behaviours retrieved for each candidate.
+        num_bits: M, bits of a fingerprint (of each hashed feature).
+        seed: seed of the planes.
+        similarity_bias: whether the similarity 1 - 2 * distance / M of a retrieved behaviour is added to its attention
+            logits, with a learned scale for each head; in training it carries the straight-through gradient.
+        trainable_planes: whether the planes learn by that path. Hashes the whole table again at each step.
+        **kwargs: as `Ranker`, without `search_unit`.
+
+    Call arguments:
+        inputs: as `Ranker`.
+
+    Returns:
+        float32 [N] logits, before the sigmoid.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of its range, or planes are to learn without a similarity bias.
+
+    Example:
+        >>> features = keras_eta.Features(
+        ...     item_id=keras_eta.Feature("item_id", vocabulary_size=100),
+        ...     user=(keras_eta.Feature("user_id", vocabulary_size=10),),
+        ... )
+        >>> model = keras_eta.ETA(features, top_k=4)
+        >>> model({"user_id": tf.constant([2]), "item_id": tf.constant([7]),
+        ...        "history_item_id": tf.constant([[7, 5, 9]]), "history_length": tf.constant([3])}).shape
+        TensorShape([1])
+
+    Reference:
+        Chen et al., "End-to-End User Behavior Retrieval in Click-Through Rate Prediction Model", arXiv 2108.04468.
+    """
+
+    def __init__(
+        self,
+        features: Features | None = None,
+        *,
+        top_k: int = 48,
+        num_bits: int = 64,
+        seed: int = 0,
+        similarity_bias: bool = False,
+        trainable_planes: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            features,
+            search_unit=HammingSearch(
+                top_k=top_k,
+                num_bits=num_bits,
+                seed=seed,
+                similarity_bias=similarity_bias,
+                trainable_planes=trainable_planes,
+                name="hamming_search",
+            ),
+            **kwargs,
+        )
+
+    def train_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
+        metrics = super().train_step(inputs)
+        if _writes_to_handles(self.optimizer):
+            self.refresh()
+        return metrics
+
+    def refresh(self) -> None:
+        """Hashes the whole fingerprint table again. Needed only after code that wrote to a raw variable handle."""
+        self.search_unit.refresh()
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        del config["search_unit"]
+        for name in ("top_k", "num_bits", "seed", "similarity_bias", "trainable_planes"):
+            config[name] = getattr(self.search_unit, name)
+        return config
+
+
+def _writes_to_handles(optimizer: Any) -> bool:
+    """Whether an optimiser changes variables behind the back of their Python methods, as Keras's legacy ones do."""
+    if isinstance(optimizer, tfrs.experimental.optimizers.CompositeOptimizer):
+        return any(map(_writes_to_handles, optimizer.optimizers))
+    return not isinstance(optimizer, tf.keras.optimizers.Optimizer)

@@ -1,0 +1,347 @@
+"""The ranker: target attention over a short and a long history, and an MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+from keras_eta.features import HISTORY_LENGTH, Feature, Features, history_name
+from keras_eta.layers.feature_lookup import FeatureLookup
+from keras_eta.layers.target_attention import TargetAttention
+from keras_eta.search.search_unit import Retrieved, SearchUnit
+
+Inputs = Mapping[str, tf.Tensor]
+
+
+class Scores(NamedTuple):
+    """What a ranker says of C candidates a request, and what it rests on.
+
+    Attributes:
+        logits: float32 [R, C], before the sigmoid.
+        retrieved: the long history's behaviours that the search unit retrieved; `None` for a ranker that searches none.
+        attention: float32 [R, C, H, K], attention weights of what was retrieved; `None` likewise.
+    """
+
+    logits: tf.Tensor
+    retrieved: Retrieved | None
+    attention: tf.Tensor | None
+
+
+@tf.keras.utils.register_keras_serializable(package="keras_eta")
+class Ranker(tfrs.Model):
+    """Click-through-rate ranker over user, context, candidate, and a short and a long history.
+
+    The candidate attends to its S most recent behaviours, and to those of the long history that the search unit retrieves
+    for it. Both interest vectors, the candidate and the user's and context's features go through an MLP to one logit.
+
+    | `search_unit` | model |
+    |---|---|
+    | `None` | the short history alone |
+    | `HammingSearch` | ETA; use `ETA`, which builds it |
+    | `InnerProductSearch` | exact inner-product retrieval |
+    | `FullSearch` | target attention over the whole history |
+
+    The model reads indices, as a `FeatureLookup` (or the Transform step of a TFX pipeline) makes them of raw ids.
+
+    Args:
+        features: the columns, with known vocabulary sizes. May be `None` where `lookup` is given.
+        lookup: the adapted lookup of raw ids, which then travels with the model into its export.
+        search_unit: picks what of the long history is attended to. `None`: no long history.
+        short_history_length: S. 0: no short history.
+        num_heads: heads of both attentions.
+        key_dim: width of a head. `None`: the candidate's width divided by the heads, rounded up.
+        hidden_units: widths of the MLP's hidden layers.
+        activation: of the hidden layers: a name that Keras knows, or a class of layers such as `keras_eta.layers.Dice`.
+        cross_layers: number of `tfrs.layers.dcn.Cross` layers before the MLP (DCN-v2).
+        short_attention: layer in place of the short history's `TargetAttention`, e.g. `ActivationUnit`.
+        long_attention: the same for the long history.
+        embeddings_regularizer: of all embedding tables, e.g. `tf.keras.regularizers.L2(1e-6)`.
+
+    Call arguments:
+        inputs: dict of indices and floats: `user`, `context` and item columns [N] or [N, 1], `history_*` [N, L] most recent
+            first, and `history_length` [N]. Only the first `features.max_history_length` behaviours are read.
+
+    Returns:
+        float32 [N] logits, before the sigmoid.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of its range, or a vocabulary size is unknown.
+
+    Reference:
+        ETA, arXiv 2108.04468, Section 3 and Figure 1; DIN, arXiv 1706.06978; DCN-v2, arXiv 2008.13535.
+    """
+
+    def __init__(
+        self,
+        features: Features | None = None,
+        *,
+        lookup: FeatureLookup | None = None,
+        search_unit: SearchUnit | None = None,
+        short_history_length: int = 16,
+        num_heads: int = 2,
+        key_dim: int | None = None,
+        hidden_units: Sequence[int] = (128, 64),
+        activation: str | type[tf.keras.layers.Layer] = "relu",
+        cross_layers: int = 0,
+        short_attention: tf.keras.layers.Layer | None = None,
+        long_attention: tf.keras.layers.Layer | None = None,
+        embeddings_regularizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if features is None and lookup is None:
+            raise ValueError("Give `features` with vocabulary sizes, or an adapted `lookup`. Received neither.")
+        features = lookup.features if features is None else features
+        if not isinstance(features, Features):
+            raise TypeError(f"`features` must be a keras_eta.Features. Received: features={features!r}")
+        if search_unit is not None and not isinstance(search_unit, SearchUnit):
+            raise TypeError(f"`search_unit` must be a SearchUnit or None. Received: search_unit={search_unit!r}")
+        for argument, value in (("short_history_length", short_history_length), ("cross_layers", cross_layers)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"`{argument}` must be an integer of at least 0. Received: {argument}={value!r}")
+        if not short_history_length and search_unit is None:
+            raise ValueError("A ranker needs a `short_history_length` above 0 or a `search_unit`. Received neither.")
+        if not hidden_units or any(not isinstance(units, int) or units < 1 for units in hidden_units):
+            raise ValueError(f"`hidden_units` must be positive integers. Received: hidden_units={hidden_units!r}")
+        self.features = features
+        self.lookup = lookup
+        self.search_unit = search_unit
+        self.short_history_length = short_history_length
+        self.hidden_units = tuple(hidden_units)
+        self.activation = activation
+        self._num_heads = num_heads
+        self._key_dim = key_dim
+        self._custom_attention = {"short_attention": short_attention, "long_attention": long_attention}
+        self._regularizer = tf.keras.regularizers.get(embeddings_regularizer)
+
+        searched: list[Feature] = []
+        if search_unit is not None:
+            searched = [feature for feature in features.item_features if feature.name in features.hashed]
+            search_unit.make_embeddings(searched, self._regularizer)
+        self.embeddings = {} if search_unit is None else dict(search_unit.embeddings)
+        for feature in features.all_features:
+            if feature.is_id and feature not in searched:
+                self.embeddings[feature.name] = tf.keras.layers.Embedding(
+                    feature.num_indices,
+                    feature.embedding_dim,
+                    embeddings_regularizer=self._regularizer,
+                    name=feature.name,
+                )
+
+        self.short_attention = None
+        if short_history_length:
+            self.short_attention = short_attention or self._target_attention("short_attention", False)
+        self.long_attention = None
+        if search_unit is not None:
+            biased = search_unit.similarity_bias
+            self.long_attention = long_attention or self._target_attention("long_attention", biased)
+            if self.long_attention.similarity_bias != biased:
+                raise ValueError(
+                    "`long_attention` and `search_unit` must agree on the similarity bias. Received: "
+                    f"long_attention.similarity_bias={self.long_attention.similarity_bias}, "
+                    f"search_unit.similarity_bias={biased}"
+                )
+        self.cross = [tfrs.layers.dcn.Cross(name=f"cross_{index}") for index in range(cross_layers)]
+        self.mlp = tf.keras.Sequential(name="mlp")
+        for units in self.hidden_units:
+            self.mlp.add(tf.keras.layers.Dense(units))
+            self.mlp.add(tf.keras.layers.Activation(activation) if isinstance(activation, str) else activation())
+        self.mlp.add(tf.keras.layers.Dense(1, dtype=tf.float32))
+        self.task = tfrs.tasks.Ranking(
+            loss=tf.keras.losses.BinaryCrossentropy(from_logits=True),
+            metrics=[
+                tf.keras.metrics.AUC(from_logits=True, name="auc"),
+                tf.keras.metrics.BinaryCrossentropy(from_logits=True, name="log_loss"),
+            ],
+        )
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates all variables. Keras calls it at the first batch; earlier, e.g. to restore weights, it may be called by hand."""
+        width = sum(feature.width for feature in self.features.item_features)
+        layers = [(layer, [None]) for layer in self.embeddings.values()]
+        layers += [(layer, [None, width]) for layer in (self.short_attention, self.long_attention) if layer is not None]
+        for layer, shape in layers:
+            if not layer.built:
+                # Keras scopes names only where it builds by itself; H5 files need them to differ.
+                with tf.name_scope(layer.name):
+                    layer.build(shape)
+        zeros = {name: tf.zeros([1], tf.int32) for name in (*self.features.row_names, HISTORY_LENGTH)}
+        zeros.update({feature.name: tf.zeros([1, 1], tf.int32) for feature in self.features.item_features})
+        zeros.update({name: tf.zeros([1, 1], tf.int32) for name in self.features.history_names})
+        self.score(zeros)
+        self.built = True
+
+    def compile(self, optimizer: Any = None, **kwargs: Any) -> None:
+        """Configures training.
+
+        Args:
+            optimizer: any Keras optimiser. `None`: Adagrad(0.05) for embeddings, whose steps move only the rows that a batch
+                touches, and Adam(1e-3) for the rest, by `tfrs.experimental.optimizers.CompositeOptimizer`.
+            **kwargs: as `tf.keras.Model.compile`.
+        """
+        if optimizer is None:
+            optimizer = tfrs.experimental.optimizers.CompositeOptimizer(
+                [
+                    (tf.keras.optimizers.Adagrad(0.05), self._embedding_variables),
+                    (tf.keras.optimizers.Adam(1e-3), self._dense_variables),
+                ]
+            )
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:
+        """Saves the model as `tf.keras.Model.save` does; for TF Serving, use `keras_eta.export`.
+
+        `CompositeOptimizer`, the default, has no configuration that a file could hold, so its state is left out unless
+        `include_optimizer` is given. `save_weights`, checkpoints and `tf.keras.callbacks.BackupAndRestore` keep it.
+        """
+        composite = isinstance(self.optimizer, tfrs.experimental.optimizers.CompositeOptimizer)
+        kwargs.setdefault("include_optimizer", not composite)
+        super().save(filepath, overwrite, save_format, **kwargs)
+
+    def call(self, inputs: Inputs, training: bool | None = None) -> tf.Tensor:
+        rows = {name: tf.reshape(inputs[name], [-1]) for name in (*self.features.row_names, HISTORY_LENGTH)}
+        candidates = {feature.name: rows[feature.name][:, tf.newaxis] for feature in self.features.item_features}
+        history = {name: inputs[name] for name in self.features.history_names}
+        return self.score({**rows, **history, **candidates}, training=bool(training)).logits[:, 0]
+
+    def score(self, inputs: Inputs, training: bool = False) -> Scores:
+        """Scores C candidates against each user's one history.
+
+        Args:
+            inputs: dict of indices and floats: `user` and `context` columns [R], item columns [R, C], `history_*` [R, L] most
+                recent first, `history_length` [R].
+            training: whether gradients must flow by the straight-through path.
+
+        Returns:
+            `Scores` of [R, C] candidates.
+        """
+        history, mask = self._history(inputs)
+        candidate_vectors = self._vectors(self.features.item_features, inputs)
+        candidate = tf.concat(list(candidate_vectors.values()), axis=-1)
+        parts = [candidate]
+        if self.short_attention is not None:
+            recent = {name: column[:, : self.short_history_length] for name, column in history.items()}
+            behaviours = tf.concat(list(self._vectors(self.features.history_features, recent).values()), axis=-1)
+            interest, _ = self.short_attention.attend(
+                candidate, self.short_attention.project(behaviours), mask[:, : self.short_history_length]
+            )
+            parts.append(interest)
+        retrieved, attention = None, None
+        if self.search_unit is not None:
+            interest, retrieved, attention = self._long_interest(inputs, candidate_vectors, history, mask, training)
+            parts.append(interest)
+        shape = tf.shape(candidate)
+        for feature in (*self.features.user, *self.features.context):
+            vector = self._vectors([feature], inputs)[feature.name]
+            parts.append(tf.broadcast_to(vector[:, tf.newaxis, :], [shape[0], shape[1], feature.width]))
+        x0 = x = tf.concat(parts, axis=-1)
+        for cross in self.cross:
+            x = cross(x0, x)
+        return Scores(self.mlp(x)[..., 0], retrieved, attention)
+
+    def compute_loss(self, inputs: tuple[Any, ...], training: bool = False) -> tf.Tensor:
+        features, labels, *weights = inputs
+        return self.task(
+            labels=tf.reshape(labels, [-1]),
+            predictions=self(features, training=training),
+            sample_weight=weights[0] if weights else None,
+        )
+
+    def _history(self, inputs: Inputs) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """The history columns by feature name, [R, L] with L cut to the maximum and at least 1, and their mask."""
+        maximum = self.features.max_history_length
+        columns = {}
+        for feature in self.features.history_features:
+            column = inputs[history_name(feature.name)][:, :maximum]
+            # One padded column, so that position 0 exists in an empty history.
+            missing = tf.maximum(1 - tf.shape(column)[1], 0)
+            columns[feature.name] = tf.pad(column, [[0, 0], [0, missing]])
+        width = tf.shape(columns[self.features.item_id.name])[1]
+        return columns, tf.sequence_mask(tf.minimum(inputs[HISTORY_LENGTH], maximum), width)
+
+    def _long_interest(
+        self,
+        inputs: Inputs,
+        candidate_vectors: dict[str, tf.Tensor],
+        history: dict[str, tf.Tensor],
+        mask: tf.Tensor,
+        training: bool,
+    ) -> tuple[tf.Tensor, Retrieved | None, tf.Tensor]:
+        """Interest vectors [R, C, D] from the long history, what was retrieved, and its attention weights."""
+        searched = self.search_unit.embeddings
+        retrieved = self.search_unit(
+            {name: inputs[name] for name in searched}, {name: history[name] for name in searched}, mask
+        )
+        features = self.features.history_features
+        candidate = tf.concat(list(candidate_vectors.values()), axis=-1)
+        if retrieved is None:
+            behaviours = tf.concat(list(self._vectors(features, history).values()), axis=-1)
+            interest, weights = self.long_attention.attend(candidate, self.long_attention.project(behaviours), mask)
+            return interest, None, weights
+        vectors: dict[str, tf.Tensor] = {}
+        if training or candidate.shape[1] == 1:
+            # Only what was retrieved is ever gathered as floats.
+            columns = {name: tf.gather(column, retrieved.positions, batch_dims=1) for name, column in history.items()}
+            vectors = self._vectors(features, columns)
+            projected = self.long_attention.project(tf.concat(list(vectors.values()), axis=-1))
+        else:
+            # Many candidates share the history: project it once, then gather.
+            behaviours = tf.concat(list(self._vectors(features, history).values()), axis=-1)
+            projected = tf.gather(self.long_attention.project(behaviours), retrieved.positions, batch_dims=1)
+        similarity = self.search_unit.similarity(candidate_vectors, vectors, retrieved.distances, training)
+        interest, weights = self.long_attention.attend(candidate, projected, retrieved.mask, similarity)
+        return interest, retrieved, weights
+
+    def _vectors(self, features: Sequence[Feature], columns: Inputs) -> dict[str, tf.Tensor]:
+        """Embeddings of ids and floats as they are, [..., width], by feature name."""
+        return {
+            feature.name: self.embeddings[feature.name](columns[feature.name])
+            if feature.is_id
+            else tf.cast(columns[feature.name], self.compute_dtype)[..., tf.newaxis]
+            for feature in features
+        }
+
+    def _embedding_variables(self) -> list[tf.Variable]:
+        return [layer.embeddings for layer in self.embeddings.values()]
+
+    def _dense_variables(self) -> list[tf.Variable]:
+        embeddings = {variable.ref() for variable in self._embedding_variables()}
+        return [variable for variable in self.trainable_variables if variable.ref() not in embeddings]
+
+    def _target_attention(self, name: str, similarity_bias: bool) -> TargetAttention:
+        width = sum(feature.width for feature in self.features.item_features)
+        key_dim = self._key_dim or -(-width // self._num_heads)
+        return TargetAttention(self._num_heads, key_dim, similarity_bias, name=name)
+
+    def get_config(self) -> dict[str, Any]:
+        serialize = tf.keras.utils.serialize_keras_object
+        layers = {"lookup": self.lookup, "search_unit": self.search_unit, **self._custom_attention}
+        return {
+            "name": self.name,
+            "features": self.features.to_dict(),
+            **{name: None if layer is None else serialize(layer) for name, layer in layers.items()},
+            "short_history_length": self.short_history_length,
+            "num_heads": self._num_heads,
+            "key_dim": self._key_dim,
+            "hidden_units": self.hidden_units,
+            "activation": self.activation
+            if isinstance(self.activation, str)
+            else tf.keras.utils.get_registered_name(self.activation),
+            "cross_layers": len(self.cross),
+            "embeddings_regularizer": tf.keras.regularizers.serialize(self._regularizer),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Ranker:
+        config = dict(config)
+        config["features"] = Features.from_dict(config["features"])
+        for name in ("lookup", "search_unit", "short_attention", "long_attention"):
+            if config.get(name) is not None:
+                config[name] = tf.keras.utils.deserialize_keras_object(config[name])
+        registered = tf.keras.utils.get_registered_object(config["activation"])
+        config["activation"] = registered or config["activation"]
+        return cls(**config)
