@@ -1,0 +1,294 @@
+"""Exports a ranker to one SavedModel with the signatures that serving calls. Stock TensorFlow ops only."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_eta.features import HISTORY_LENGTH, Feature, Features, history_name
+from keras_eta.models.eta import ETA
+from keras_eta.models.ranker import Inputs, Ranker, Scores
+
+PROBABILITY = "probability"
+POSITIONS = "positions"
+DISTANCES = "distances"
+WEIGHTS = "weights"
+EXAMPLES = "examples"
+
+WARMUP_CANDIDATES = 100
+
+
+def export_model(
+    model: Ranker, base_path: str | os.PathLike[str], version: int | None = None, *, warmup: bool = True
+) -> Path:
+    """Writes a servable version of the model: `base_path/version`, whole or not at all.
+
+    | signature | inputs | outputs |
+    |---|---|---|
+    | `serving_default` | user, context, item columns [N]; `history_*` [N, L]; `history_length` [N] | `probability` [N] |
+    | `rank` | user, context [R]; item columns [R, C]; `history_*` [R, L]; `history_length` [R] | `probability` [R, C] |
+    | `explain` (`ETA` only) | as `rank` | as `rank`, and `positions`, `distances`, `weights` [R, C, K] |
+    | `examples` | `examples`: serialized tf.Example [N] | `probability` [N] |
+
+    Ids are raw where the model has a `lookup`, else indices, those out of range counting as out-of-vocabulary. Every
+    signature checks its inputs in the graph and answers INVALID_ARGUMENT with a message that names the input. In `explain`,
+    `positions` index the history (0 = most recent); entries beyond what was retrieved have position and distance -1 and
+    weight 0; weights are means over the heads.
+
+    Args:
+        model: a ranker, trained.
+        base_path: directory of the model's versions, as TF Serving's `--model_base_path`; made when missing.
+        version: positive integer. `None`: one more than the highest version there.
+        warmup: whether to add warm-up requests, which TF Serving replays before a version takes traffic. Needs
+            tensorflow-serving-api.
+
+    Returns:
+        The path of the version.
+
+    Raises:
+        TypeError: if `model` is no `Ranker`.
+        ValueError: if `version` is not a positive integer.
+        FileExistsError: if the version exists.
+        ImportError: if `warmup` is asked for without tensorflow-serving-api.
+    """
+    if not isinstance(model, Ranker):
+        raise TypeError(f"`model` must be a keras_eta Ranker. Received: model={model!r}")
+    base = Path(base_path)
+    if version is None:
+        present = [int(path.name) for path in base.glob("*") if path.name.isdecimal()]
+        version = max(present, default=0) + 1
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError(f"`version` must be a positive integer. Received: version={version!r}")
+    target = base / str(version)
+    if target.exists():
+        raise FileExistsError(f"Version {version} exists: {target}. Choose another `version`, or None for the next.")
+    if not model.built:
+        model.build()
+    if isinstance(model, ETA):
+        model.refresh()
+    signatures = _Signatures(model)
+    base.mkdir(parents=True, exist_ok=True)
+    # TF Serving looks at directories with numeric names only, so nobody sees the version before it is whole.
+    temporary = base / f".{version}.{uuid.uuid4().hex}"
+    try:
+        tf.saved_model.save(signatures, str(temporary), signatures=signatures.functions)
+        extra = temporary / "assets.extra"
+        extra.mkdir()
+        (extra / "features.json").write_text(json.dumps(model.features.to_dict(), indent=2))
+        if warmup:
+            _write_warmup_requests(extra / "tf_serving_warmup_requests", signatures, base.name)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target
+
+
+class _Signatures(tf.Module):
+    """The model's variables and vocabularies, and a concrete function for each signature.
+
+    The Keras model itself is left out, since saving it would trace every layer's call as well.
+    """
+
+    def __init__(self, model: Ranker) -> None:
+        super().__init__()
+        self.model_variables = model.variables
+        self.vocabularies = [] if model.lookup is None else [t.lookup_table for t in model.lookup.tables.values()]
+        self.features = features = model.features
+        item = [feature.name for feature in features.item_features]
+        encode = model.lookup or _index_guard(features)
+
+        def score(inputs: Inputs) -> Scores:
+            return model.score(encode(inputs))
+
+        def pointwise(inputs: Inputs) -> dict[str, tf.Tensor]:
+            logits = score({name: x[:, tf.newaxis] if name in item else x for name, x in inputs.items()}).logits
+            return {PROBABILITY: tf.sigmoid(logits[:, 0])}
+
+        def serving_default(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            return pointwise(_checked(inputs, features, _AXES))
+
+        def rank(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {PROBABILITY: tf.sigmoid(score(_checked(inputs, features, _RANK_AXES)).logits)}
+
+        def explain(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            scores = score(_checked(inputs, features, _RANK_AXES))
+            found = scores.retrieved
+            return {
+                PROBABILITY: tf.sigmoid(scores.logits),
+                POSITIONS: tf.where(found.mask, found.positions, -1),
+                DISTANCES: tf.where(found.mask, found.distances, -1),
+                WEIGHTS: tf.cast(tf.reduce_mean(scores.attention, axis=-2), tf.float32),
+            }
+
+        def examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+            return pointwise(_checked(_parsed(examples, features, raw_dtypes), features, _AXES))
+
+        raw_dtypes = {
+            feature.name: tf.as_dtype(feature.dtype if model.lookup or not feature.is_id else "int64")
+            for feature in features.all_features
+        }
+        row_specs, rank_specs = (_specs(features, raw_dtypes, axes) for axes in (_AXES, _RANK_AXES))
+        self.functions = {
+            "serving_default": _concrete(serving_default, row_specs),
+            "rank": _concrete(rank, rank_specs),
+            EXAMPLES: _concrete(examples, {EXAMPLES: tf.TensorSpec([None], tf.string)}),
+        }
+        if isinstance(model, ETA):
+            self.functions["explain"] = _concrete(explain, rank_specs)
+
+    def warmup_inputs(self, signature: str) -> dict[str, np.ndarray]:
+        """Inputs of one typical request to a signature."""
+        length = self.features.max_history_length
+        sizes = {"N": 1, "R": 1, "C": WARMUP_CANDIDATES, "L": length}
+        axes = _RANK_AXES if signature in ("rank", "explain") else _AXES
+        specs = self.functions["serving_default"].structured_input_signature[1]
+        inputs = {
+            name: np.zeros([sizes[letter] for letter in letters], specs[name].dtype.as_numpy_dtype)
+            if specs[name].dtype != tf.string
+            else np.full([sizes[letter] for letter in letters], b"", object)
+            for name, letters in _axes(self.features, axes).items()
+        }
+        if signature == EXAMPLES:
+            del inputs[HISTORY_LENGTH]
+            return {EXAMPLES: np.array([_example({name: np.ravel(x) for name, x in inputs.items()})], object)}
+        return {**inputs, HISTORY_LENGTH: np.array([length], np.int64)}
+
+
+# The axes of each role's columns, in the letters of the documentation.
+_AXES = {"row": "N", "item": "N", "history": "NL"}
+_RANK_AXES = {"row": "R", "item": "RC", "history": "RL"}
+
+
+def _axes(features: Features, axes: Mapping[str, str]) -> dict[str, str]:
+    """The axes of every column of a signature."""
+    return {
+        **{feature.name: axes["row"] for feature in (*features.user, *features.context)},
+        **{feature.name: axes["item"] for feature in features.item_features},
+        **{name: axes["history"] for name in features.history_names},
+        HISTORY_LENGTH: axes["row"],
+    }
+
+
+def _specs(
+    features: Features, dtypes: Mapping[str, tf.DType], axes: Mapping[str, str]
+) -> dict[str, tf.TensorSpec]:
+    dtypes = {**dtypes, **{history_name(name): dtype for name, dtype in dtypes.items()}, HISTORY_LENGTH: tf.int64}
+    return {
+        name: tf.TensorSpec([None] * len(letters), dtypes[name]) for name, letters in _axes(features, axes).items()
+    }
+
+
+def _concrete(function: Callable[..., Any], specs: Mapping[str, tf.TensorSpec]) -> Any:
+    named = {name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()}
+    return tf.function(function, autograph=False).get_concrete_function(**named)
+
+
+def _checked(inputs: Inputs, features: Features, axes: Mapping[str, str]) -> dict[str, tf.Tensor]:
+    """The inputs, once the graph has seen that their shapes fit each other and that lengths lie in 0..L."""
+    columns = _axes(features, axes)
+    hidden, ranks = {}, []
+    for name, letters in columns.items():
+        # A server feeds any rank, whatever the signature says. The placeholder keeps TensorFlow from believing the
+        # signature and dropping the check.
+        hidden[name] = tf.raw_ops.PlaceholderWithDefault(input=inputs[name], shape=tf.TensorShape(None))
+        shape = tf.shape(hidden[name])
+        message = f"`{name}` must have shape [{', '.join(letters)}]. Received shape:"
+        ranks.append(tf.debugging.Assert(tf.equal(tf.size(shape), len(letters)), [message, shape]))
+    with tf.control_dependencies(ranks):
+        checked = {name: tf.identity(x) for name, x in hidden.items()}
+    sizes: dict[str, tuple[str, tf.Tensor]] = {}
+    equal = []
+    for name, letters in columns.items():
+        checked[name].set_shape([None] * len(letters))
+        for axis, letter in enumerate(letters):
+            first, size = sizes.setdefault(letter, (name, tf.shape(checked[name])[axis]))
+            shape = tf.shape(checked[name])
+            message = f"`{name}` must have as many {_AXIS_NAMES[letter]} as `{first}`. Received shape and number:"
+            equal.append(tf.debugging.Assert(tf.equal(shape[axis], size), [message, shape, size]))
+    lengths = checked[HISTORY_LENGTH]
+    _, columns_of_history = sizes["L"]
+    in_range = tf.reduce_all((lengths >= 0) & (lengths <= tf.cast(columns_of_history, lengths.dtype)))
+    message = f"`{HISTORY_LENGTH}` must lie between 0 and the number of history columns. Received lengths and number:"
+    equal.append(tf.debugging.Assert(in_range, [message, lengths, columns_of_history]))
+    with tf.control_dependencies(equal):
+        return {name: tf.identity(x) for name, x in checked.items()}
+
+
+_AXIS_NAMES = {"N": "rows", "R": "rows", "C": "candidates", "L": "behaviours"}
+
+
+def _parsed(examples: tf.Tensor, features: Features, dtypes: Mapping[str, tf.DType]) -> dict[str, tf.Tensor]:
+    """The columns of serialized tf.Examples; histories are padded to the longest."""
+    spec: dict[str, Any] = {name: tf.io.FixedLenFeature([], dtypes[name]) for name in features.row_names}
+    spec.update({history_name(f.name): tf.io.RaggedFeature(dtypes[f.name]) for f in features.history_features})
+    columns = tf.io.parse_example(examples, spec)
+    lengths = columns[history_name(features.item_id.name)].row_lengths()
+    checks = []
+    for name in features.history_names:
+        same = tf.reduce_all(tf.equal(columns[name].row_lengths(), lengths))
+        message = f"`{name}` must be as long as `{history_name(features.item_id.name)}` in every example. Received lengths:"
+        checks.append(tf.debugging.Assert(same, [message, columns[name].row_lengths(), lengths]))
+    with tf.control_dependencies(checks):
+        dense = {name: columns[name].to_tensor() for name in features.history_names}
+    return {**{name: columns[name] for name in features.row_names}, **dense, HISTORY_LENGTH: lengths}
+
+
+def _index_guard(features: Features) -> Callable[[Inputs], dict[str, tf.Tensor]]:
+    """For a model without a lookup: indices as the model takes them, those out of range made out-of-vocabulary."""
+
+    def guarded(feature: Feature, column: tf.Tensor) -> tf.Tensor:
+        if not feature.is_id:
+            return column
+        inside = (column > 0) & (column < feature.num_indices)
+        return tf.cast(tf.where(inside, column, tf.ones_like(column)), tf.int32)
+
+    def guard(inputs: Inputs) -> dict[str, tf.Tensor]:
+        outputs = {HISTORY_LENGTH: tf.cast(inputs[HISTORY_LENGTH], tf.int32)}
+        for feature in features.all_features:
+            for name in (feature.name, history_name(feature.name)):
+                if name in inputs:
+                    outputs[name] = guarded(feature, inputs[name])
+        return outputs
+
+    return guard
+
+
+def _write_warmup_requests(path: Path, signatures: _Signatures, model_name: str) -> None:
+    """One request a signature: one row, a full history, `WARMUP_CANDIDATES` candidates."""
+    try:
+        from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+    except ImportError as error:
+        raise ImportError(
+            f"{error}. Warm-up requests are written with tensorflow-serving-api: pip install 'keras-eta[serving]', "
+            "or export with warmup=False."
+        ) from error
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for name in signatures.functions:
+            request = predict_pb2.PredictRequest(model_spec=model_pb2.ModelSpec(name=model_name, signature_name=name))
+            for column, values in signatures.warmup_inputs(name).items():
+                request.inputs[column].CopyFrom(tf.make_tensor_proto(values))
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            writer.write(log.SerializeToString())
+
+
+def _example(columns: Mapping[str, np.ndarray]) -> bytes:
+    """One serialized tf.Example."""
+    example = tf.train.Example()
+    for name, values in columns.items():
+        feature = example.features.feature[name]
+        if values.dtype.kind == "f":
+            feature.float_list.value.extend(values)
+        elif values.dtype.kind == "i":
+            feature.int64_list.value.extend(values)
+        else:
+            feature.bytes_list.value.extend(values)
+    return example.SerializeToString()
