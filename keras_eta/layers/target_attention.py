@@ -117,8 +117,8 @@ class TargetAttention(tf.keras.layers.Layer):
             )
         heads = [self.num_heads, self.key_dim]
         query = _split_last(self.query_projection(query), heads)
-        key_value = _split_last(key_value, [2, *heads])
-        key, value = key_value[..., 0, :, :], key_value[..., 1, :, :]
+        # `split`, not slices: its gradient is one concatenation.
+        key, value = (_split_last(half, heads) for half in tf.split(key_value, 2, axis=-1))
         logits = tf.einsum("...chd,...khd->...chk" if shared else "...hd,...khd->...hk", query, key)
         logits = logits / math.sqrt(self.key_dim)
         if similarity is not None:
