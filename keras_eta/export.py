@@ -33,15 +33,15 @@ def export_model(
 
     | signature | inputs | outputs |
     |---|---|---|
-    | `serving_default` | user, context, item columns [N]; `history_*` [N, L]; `history_length` [N] | `probability` [N] |
-    | `rank` | user, context [R]; item columns [R, C]; `history_*` [R, L]; `history_length` [R] | `probability` [R, C] |
+    | `serving_default` | user, context, item [N]; `history_*` [N, L]; `history_length` [N] | `probability` [N] |
+    | `rank` | user, context [R]; item [R, C]; `history_*` [R, L]; `history_length` [R] | `probability` [R, C] |
     | `explain` (`ETA` only) | as `rank` | as `rank`, and `positions`, `distances`, `weights` [R, C, K] |
     | `examples` | `examples`: serialized tf.Example [N] | `probability` [N] |
 
     Ids are raw where the model has a `lookup`, else indices, those out of range counting as out-of-vocabulary. Every
-    signature checks its inputs in the graph and answers INVALID_ARGUMENT with a message that names the input. In `explain`,
-    `positions` index the history (0 = most recent); entries beyond what was retrieved have position and distance -1 and
-    weight 0; weights are means over the heads.
+    signature checks its inputs in the graph and answers INVALID_ARGUMENT with a message that names the input. In
+    `explain`, `positions` index the history (0 = most recent); entries beyond what was retrieved have position and
+    distance -1 and weight 0; weights are means over the heads.
 
     Args:
         model: a ranker, trained.
@@ -121,7 +121,7 @@ class _Signatures(tf.Module):
 
         def explain(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
             scores = score(_checked(inputs, features, _RANK_AXES))
-            found = scores.retrieved
+            found: Any = scores.retrieved
             return {
                 PROBABILITY: tf.sigmoid(scores.logits),
                 POSITIONS: tf.where(found.mask, found.positions, -1),
@@ -178,13 +178,9 @@ def _axes(features: Features, axes: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _specs(
-    features: Features, dtypes: Mapping[str, tf.DType], axes: Mapping[str, str]
-) -> dict[str, tf.TensorSpec]:
+def _specs(features: Features, dtypes: Mapping[str, tf.DType], axes: Mapping[str, str]) -> dict[str, tf.TensorSpec]:
     dtypes = {**dtypes, **{history_name(name): dtype for name, dtype in dtypes.items()}, HISTORY_LENGTH: tf.int64}
-    return {
-        name: tf.TensorSpec([None] * len(letters), dtypes[name]) for name, letters in _axes(features, axes).items()
-    }
+    return {name: tf.TensorSpec([None] * len(letters), dtypes[name]) for name, letters in _axes(features, axes).items()}
 
 
 def _concrete(function: Callable[..., Any], specs: Mapping[str, tf.TensorSpec]) -> Any:
@@ -235,7 +231,9 @@ def _parsed(examples: tf.Tensor, features: Features, dtypes: Mapping[str, tf.DTy
     checks = []
     for name in features.history_names:
         same = tf.reduce_all(tf.equal(columns[name].row_lengths(), lengths))
-        message = f"`{name}` must be as long as `{history_name(features.item_id.name)}` in every example. Received lengths:"
+        message = (
+            f"`{name}` must be as long as `{history_name(features.item_id.name)}` in every example. Received lengths:"
+        )
         checks.append(tf.debugging.Assert(same, [message, columns[name].row_lengths(), lengths]))
     with tf.control_dependencies(checks):
         dense = {name: columns[name].to_tensor() for name in features.history_names}

@@ -52,16 +52,16 @@ class Feature:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"`name` must be a non-empty string. Received: name={self.name!r}")
         if self.dtype not in DTYPES:
-            raise ValueError(f"`dtype` of feature {self.name!r} must be one of {DTYPES}. Received: dtype={self.dtype!r}")
+            raise ValueError(
+                f"`dtype` of feature {self.name!r} must be one of {DTYPES}. Received: dtype={self.dtype!r}"
+            )
         for argument in ("embedding_dim", "num_oov_indices"):
             value = getattr(self, argument)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(
                     f"`{argument}` of feature {self.name!r} must be a positive integer. Received: {argument}={value!r}"
                 )
-        if self.vocabulary_size is not None and (
-            not isinstance(self.vocabulary_size, int) or self.vocabulary_size < 1
-        ):
+        if self.vocabulary_size is not None and (not isinstance(self.vocabulary_size, int) or self.vocabulary_size < 1):
             raise ValueError(
                 f"`vocabulary_size` of feature {self.name!r} must be a positive integer or None. "
                 f"Received: vocabulary_size={self.vocabulary_size!r}"
@@ -141,7 +141,8 @@ class Features:
         unknown = [name for name in self.hashed if name not in hashable]
         if unknown or len(set(self.hashed)) != len(self.hashed):
             raise ValueError(
-                f"`hashed` must name different id features of the item, among {hashable}. Received: hashed={self.hashed}"
+                f"`hashed` must name different id features of the item, among {hashable}. "
+                f"Received: hashed={self.hashed}"
             )
         if not isinstance(self.max_history_length, int) or self.max_history_length < 1:
             raise ValueError(

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 WORD_BITS = 64
 
-# Sums of up to this many products run in the same order in every matmul kernel (eager, graph, XLA; one row or a million),
-# which makes the sign of a projection a function of its row alone. Longer sums are split by some kernels.
+# Sums of up to this many products run in the same order in every matmul kernel (eager, graph, XLA; one row or a
+# million), which makes the sign of a projection a function of its row alone. Longer sums are split by some kernels.
 _EXACT_SUM_LENGTH = 64
 
 
@@ -72,7 +72,9 @@ def pack_bits(bits: tf.Tensor) -> tf.Tensor:
         raise ValueError(f"`bits` must have a static last dimension of at least 1. Received: shape={bits.shape}")
     words = num_words(num_bits)
     # A float32 sums 16 bits exactly, so a matmul by powers of two packs 16 at a time: twice as fast as 64 shifts.
-    halves = [[float(1 << (j % 16)) if j // 16 == column else 0.0 for column in range(4 * words)] for j in range(num_bits)]
+    halves = [
+        [float(1 << (j % 16)) if j // 16 == column else 0.0 for column in range(4 * words)] for j in range(num_bits)
+    ]
     sixteens = tf.cast(tf.tensordot(tf.cast(bits, tf.float32), tf.constant(halves), axes=1), tf.int64)
     sixteens = tf.reshape(sixteens, tf.concat([tf.shape(bits)[:-1], [words, 4]], axis=0))
     shifts = tf.constant([0, 16, 32, 48], tf.int64)
@@ -83,8 +85,8 @@ def pack_bits(bits: tf.Tensor) -> tf.Tensor:
 def simhash(x: tf.Tensor, planes: tf.Tensor) -> tf.Tensor:
     """SimHash fingerprints: bit j is 1 where x . planes[:, j] > 0 (strictly), packed into int64 words.
 
-    Two vectors differ in a bit with probability angle / pi (Charikar 2002, Section 3); ETA hashes item embeddings with it
-    (arXiv 2108.04468, Section 3.3). A zero vector hashes to 0.
+    Two vectors differ in a bit with probability angle / pi (Charikar 2002, Section 3); ETA hashes item embeddings with
+    it (arXiv 2108.04468, Section 3.3). A zero vector hashes to 0.
 
     Args:
         x: float32 [..., D].
@@ -108,7 +110,8 @@ def simhash(x: tf.Tensor, planes: tf.Tensor) -> tf.Tensor:
 def straight_through_sign(projection: tf.Tensor) -> tf.Tensor:
     """+1 where positive, else -1; the gradient passes unchanged where |projection| <= 1 and is 0 elsewhere.
 
-    The straight-through estimator with the clipping of binarised networks (Bengio et al. 2013; Hubara et al. 2016, Eq. 4).
+    The straight-through estimator with the clipping of binarised networks (Bengio et al. 2013; Hubara et al. 2016, Eq.
+    4).
 
     Args:
         projection: float32, any shape.
@@ -139,9 +142,7 @@ def hamming_distance(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return _distance(tf.convert_to_tensor(a), tf.convert_to_tensor(b), tf.int32)
 
 
-def hamming_top_k(
-    candidate: tf.Tensor, history: tf.Tensor, top_k: int, mask: tf.Tensor | None = None
-) -> TopK:
+def hamming_top_k(candidate: tf.Tensor, history: tf.Tensor, top_k: int, mask: tf.Tensor | None = None) -> TopK:
     """The `top_k` behaviours of each candidate's history that are nearest by Hamming distance.
 
     Ties go to the lower position, which is the more recent behaviour. Exact and deterministic: the same in eager mode,

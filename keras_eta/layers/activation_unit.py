@@ -15,9 +15,9 @@ from keras_eta.layers.target_attention import behaviours_are_shared
 class ActivationUnit(tf.keras.layers.Layer):
     """Attends to behaviours with weights from a small network, not normalised: DIN's attention.
 
-    The weight of a behaviour b for a candidate q is MLP([q, b, q - b, q * b]); the interest vector is the weighted sum of the
-    behaviours. As in the paper there is no softmax, so that the intensity of an interest is kept. Behaviours wider or
-    narrower than the candidate are first projected to its width.
+    The weight of a behaviour b for a candidate q is MLP([q, b, q - b, q * b]); the interest vector is the weighted sum
+    of the behaviours. As in the paper there is no softmax, so that the intensity of an interest is kept. Behaviours
+    wider or narrower than the candidate are first projected to its width.
 
     It can stand in for `TargetAttention` in any ranker of `keras_eta.models`.
 
@@ -27,7 +27,8 @@ class ActivationUnit(tf.keras.layers.Layer):
     Call arguments:
         query: float32 [..., D] with own behaviours, or [..., C, D] with shared ones.
         behaviours: float32 [..., K, D'], of one rank more than `query` (own) or of the same (shared).
-        mask: bool [..., K] with the leading dimensions of `behaviours`; false where there is no behaviour. `None`: all real.
+        mask: bool [..., K] with the leading dimensions of `behaviours`; false where there is no behaviour. `None`: all
+            real.
 
     Returns:
         float32 [..., D], a vector for each query, zero where the mask leaves no behaviour.
@@ -54,7 +55,9 @@ class ActivationUnit(tf.keras.layers.Layer):
         self.weight = tf.keras.layers.Dense(1, name="weight")
 
     def build(self, input_shape: Any) -> None:
-        self.behaviour_projection = tf.keras.layers.Dense(tf.TensorShape(input_shape)[-1], use_bias=False, name="behaviour")
+        self.behaviour_projection = tf.keras.layers.Dense(
+            tf.TensorShape(input_shape)[-1], use_bias=False, name="behaviour"
+        )
         super().build(input_shape)
 
     def call(self, query: tf.Tensor, behaviours: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:

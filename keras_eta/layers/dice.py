@@ -11,8 +11,8 @@ import tensorflow as tf
 class Dice(tf.keras.layers.Layer):
     """Data-adaptive activation: f(s) = p(s) * s + (1 - p(s)) * alpha * s.
 
-    p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + epsilon)), with the mean and variance of each channel over the mini-batch in
-    training and their moving averages at inference; alpha is learned for each channel.
+    p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + epsilon)), with the mean and variance of each channel over the mini-batch
+    in training and their moving averages at inference; alpha is learned for each channel.
 
     Args:
         epsilon: added to the variance.

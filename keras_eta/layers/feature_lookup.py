@@ -15,9 +15,9 @@ from keras_eta.features import HISTORY_LENGTH, Feature, Features, history_name
 class FeatureLookup(tf.keras.layers.Layer):
     """Turns the raw columns of impressions into what a ranker reads: ids become rows of embedding tables.
 
-    Each id feature has one vocabulary, for the candidate and for the history alike. Its rows are: 0 for padding, then the
-    out-of-vocabulary buckets, then the vocabulary, most frequent ids first. No raw value, not even 0 or -1, stands for
-    padding: `history_length` alone says which behaviours are real. Vocabularies are saved with the model.
+    Each id feature has one vocabulary, for the candidate and for the history alike. Its rows are: 0 for padding, then
+    the out-of-vocabulary buckets, then the vocabulary, most frequent ids first. No raw value, not even 0 or -1, stands
+    for padding: `history_length` alone says which behaviours are real. Vocabularies are saved with the model.
 
     Args:
         features: the columns.
@@ -66,7 +66,8 @@ class FeatureLookup(tf.keras.layers.Layer):
 
         Args:
             data: columns as a dict of 1-D arrays (a log: `item_id`, `user_id`, ...), or batches of impressions
-                (a `tf.data.Dataset` of dicts, or of pairs whose first part is a dict), where candidates and histories count.
+                (a `tf.data.Dataset` of dicts, or of pairs whose first part is a dict), where candidates and histories
+                count.
 
         Raises:
             ValueError: if the data lacks a feature.

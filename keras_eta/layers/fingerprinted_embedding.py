@@ -12,7 +12,15 @@ from keras_eta import ops
 from keras_eta.layers.simhash import SimHash
 
 # The methods by which Keras optimisers, `set_weights`, H5 files, checkpoints and users change a variable.
-_ROW_UPDATES = ("scatter_add", "scatter_sub", "scatter_update", "scatter_mul", "scatter_div", "scatter_min", "scatter_max")
+_ROW_UPDATES = (
+    "scatter_add",
+    "scatter_sub",
+    "scatter_update",
+    "scatter_mul",
+    "scatter_div",
+    "scatter_min",
+    "scatter_max",
+)
 _TABLE_UPDATES = (
     "assign",
     "assign_add",
@@ -40,8 +48,8 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
     checkpoint, moved planes) hashes the whole table. Only code that writes to a variable's raw handle goes unseen:
     `tf.keras.optimizers.legacy` does, and needs a `refresh()` after each step, which `keras_eta.models` calls.
 
-    Looking fingerprints up reads 8 bytes a row where hashing embeddings reads 4 * D, which is what makes retrieval over a
-    long history cheap in training.
+    Looking fingerprints up reads 8 bytes a row where hashing embeddings reads 4 * D, which is what makes retrieval
+    over a long history cheap in training.
 
     Args:
         input_dim: V, rows of the table.
@@ -172,8 +180,11 @@ def _after_updates(variable: tf.Variable, refresh: Callable[..., None]) -> None:
         @functools.wraps(method)
         def update(*args: Any, **kwargs: Any) -> Any:
             result = method(*args, **kwargs)
-            slices = args[0] if args else kwargs.get("sparse_delta")
-            refresh(slices.indices if by_row else None)
+            if by_row:
+                slices = args[0] if args else kwargs["sparse_delta"]
+                refresh(slices.indices)
+            else:
+                refresh()
             return result
 
         return update

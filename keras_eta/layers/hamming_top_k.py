@@ -30,7 +30,8 @@ class HammingTopK(tf.keras.layers.Layer):
         ValueError: if `top_k` is not a positive integer.
 
     Example:
-        >>> found = keras_eta.layers.HammingTopK(2)(tf.constant([[[0]]], tf.int64), tf.constant([[[7], [0], [1]]], tf.int64))
+        >>> candidate, history = tf.constant([[[0]]], tf.int64), tf.constant([[[7], [0], [1]]], tf.int64)
+        >>> found = keras_eta.layers.HammingTopK(2)(candidate, history)
         >>> found.positions.numpy().tolist(), found.distances.numpy().tolist()
         ([[[1, 2]]], [[[0, 1]]])
 

@@ -13,11 +13,11 @@ from keras_eta import ops
 class SimHash(tf.keras.layers.Layer):
     """Hashes vectors to M-bit fingerprints by the side of M random hyperplanes on which they lie.
 
-    Bit j is 1 where e . H[:, j] > 0, strictly; H is drawn once from a standard normal and saved with the model. The share
-    of bits in which two fingerprints differ estimates the angle between their vectors.
+    Bit j is 1 where e . H[:, j] > 0, strictly; H is drawn once from a standard normal and saved with the model. The
+    share of bits in which two fingerprints differ estimates the angle between their vectors.
 
-    `codes` gives the same bits as +1 and -1 with a straight-through gradient, by which a loss can reach the vectors and,
-    with `trainable_planes`, the planes.
+    `codes` gives the same bits as +1 and -1 with a straight-through gradient, by which a loss can reach the vectors
+    and, with `trainable_planes`, the planes.
 
     Args:
         num_bits: M, the bits of a fingerprint.

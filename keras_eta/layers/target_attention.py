@@ -12,9 +12,10 @@ import tensorflow as tf
 class TargetAttention(tf.keras.layers.Layer):
     """Attends from a candidate to the behaviours of a history, with several heads.
 
-    For each head, weights = softmax(Q K^T / sqrt(key_dim) + bias) and interest = weights V, where Q projects the candidate
-    and K and V the behaviours; the heads are concatenated and projected to `num_heads * key_dim` units. With
-    `similarity_bias`, the bias is a learned scale for each head (starting at 1) times the `similarity` of each behaviour.
+    For each head, weights = softmax(Q K^T / sqrt(key_dim) + bias) and interest = weights V, where Q projects the
+    candidate and K and V the behaviours; the heads are concatenated and projected to `num_heads * key_dim` units. With
+    `similarity_bias`, the bias is a learned scale for each head (starting at 1) times the `similarity` of each
+    behaviour.
 
     Behaviours are either a candidate's own, or shared by all candidates of a row. The two halves of the layer can be
     called apart: `project` once for a history, `attend` for whatever of the projections was gathered.
@@ -27,7 +28,8 @@ class TargetAttention(tf.keras.layers.Layer):
     Call arguments:
         query: float32 [..., D] with own behaviours, or [..., C, D] with shared ones.
         behaviours: float32 [..., K, D'], of one rank more than `query` (own) or of the same (shared).
-        mask: bool [..., K] with the leading dimensions of `behaviours`; false where there is no behaviour. `None`: all real.
+        mask: bool [..., K] with the leading dimensions of `behaviours`; false where there is no behaviour. `None`: all
+            real.
         similarity: float32 [..., K], one a query and behaviour. Required with `similarity_bias`.
         return_attention_weights: whether to return the weights too.
 
@@ -36,7 +38,8 @@ class TargetAttention(tf.keras.layers.Layer):
         `return_attention_weights` float32 [..., H, K], zero at masked behaviours.
 
     Raises:
-        ValueError: if an argument is out of its range, the ranks do not fit, or `similarity` is missing or not expected.
+        ValueError: if an argument is out of its range, the ranks do not fit, or `similarity` is missing or not
+            expected.
 
     Example:
         >>> layer = keras_eta.layers.TargetAttention(num_heads=2, key_dim=16)
@@ -64,9 +67,7 @@ class TargetAttention(tf.keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         if self.similarity_bias:
-            self.similarity_scale = self.add_weight(
-                name="similarity_scale", shape=[self.num_heads], initializer="ones"
-            )
+            self.similarity_scale = self.add_weight(name="similarity_scale", shape=[self.num_heads], initializer="ones")
         super().build(input_shape)
 
     def call(

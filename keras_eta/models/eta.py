@@ -17,8 +17,8 @@ class ETA(Ranker):
     """End-to-End Target Attention: a `Ranker` whose long history is searched by Hamming distance.
 
     The item embeddings that the model ranks with are hashed to M-bit SimHash fingerprints; for each candidate the K
-    behaviours nearest by Hamming distance are retrieved and attended to. A table of fingerprints beside the embeddings is
-    exact after every training step, whatever the optimiser; see `keras_eta.layers.FingerprintedEmbedding`.
+    behaviours nearest by Hamming distance are retrieved and attended to. A table of fingerprints beside the embeddings
+    is exact after every training step, whatever the optimiser; see `keras_eta.layers.FingerprintedEmbedding`.
 
     Args:
         features: as `Ranker`.

@@ -34,8 +34,9 @@ class Scores(NamedTuple):
 class Ranker(tfrs.Model):
     """Click-through-rate ranker over user, context, candidate, and a short and a long history.
 
-    The candidate attends to its S most recent behaviours, and to those of the long history that the search unit retrieves
-    for it. Both interest vectors, the candidate and the user's and context's features go through an MLP to one logit.
+    The candidate attends to its S most recent behaviours, and to those of the long history that the search unit
+    retrieves for it. Both interest vectors, the candidate and the user's and context's features go through an MLP to
+    one logit.
 
     | `search_unit` | model |
     |---|---|
@@ -61,8 +62,8 @@ class Ranker(tfrs.Model):
         embeddings_regularizer: of all embedding tables, e.g. `tf.keras.regularizers.L2(1e-6)`.
 
     Call arguments:
-        inputs: dict of indices and floats: `user`, `context` and item columns [N] or [N, 1], `history_*` [N, L] most recent
-            first, and `history_length` [N]. Only the first `features.max_history_length` behaviours are read.
+        inputs: dict of indices and floats: `user`, `context` and item columns [N] or [N, 1], `history_*` [N, L] most
+            recent first, and `history_length` [N]. Only the first `features.max_history_length` behaviours are read.
 
     Returns:
         float32 [N] logits, before the sigmoid.
@@ -93,9 +94,10 @@ class Ranker(tfrs.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if features is None and lookup is None:
-            raise ValueError("Give `features` with vocabulary sizes, or an adapted `lookup`. Received neither.")
-        features = lookup.features if features is None else features
+        if features is None:
+            if lookup is None:
+                raise ValueError("Give `features` with vocabulary sizes, or an adapted `lookup`. Received neither.")
+            features = lookup.features
         if not isinstance(features, Features):
             raise TypeError(f"`features` must be a keras_eta.Features. Received: features={features!r}")
         if search_unit is not None and not isinstance(search_unit, SearchUnit):
@@ -109,7 +111,7 @@ class Ranker(tfrs.Model):
             raise ValueError(f"`hidden_units` must be positive integers. Received: hidden_units={hidden_units!r}")
         self.features = features
         self.lookup = lookup
-        self.search_unit = search_unit
+        self.search_unit: Any = search_unit
         self.short_history_length = short_history_length
         self.hidden_units = tuple(hidden_units)
         self.activation = activation
@@ -135,7 +137,7 @@ class Ranker(tfrs.Model):
         self.short_attention = None
         if short_history_length:
             self.short_attention = short_attention or self._target_attention("short_attention", False)
-        self.long_attention = None
+        self.long_attention: Any = None
         if search_unit is not None:
             biased = search_unit.similarity_bias
             self.long_attention = long_attention or self._target_attention("long_attention", biased)
@@ -160,9 +162,9 @@ class Ranker(tfrs.Model):
         )
 
     def build(self, input_shape: Any = None) -> None:
-        """Creates all variables. Keras calls it at the first batch; earlier, e.g. to restore weights, it may be called by hand."""
+        """Creates all variables. Keras calls it at the first batch; call it earlier to restore weights."""
         width = sum(feature.width for feature in self.features.item_features)
-        layers = [(layer, [None]) for layer in self.embeddings.values()]
+        layers: list[tuple[Any, list[int | None]]] = [(layer, [None]) for layer in self.embeddings.values()]
         layers += [(layer, [None, width]) for layer in (self.short_attention, self.long_attention) if layer is not None]
         for layer, shape in layers:
             if not layer.built:
@@ -179,8 +181,8 @@ class Ranker(tfrs.Model):
         """Configures training.
 
         Args:
-            optimizer: any Keras optimiser. `None`: Adagrad(0.05) for embeddings, whose steps move only the rows that a batch
-                touches, and Adam(1e-3) for the rest, by `tfrs.experimental.optimizers.CompositeOptimizer`.
+            optimizer: any Keras optimiser. `None`: Adagrad(0.05) for embeddings, whose steps move only the rows that a
+                batch touches, and Adam(1e-3) for the rest, by `tfrs.experimental.optimizers.CompositeOptimizer`.
             **kwargs: as `tf.keras.Model.compile`.
         """
         if optimizer is None:
@@ -212,8 +214,8 @@ class Ranker(tfrs.Model):
         """Scores C candidates against each user's one history.
 
         Args:
-            inputs: dict of indices and floats: `user` and `context` columns [R], item columns [R, C], `history_*` [R, L] most
-                recent first, `history_length` [R].
+            inputs: dict of indices and floats: `user` and `context` columns [R], item columns [R, C], `history_*` [R,
+                L] most recent first, `history_length` [R].
             training: whether gradients must flow by the straight-through path.
 
         Returns:

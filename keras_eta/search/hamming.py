@@ -7,7 +7,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta import ops
 from keras_eta.features import Feature
 from keras_eta.layers.fingerprinted_embedding import FingerprintedEmbedding
 from keras_eta.layers.hamming_top_k import HammingTopK
@@ -20,9 +19,9 @@ class HammingSearch(SearchUnit):
 
     Each hashed feature has M bits of its own; a behaviour's fingerprint is their concatenation, so distances add up.
 
-    Retrieval itself passes no gradient. With `similarity_bias`, the similarity 1 - 2 * distance / bits of each retrieved
-    behaviour is computed from the +1/-1 codes of its embedding in training, so that the loss reaches the hash by the
-    straight-through path; with `trainable_planes` it moves the planes as well.
+    Retrieval itself passes no gradient. With `similarity_bias`, the similarity 1 - 2 * distance / bits of each
+    retrieved behaviour is computed from the +1/-1 codes of its embedding in training, so that the loss reaches the
+    hash by the straight-through path; with `trainable_planes` it moves the planes as well.
 
     Args:
         top_k: K, behaviours to retrieve.

@@ -1,0 +1,48 @@
+# Every target but `help` and `clean` makes .venv itself when it is missing. `make` alone lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON := .venv/bin/python
+INSTALLED := .venv/.installed
+
+# Variables of `make serve`.
+MODEL_NAME := eta
+MODEL_DIR := build/serving/eta
+PORT := 8500
+
+.PHONY: help demo test check serve notebooks bench clean
+
+help: ## List the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(INSTALLED) ## Train ETA on MovieLens-1M, compare, export, serve and rank films: one command, from start to end
+	$(PYTHON) demo.py
+
+test: $(INSTALLED) ## Run all tests
+	$(PYTHON) -m pytest
+
+check: $(INSTALLED) ## Lint, check the formatting and the types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+serve: $(INSTALLED) ## Serve MODEL_DIR as MODEL_NAME on PORT over gRPC, by TensorFlow Serving where it is installed
+	@test -d $(MODEL_DIR) || { echo "No model in $(MODEL_DIR): run 'make demo' first, or pass MODEL_DIR=..." >&2; exit 1; }
+	@if command -v tensorflow_model_server >/dev/null; then \
+	    exec tensorflow_model_server --port=$(PORT) --model_name=$(MODEL_NAME) --model_base_path=$(abspath $(MODEL_DIR)); \
+	else \
+	    exec $(PYTHON) -m serving.server --port $(PORT) --model_name $(MODEL_NAME) --model_base_path $(MODEL_DIR); \
+	fi
+
+notebooks: $(INSTALLED) ## Execute the notebooks from start to end, into build/notebooks
+	$(PYTHON) -m jupyter nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
+
+bench: $(INSTALLED) ## Time the training steps against full target attention
+	$(PYTHON) -m benchmarks.training
+
+clean: ## Remove everything that the other targets made, except .venv
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@.ci/venv

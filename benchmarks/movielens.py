@@ -1,0 +1,183 @@
+"""Does the long history pay? Rankers on MovieLens-1M: label = rating of 4 or 5, temporal 80/10/10 split.
+
+    python -m benchmarks.movielens --models short eta --seeds 0 1 2
+
+Every rating with at least 5 earlier ones by the user is an impression; its history is the user's earlier ratings (film
+and rating), those of the same second left out. All models share the features, the short history, the MLP, the
+optimisers and the number of epochs; they differ in what of the long history they read. Nothing is tuned on the test
+part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
+
+from keras_eta import ETA, FeatureLookup, Ranker, metrics, search
+from keras_eta.datasets import movielens
+from keras_eta.datasets.impressions import Impressions, temporal_split
+
+BATCH_SIZE = 512
+LONG_HISTORY = 200
+
+MODELS: dict[str, Callable[[FeatureLookup, int], Ranker]] = {
+    "short": lambda lookup, seed: Ranker(lookup=lookup, name="short"),
+    "eta": lambda lookup, seed: ETA(lookup=lookup, seed=seed, similarity_bias=True, trainable_planes=True, name="eta"),
+    "eta-fixed-planes": lambda lookup, seed: ETA(lookup=lookup, seed=seed, name="eta_fixed_planes"),
+    "inner-product": lambda lookup, seed: Ranker(
+        lookup=lookup, search_unit=search.InnerProductSearch(), name="inner_product"
+    ),
+    "full": lambda lookup, seed: Ranker(lookup=lookup, search_unit=search.FullSearch(), name="full"),
+}
+
+DESCRIPTIONS = {
+    "short": "target attention over the last 16",
+    "eta": "ETA: 48 of 512, learned planes",
+    "eta-fixed-planes": "ETA: 48 of 512, fixed planes",
+    "inner-product": "inner-product top 48 of 512",
+    "full": "target attention over all 512",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """The data in its three parts, and the vocabularies of the training part."""
+
+    data: movielens.MovieLens
+    train: Impressions
+    validation: Impressions
+    test: Impressions
+    lookup: FeatureLookup
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Test metrics of one trained model; those with `long` are over impressions with 200 or more earlier ratings."""
+
+    model: str
+    seed: int
+    auc: float
+    grouped_auc: float
+    log_loss: float
+    auc_long: float
+    grouped_auc_long: float
+    log_loss_long: float
+    training_seconds: float
+
+
+def load_protocol(path: str | None = None, max_rows: int | None = None) -> Protocol:
+    """Loads MovieLens-1M and splits it.
+
+    Args:
+        path: folder of the official data set. `None`: fetched.
+        max_rows: cuts each part to its first rows at random, for a quick look. `None`: everything.
+    """
+    data = movielens.load(path)
+    train, validation, test = temporal_split(movielens.impressions(data))
+    if max_rows is not None:
+        train, validation, test = (part.sample(min(max_rows, len(part))) for part in (train, validation, test))
+    lookup = FeatureLookup(movielens.features())
+    # Users and films of the training period; whoever comes later is out of vocabulary, as in production.
+    past = data.interactions["timestamp"] <= train.columns["timestamp"].max()
+    lookup.adapt({name: data.interactions[name][past] for name in ("user_id", "item_id", "rating")})
+    return Protocol(data, train, validation, test, lookup)
+
+
+def train(model: Ranker, protocol: Protocol, epochs: int, seed: int) -> float:
+    """Trains with the default optimisers and returns the seconds it took, tracing included."""
+    features, lookup = protocol.lookup.features, protocol.lookup
+    batches = protocol.train.to_dataset(features, BATCH_SIZE, lookup=lookup, shuffle=True, seed=seed)
+    model.compile()
+    start = time.perf_counter()
+    model.fit(batches, epochs=epochs, verbose=1 if sys.stdout.isatty() else 2)
+    return time.perf_counter() - start
+
+
+def predict(model: Ranker, protocol: Protocol, impressions: Impressions) -> np.ndarray:
+    """Logits [n] of impressions."""
+    batches = impressions.to_dataset(protocol.lookup.features, 8 * BATCH_SIZE, lookup=protocol.lookup)
+    return np.ravel(model.predict(batches, verbose=0))
+
+
+def evaluate(name: str, seed: int, logits: np.ndarray, test: Impressions, training_seconds: float) -> Result:
+    """Metrics of the test part's logits [n]."""
+    scores = {}
+    for suffix, rows in (("", slice(None)), ("_long", test.history_counts >= LONG_HISTORY)):
+        label, part = test.label[rows], logits[rows]
+        scores[f"auc{suffix}"] = metrics.auc(label, part)
+        scores[f"grouped_auc{suffix}"] = metrics.grouped_auc(label, part, test.columns["user_id"][rows])
+        scores[f"log_loss{suffix}"] = metrics.log_loss(label, part)
+    return Result(name, seed, **scores, training_seconds=training_seconds)
+
+
+def results_table(results: Sequence[Result]) -> Table:
+    """Results as a table, with the mean of each model's seeds where there are several."""
+    table = Table(title="MovieLens-1M, test part", caption=f"long: {LONG_HISTORY} or more earlier ratings")
+    table.add_column("model")
+    table.add_column("seed")
+    for column in ("AUC", "grouped AUC", "log loss", "AUC long", "grouped AUC long", "log loss long", "training"):
+        table.add_column(column, justify="right")
+    for name in dict.fromkeys(result.model for result in results):
+        own = [result for result in results if result.model == name]
+        for result in own:
+            _add_row(table, result, str(result.seed))
+        if len(own) > 1:
+            fields = [f.name for f in dataclasses.fields(Result) if f.name not in ("model", "seed")]
+            mean = {field: float(np.mean([getattr(result, field) for result in own])) for field in fields}
+            _add_row(table, Result(name, -1, **mean), "mean")
+            table.add_section()
+    return table
+
+
+def _add_row(table: Table, result: Result, seed: str) -> None:
+    scores = (
+        result.auc,
+        result.grouped_auc,
+        result.log_loss,
+        result.auc_long,
+        result.grouped_auc_long,
+        result.log_loss_long,
+    )
+    cells = [f"{score:.4f}" for score in scores]
+    table.add_row(DESCRIPTIONS[result.model], seed, *cells, f"{result.training_seconds:.0f} s")
+
+
+def main() -> None:
+    """Trains each model with each seed and prints a table; `--json` writes the numbers as well."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.movielens"
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["short", "eta"], help="default: short eta")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--epochs", type=int, default=2, help="default: 2")
+    parser.add_argument("--data", metavar="DIR", help="folder of the official ml-1m; default: fetched")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    flags = parser.parse_args()
+    protocol = load_protocol(flags.data)
+    results = []
+    for seed in flags.seeds:
+        for name in flags.models:
+            tf.keras.utils.set_random_seed(seed)
+            model = MODELS[name](protocol.lookup, seed)
+            print(f"{DESCRIPTIONS[name]}, seed {seed}", flush=True)
+            seconds = train(model, protocol, flags.epochs, seed)
+            results.append(evaluate(name, seed, predict(model, protocol, protocol.test), protocol.test, seconds))
+            print(f"test AUC {results[-1].auc:.4f}", flush=True)
+    Console(width=140).print(results_table(results))
+    if flags.json:
+        flags.json.parent.mkdir(parents=True, exist_ok=True)
+        flags.json.write_text(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
+
+
+if __name__ == "__main__":
+    main()
