@@ -100,7 +100,8 @@ class _Signatures(tf.Module):
 
     def __init__(self, model: Ranker) -> None:
         super().__init__()
-        self.model_variables = model.variables
+        # Keras counts handles of lookup tables among the variables.
+        self.model_variables = [variable for variable in model.variables if isinstance(variable, tf.Variable)]
         self.vocabularies = [] if model.lookup is None else [t.lookup_table for t in model.lookup.tables.values()]
         self.features = features = model.features
         item = [feature.name for feature in features.item_features]
