@@ -9,6 +9,8 @@ INSTALLED := .venv/.installed
 MODEL_NAME := eta
 MODEL_DIR := build/serving/eta
 PORT := 8500
+# Variable of `make notebooks`.
+ROWS := 20000
 
 .PHONY: help demo test check serve notebooks bench clean
 
@@ -34,8 +36,8 @@ serve: $(INSTALLED) ## Serve MODEL_DIR as MODEL_NAME on PORT over gRPC, by Tenso
 	    exec $(PYTHON) -m serving.server --port $(PORT) --model_name $(MODEL_NAME) --model_base_path $(MODEL_DIR); \
 	fi
 
-notebooks: $(INSTALLED) ## Execute the notebooks from start to end, into build/notebooks
-	$(PYTHON) -m jupyter nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
+notebooks: $(INSTALLED) ## Execute the notebooks from start to end on ROWS impressions, into build/notebooks
+	KERAS_ETA_ROWS=$(ROWS) KERAS_ETA_BUILD=$(abspath build) $(PYTHON) -m jupyter nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
 
 bench: $(INSTALLED) ## Time the training steps against full target attention
 	$(PYTHON) -m benchmarks.training

@@ -201,11 +201,10 @@ def _checked(inputs: Inputs, features: Features, axes: Mapping[str, str]) -> dic
         message = f"`{name}` must have shape [{', '.join(letters)}]. Received shape:"
         ranks.append(tf.debugging.Assert(tf.equal(tf.size(shape), len(letters)), [message, shape]))
     with tf.control_dependencies(ranks):
-        checked = {name: tf.identity(x) for name, x in hidden.items()}
+        checked = {name: tf.ensure_shape(hidden[name], [None] * len(letters)) for name, letters in columns.items()}
     sizes: dict[str, tuple[str, tf.Tensor]] = {}
     equal = []
     for name, letters in columns.items():
-        checked[name].set_shape([None] * len(letters))
         for axis, letter in enumerate(letters):
             first, size = sizes.setdefault(letter, (name, tf.shape(checked[name])[axis]))
             shape = tf.shape(checked[name])

@@ -1,0 +1,46 @@
+"""`make demo` on a small part of the data, from the logs to the ranked answer over gRPC."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_demo_trains_exports_serves_and_ranks(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, "demo.py", "--max_rows", "40000", "--epochs", "1", "--output", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    printed = finished.stdout
+    # On so few rows, either model may come out ahead; the demo must say which, and everything before must have worked.
+    aucs = [float(value) for value in re.findall(r"│ 0 +│ +(0\.\d{4}) │", printed)]
+    assert len(aucs) == 2, printed + finished.stderr
+    assert finished.returncode == (0 if aucs[1] > aucs[0] else 1)
+    assert ("did not beat the short history" in printed) == (aucs[1] <= aucs[0])
+    request = json.loads((tmp_path / "demo" / "request.json").read_text())
+    best = re.findall(r"^│ +(\d+) │ (.+?) +│ +(0\.\d{3}) │$", printed, re.MULTILINE)
+    assert [int(place) for place, _, _ in best] == list(range(1, 11))
+    probabilities = [float(probability) for _, _, probability in best]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert {film for _, film, _ in best} <= set(request["candidates"]["item_id"])
+    assert not set(request["candidates"]["item_id"]) & set(request["history"]["item_id"])
+    assert printed.count("rests on") == 3
+    assert (tmp_path / "demo" / "long_history.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "serving" / "eta" / "1" / "saved_model.pb").exists()
+
+
+def test_demo_help_names_its_flags():
+    finished = subprocess.run(
+        [sys.executable, "demo.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert all(flag in finished.stdout for flag in ("--data", "--epochs", "--seed", "--max_rows", "--output"))

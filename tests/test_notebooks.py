@@ -1,0 +1,34 @@
+"""The notebooks run from start to end."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_quickstart_runs_from_start_to_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_ETA_ROWS", "5000")
+    monkeypatch.setenv("KERAS_ETA_BUILD", str(tmp_path))
+    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT / "notebooks"}}).execute()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    results = {
+        cell.source: "".join(
+            output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in cell.outputs
+        )
+        for cell in cells
+    }
+    exact = next(text for source, text in results.items() if "fingerprints_table))" in source)
+    assert exact.strip() == "True"
+    ranked = next(text for source, text in results.items() if "np.argsort(-probability)" in source)
+    probabilities = [float(line.split()[0]) for line in ranked.splitlines() if line[:2] == "0."]
+    assert len(probabilities) == 10
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) == 3
+    assert list((tmp_path / "tensorboard").rglob("events.out.tfevents.*"))
+    assert (tmp_path / "quickstart" / "eta" / "1" / "saved_model.pb").exists()
