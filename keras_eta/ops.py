@@ -46,13 +46,10 @@ def project(x: tf.Tensor, planes: tf.Tensor) -> tf.Tensor:
     Returns:
         float32 [..., M].
     """
-    starts = range(0, planes.shape[0], _EXACT_SUM_LENGTH)
     # `tensordot` multiplies matrices; a batched matmul that broadcasts `planes` crashes in oneDNN (TensorFlow 2.16).
-    terms = (
-        tf.tensordot(x[..., start : start + _EXACT_SUM_LENGTH], planes[start : start + _EXACT_SUM_LENGTH], axes=1)
-        for start in starts
-    )
-    return functools.reduce(tf.add, terms)
+    sizes = [min(_EXACT_SUM_LENGTH, planes.shape[0] - start) for start in range(0, planes.shape[0], _EXACT_SUM_LENGTH)]
+    pairs = zip(tf.split(x, sizes, axis=-1), tf.split(planes, sizes), strict=True)
+    return functools.reduce(tf.add, (tf.tensordot(part, normals, axes=1) for part, normals in pairs))
 
 
 def pack_bits(bits: tf.Tensor) -> tf.Tensor:
@@ -121,9 +118,9 @@ def straight_through_sign(projection: tf.Tensor) -> tf.Tensor:
     """
 
     def gradient(upstream: tf.Tensor) -> tf.Tensor:
-        return tf.where(tf.abs(projection) <= 1.0, upstream, tf.zeros_like(upstream))
+        return upstream * tf.cast(tf.abs(projection) <= 1.0, upstream.dtype)
 
-    return tf.where(projection > 0.0, tf.ones_like(projection), -tf.ones_like(projection)), gradient
+    return 2.0 * tf.cast(projection > 0.0, projection.dtype) - 1.0, gradient
 
 
 def hamming_distance(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,77 @@
+"""TensorProtos in and out, checked before anything is allocated for them."""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2, types_pb2
+
+from serving.status import invalid_argument
+
+# Where a TensorProto keeps the values of a dtype, one by one.
+_VALUE_FIELDS = {
+    types_pb2.DT_FLOAT: "float_val",
+    types_pb2.DT_DOUBLE: "double_val",
+    types_pb2.DT_INT8: "int_val",
+    types_pb2.DT_INT16: "int_val",
+    types_pb2.DT_INT32: "int_val",
+    types_pb2.DT_INT64: "int64_val",
+    types_pb2.DT_UINT8: "int_val",
+    types_pb2.DT_UINT16: "int_val",
+    types_pb2.DT_UINT32: "uint32_val",
+    types_pb2.DT_UINT64: "uint64_val",
+    types_pb2.DT_BOOL: "bool_val",
+    types_pb2.DT_STRING: "string_val",
+}
+
+# A TensorProto may hold fewer values than its shape and mean "the last one, repeated". Up to this many elements.
+_MAX_REPEATED_ELEMENTS = 1 << 16
+
+
+def dtype_name(dtype: int) -> str:
+    """TensorFlow's own name of a DataType enum value: `int64`, `float`, `string`."""
+    return types_pb2.DataType.Name(dtype).removeprefix("DT_").lower()
+
+
+def read_tensor(name: str, proto: tensor_pb2.TensorProto, dtype: int, index: int) -> tf.Tensor:
+    """The tensor that a request sends for one input.
+
+    Args:
+        name: name of the input.
+        proto: what the request holds.
+        dtype: the DataType that the signature wants.
+        index: place of the input among the signature's inputs in order of their names.
+
+    Returns:
+        A tensor of that dtype and of the shape that `proto` states.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT if the dtype is another one, or if shape and values do not fit together.
+    """
+    unreadable = invalid_argument(f"tensor parsing error: {name}")
+    if proto.dtype != dtype:
+        if proto.dtype not in types_pb2.DataType.values() or proto.dtype == types_pb2.DT_INVALID:
+            raise unreadable
+        raise invalid_argument(
+            f"Expects arg[{index}] to be {dtype_name(dtype)} but {dtype_name(proto.dtype)} is provided: input `{name}`"
+        )
+    sizes = [dim.size for dim in proto.tensor_shape.dim]
+    # No value is sent in less than a byte. Zeros count as ones: a model may multiply by the huge size beside a zero.
+    elements = math.prod(max(size, 1) for size in sizes)
+    if proto.tensor_shape.unknown_rank or elements > max(proto.ByteSize(), _MAX_REPEATED_ELEMENTS):
+        raise unreadable
+    try:
+        return tf.io.parse_tensor(proto.SerializeToString(), tf.as_dtype(dtype))
+    except tf.errors.InvalidArgumentError:
+        raise unreadable from None
+
+
+def write_tensor(tensor: tf.Tensor) -> tensor_pb2.TensorProto:
+    """The TensorProto of an output, its values in the typed field, where TensorFlow Serving puts them too."""
+    dtype = tensor.dtype.as_datatype_enum
+    if dtype not in _VALUE_FIELDS:
+        return tf.make_tensor_proto(tensor.numpy())
+    proto = tensor_pb2.TensorProto(dtype=dtype, tensor_shape=tensor.shape.as_proto())
+    getattr(proto, _VALUE_FIELDS[dtype]).extend(tf.reshape(tensor, [-1]).numpy().tolist())
+    return proto

@@ -1,0 +1,421 @@
+"""The client: what it sends, what it hands back, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from serving.client import Explanation, Ranking, RankingClient, ServingError, TensorSpec
+from serving.server import ModelServer
+
+# Item 30 of category 3 is in the history with ratings 5 and 2, item 10 of category 1 with rating 4.
+ITEMS = [10, 20, 30, 40]
+REQUEST: dict[str, Any] = {
+    "candidates": {"item_id": ITEMS, "category_id": [1, 2, 3, 3]},
+    "history": {"item_id": [30, 10, 30], "category_id": [3, 1, 3], "rating": [5.0, 4.0, 2.0]},
+    "user": {"user_id": 8},
+    "context": {"hour": 20},
+}
+# rating of the item + 0.5 for each of its category + 8 / 1,000 + 20 / 100
+SCORES = [4 + 0.5 + 0.208, 0.208, 7 + 1 + 0.208, 1 + 0.208]
+
+
+def changed(**roles: Any) -> dict[str, Any]:
+    """The request with columns replaced; `None` takes a column out."""
+    request = dict(REQUEST)
+    for role, columns in roles.items():
+        if isinstance(columns, dict):
+            columns = {name: column for name, column in (REQUEST[role] | columns).items() if column is not None}
+        request[role] = columns
+    return request
+
+
+@pytest.fixture
+def client(contract_servers: dict[str, str]) -> Iterator[RankingClient]:
+    with RankingClient(contract_servers["int64"]) as client:
+        yield client
+
+
+@pytest.fixture
+def free_target() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_rank_one_request(client: RankingClient) -> None:
+    ranking = client.rank(**REQUEST)
+    assert type(ranking) is Ranking
+    assert ranking.probability.dtype == np.float32
+    assert ranking.probability.shape == (4,)
+    np.testing.assert_allclose(ranking.probability, SCORES, rtol=1e-6)
+    assert ranking.model_version == 7
+    assert ranking.order.tolist() == [2, 0, 3, 1]
+
+
+def test_rank_string_ids(contract_servers: dict[str, str]) -> None:
+    request = changed(
+        candidates={"item_id": ["a", "b", b"c", "Amélie (2001)"]},
+        history={"item_id": ["c", "a", "Amélie (2001)"]},
+    )
+    with RankingClient(contract_servers["string"]) as client:
+        ranking = client.rank(**request)
+    np.testing.assert_allclose(ranking.probability, [4.708, 0.208, 6.208, 3.208], rtol=1e-6)
+
+
+def test_rank_arrays(client: RankingClient) -> None:
+    request = {role: {name: np.array(values) for name, values in columns.items()} for role, columns in REQUEST.items()}
+    np.testing.assert_allclose(client.rank(**request).probability, SCORES, rtol=1e-6)
+
+
+def test_rank_ragged_histories(client: RankingClient) -> None:
+    """Each row of a batch of three users is what the user's own request gives."""
+    histories: list[dict[str, list]] = [
+        {"item_id": [30, 10, 30], "category_id": [3, 1, 3], "rating": [5.0, 4.0, 2.0]},
+        {"item_id": [], "category_id": [], "rating": []},
+        {"item_id": [0], "category_id": [0], "rating": [3]},
+    ]
+    # An id of 0 among the candidates would meet the padding if lengths were not sent.
+    candidates: dict[str, list] = {"item_id": [[10, 20, 0, 30]] * 3, "category_id": [[1, 2, 0, 3]] * 3}
+    users, hours = [1, 2, 3], [10, 11, 12]
+    ranking = client.rank(
+        candidates=candidates,
+        history={name: [history[name] for history in histories] for name in histories[0]},
+        user={"user_id": users},
+        context={"hour": hours},
+    )
+    expected = np.array([[4.5, 0, 0, 8], [0, 0, 0, 0], [0, 0, 3.5, 0]]) + np.array([[0.101], [0.112], [0.123]])
+    np.testing.assert_allclose(ranking.probability, expected, rtol=1e-5)
+    assert ranking.order.tolist() == [[3, 0, 1, 2], [0, 1, 2, 3], [2, 0, 1, 3]]
+    for row, history in enumerate(histories):
+        alone = client.rank(
+            candidates={name: values[row] for name, values in candidates.items()},
+            history=history,
+            user={"user_id": users[row]},
+            context={"hour": hours[row]},
+        )
+        np.testing.assert_array_equal(alone.probability, ranking.probability[row])
+
+
+def test_rank_history_length(client: RankingClient) -> None:
+    ranking = client.rank(**REQUEST, history_length=1)
+    np.testing.assert_allclose(ranking.probability, [0.208, 0.208, 5 + 0.5 + 0.208, 0.5 + 0.208], rtol=1e-6)
+
+
+def test_rank_no_candidates(client: RankingClient) -> None:
+    ranking = client.rank(**changed(candidates={"item_id": [], "category_id": []}))
+    assert ranking.probability.shape == (0,)
+    assert ranking.order.tolist() == []
+
+
+def test_order_of_equals_is_the_order_sent() -> None:
+    ranking = Ranking(np.array([[0.5, 0.9, 0.5, 0.9], [0.1, np.nan, 0.2, 0.1]], np.float32), 1)
+    assert ranking.order.tolist() == [[1, 3, 0, 2], [2, 0, 3, 1]]
+    many = Ranking(np.tile(np.array([0.5, 0.9], np.float32), 100), 1)
+    assert many.order.tolist() == [*range(1, 200, 2), *range(0, 200, 2)]
+
+
+def test_explain(client: RankingClient) -> None:
+    explanation = client.explain(**REQUEST)
+    assert type(explanation) is Explanation
+    np.testing.assert_allclose(explanation.probability, SCORES, rtol=1e-6)
+    assert explanation.positions.tolist() == [[1, 0], [0, 1], [0, 2], [0, 1]]
+    assert explanation.distances.tolist() == [[0, 1], [1, 1], [0, 0], [1, 1]]
+    assert explanation.weights.tolist() == [[4, 5], [5, 4], [5, 2], [5, 4]]
+    assert explanation.order.tolist() == [2, 0, 3, 1]
+
+
+def test_explain_fewer_behaviours_than_retrieved(client: RankingClient) -> None:
+    request = changed(history={"item_id": [20], "category_id": [2], "rating": [1.0]})
+    assert client.explain(**request).positions.tolist() == [[0, -1]] * 4
+
+
+def test_predict_pointwise_and_examples(client: RankingClient) -> None:
+    inputs = {
+        "user_id": [8, 8],
+        "hour": [20, 20],
+        "item_id": [10, 30],
+        "category_id": [1, 3],
+        "history_item_id": [[30, 10, 30]] * 2,
+        "history_category_id": [[3, 1, 3]] * 2,
+        "history_rating": [[5, 4, 2]] * 2,
+        "history_length": [3, 3],
+    }
+    outputs = client.predict(inputs)
+    assert list(outputs) == ["probability"]
+    np.testing.assert_allclose(outputs["probability"], [SCORES[0], SCORES[2]], rtol=1e-6)
+    feature = tf.train.Feature(int64_list=tf.train.Int64List(value=[5]))
+    example = tf.train.Example(features=tf.train.Features(feature={"user_id": feature}))
+    outputs = client.predict({"examples": [example.SerializeToString()]}, signature_name="examples")
+    np.testing.assert_allclose(outputs["probability"], [0.005])
+
+
+def test_metadata(client: RankingClient) -> None:
+    metadata = client.metadata()
+    assert metadata.model_version == 7
+    assert list(metadata.signatures) == ["examples", "explain", "rank", "serving_default"]
+    rank = metadata.signatures["rank"]
+    assert rank.inputs["item_id"] == TensorSpec("int64", (None, None))
+    assert rank.inputs["history_rating"] == TensorSpec("float32", (None, None))
+    assert rank.inputs["user_id"] == TensorSpec("int64", (None,))
+    assert rank.outputs == {"probability": TensorSpec("float32", (None, None))}
+    assert metadata.signatures["examples"].inputs == {"examples": TensorSpec("string", (None,))}
+
+
+WANTED = "category_id, history_category_id, history_item_id, history_length, history_rating, hour, item_id, user_id"
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        (
+            changed(history={"rating": None}, user={"age": 30}),
+            "Signature 'rank' of model 'eta' does not fit. Missing: history_rating. Unknown: age. It takes: " + WANTED,
+        ),
+        (
+            changed(history={}, user=None) | {"history": {}},
+            "Missing: history_category_id, history_item_id, history_length, history_rating, user_id. It takes",
+        ),
+        (changed(history={"history_rating": [1, 2, 3]}), "Unknown: history_history_rating."),
+        (
+            changed(user={"hour": 3}),
+            "`context['hour']` and `user['hour']` are the same input.",
+        ),
+        (changed() | {"candidates": {}}, "`candidates` must have at least one column. Received: candidates={}"),
+        (
+            changed(candidates={"category_id": [1, 2]}),
+            "`candidates` must have as many values in every column and request. Received: [2, 4]",
+        ),
+        (
+            changed(history={"rating": [5.0]}),
+            "`history` must have one value a behaviour in every column. "
+            "Received: [1] in `history['rating']`, [3] in `history['item_id']`",
+        ),
+        (changed(user={"user_id": [8]}), "`user['user_id']` must be one value. Received: [8]"),
+        (changed(history={"item_id": 3}), "`history['item_id']` must be a list of values. Received: 3"),
+        (changed(user={"user_id": "8"}), "`user['user_id']` must be int64. Received: ['8']"),
+        (changed(user={"user_id": None}) | {"user": {"user_id": None}}, "`user['user_id']` must be int64. Received"),
+        (
+            changed(candidates={"item_id": [1, 2.5, 3, 4]}),
+            "`candidates['item_id']` must be int64. Received: [[1, 2.5, 3, 4]]",
+        ),
+        (
+            changed(user={"user_id": 1 << 63}),
+            "`user['user_id']` must fit into int64. Received: [9223372036854775808]",
+        ),
+        (
+            changed() | {"history_length": 4},
+            "`history_length` must be between 0 and the number of behaviours, [3]. Received: [4]",
+        ),
+        (
+            changed() | {"history_length": -1},
+            "`history_length` must be between 0 and the number of behaviours, [3]. Received: [-1]",
+        ),
+    ],
+)
+def test_rank_wrong_request(client: RankingClient, request_: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is compared below
+        client.rank(**request_)
+    assert text in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        (
+            {
+                "candidates": {"item_id": [[1, 2], [3]], "category_id": [[1, 2], [3]]},
+                "history": {"item_id": [[1], [1]]},
+            },
+            "`candidates` must have as many values in every column and request. Received: [1, 2]",
+        ),
+        (
+            {"candidates": {"item_id": [[1], [2]]}, "history": {"item_id": [1]}},
+            "`history['item_id']` must be a list of lists, one for each request. Received: [1]",
+        ),
+        (
+            {"candidates": {"item_id": [[1], [2]]}, "history": {"item_id": [[1]]}},
+            "Every column must have one row a request. "
+            "Received: {\"candidates['item_id']\": 2, \"history['item_id']\": 1, 'history_length': 1}",
+        ),
+        (
+            {"candidates": {"item_id": [[1], [2]]}, "history": {"item_id": [[1], []]}, "history_length": [1]},
+            "`history_length` must be between 0 and the number of behaviours, [1, 0]. Received: [1]",
+        ),
+    ],
+)
+def test_rank_wrong_batch(client: RankingClient, request_: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is compared below
+        client.rank(**request_)
+    assert text in str(refused.value)
+
+
+def test_rank_numbers_for_string_ids(contract_servers: dict[str, str]) -> None:
+    with (
+        RankingClient(contract_servers["string"]) as client,
+        pytest.raises(ValueError, match=r"`candidates\['item_id'\]` must be strings. Received: 10 \(int\)"),
+    ):
+        client.rank(**REQUEST)
+
+
+def test_wrong_names_are_refused_before_any_call(client: RankingClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    predict = client._predictions.Predict
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        called.append(1)
+        return predict(*arguments, **options)
+
+    monkeypatch.setattr(client._predictions, "Predict", counted)
+    with pytest.raises(ValueError, match="Missing: user_id"):
+        client.rank(**changed(user={"user_id": None}))
+    assert called == []
+    client.rank(**REQUEST)
+    assert called == [1]
+
+
+def test_predict_unknown_signature(client: RankingClient) -> None:
+    text = "Model 'eta' has no signature 'nope'. It has: examples, explain, rank, serving_default"
+    with pytest.raises(ValueError, match=text):
+        client.predict({}, signature_name="nope")
+
+
+def test_predict_rows_of_different_lengths(client: RankingClient) -> None:
+    rank = {name: [[1]] for name in WANTED.split(", ")}
+    with pytest.raises(ValueError, match=r"`inputs\['item_id'\]` must have rows of one length. Received: \[\[1\]"):
+        client.predict(rank | {"item_id": [[1], [1, 2]]}, signature_name="rank")
+
+
+def test_rank_of_a_model_without_probability(push: Callable, serve: Callable[..., ModelServer], tmp_path: Path) -> None:
+    push("1", tmp_path, 1)
+    with (
+        RankingClient(serve(tmp_path).address) as client,
+        pytest.raises(ValueError, match="It takes: candidates, history, history_length"),
+    ):
+        client.rank(candidates={"item_id": [1]}, history={"item_id": [1]})
+
+
+def test_server_error_carries_code_and_details(client: RankingClient) -> None:
+    inputs: dict[str, Any] = {name: [1] for name in ("user_id", "hour", "item_id", "category_id")}
+    inputs |= {name: [[1, 2]] for name in ("history_item_id", "history_category_id", "history_rating")}
+    with pytest.raises(ServingError) as refused:
+        client.predict(inputs | {"history_length": [3]})
+    assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.details.startswith("assertion failed: [`history_length` must be between 0 and]")
+    assert str(refused.value) == f"Model 'eta' at {client.target} answered INVALID_ARGUMENT: {refused.value.details}"
+
+
+def test_unknown_model(contract_servers: dict[str, str]) -> None:
+    with RankingClient(contract_servers["int64"], "nope") as client:
+        with pytest.raises(ServingError, match="Servable not found for request: Latest\\(nope\\)") as refused:
+            client.rank(**REQUEST)
+        assert refused.value.code is grpc.StatusCode.NOT_FOUND
+
+
+def test_server_unavailable(free_target: str) -> None:
+    with RankingClient(free_target) as client, pytest.raises(ServingError) as refused:
+        client.rank(**REQUEST)
+    assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+    port = free_target.partition(":")[2]
+    assert f"Model 'eta' at {free_target} answered UNAVAILABLE: " in str(refused.value)
+    assert f"python -m serving.server --port {port} --model_name eta --model_base_path DIR" in str(refused.value)
+
+
+def test_wait_until_ready_gives_up(free_target: str) -> None:
+    with RankingClient(free_target) as client:
+        started = time.monotonic()
+        with pytest.raises(ServingError, match="If no server is running there, start one"):
+            client.wait_until_ready(timeout=0.5)
+        assert 0.5 <= time.monotonic() - started < 5
+
+
+def test_deadline(contract_servers: dict[str, str]) -> None:
+    with RankingClient(contract_servers["int64"], timeout=1e-6) as client:
+        with pytest.raises(ServingError, match="Deadline Exceeded") as refused:
+            client.rank(**REQUEST)
+        assert refused.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_timeout_must_be_positive() -> None:
+    with pytest.raises(ValueError, match=r"`timeout` must be a positive number of seconds\. Received: timeout=0"):
+        RankingClient(timeout=0)
+
+
+def test_concurrent_calls_get_their_own_answers(client: RankingClient) -> None:
+    """Eight threads on one client, each with users of its own, which the scores give away."""
+    wrong: list[Any] = []
+
+    def ask(first_user: int) -> None:
+        for user_id in range(first_user, first_user + 25):
+            ranking = client.rank(**changed(user={"user_id": user_id}))
+            expected = np.array(SCORES) + (user_id - 8) / 1000
+            if not np.allclose(ranking.probability, expected, rtol=1e-5, atol=0):
+                wrong.append((user_id, ranking.probability))
+
+    threads = [threading.Thread(target=ask, args=(1000 * number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_new_version_with_another_signature(
+    push: Callable, serve: Callable[..., ModelServer], saved_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """A client that knows the old version's inputs learns those of the new one: other dtypes, then other names."""
+    push("int64", tmp_path, 1)
+    server = serve(tmp_path)
+
+    def swap(name: str, version: int) -> None:
+        push(name, tmp_path, version)
+        with RankingClient(server.address) as other:
+            end = time.monotonic() + 20
+            while other.metadata().model_version != version:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+
+    with RankingClient(server.address) as client:
+        assert client.rank(**REQUEST).model_version == 1
+        swap("string", 2)
+        with pytest.raises(ServingError, match="to be string but int64 is provided"):
+            client.rank(**REQUEST)
+        texts = changed(candidates={"item_id": ["10", "20", "30", "40"]}, history={"item_id": ["30", "10", "30"]})
+        np.testing.assert_allclose(client.rank(**texts).probability, SCORES, rtol=1e-6)
+        swap("3", 3)
+        reference = {"history": [[1, 1]], "history_length": [2], "candidates": [[1]]}
+        assert client.predict(reference, "rank")["probability"].tolist() == [[5.0]]
+
+
+def test_results_are_frozen(client: RankingClient) -> None:
+    ranking = client.rank(**REQUEST)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ranking.model_version = 1  # type: ignore[misc]
+
+
+def test_server_started_after_the_client(
+    saved_models: dict[str, Path], serve: Callable[..., ModelServer], tmp_path: Path
+) -> None:
+    """The channel finds a server that was not there at the first call."""
+    shutil.copytree(saved_models["int64"], tmp_path / "7")
+    server = serve(tmp_path)
+    server.stop(grace=0)
+    with RankingClient(server.address) as client:
+        with pytest.raises(ServingError):
+            client.status()
+        config = server._models[0]._config
+        again = ModelServer([config], port=int(server.address.rpartition(":")[2]))
+        with again:
+            client.wait_until_ready(timeout=20)
+            np.testing.assert_allclose(client.rank(**REQUEST).probability, SCORES, rtol=1e-6)

@@ -1,0 +1,520 @@
+"""The behaviour table of TensorFlow Serving 2.16.1, case by case, against the embedded server."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+    regression_pb2,
+)
+from tensorflow_serving.config import model_server_config_pb2
+
+from serving.server import ModelServer
+
+Code = grpc.StatusCode
+R, C, L = 2, 7, 100
+HISTORY = np.arange(R * L).reshape(R, L) % 50
+LENGTHS = np.array([100, 40])
+# Row 0 has all of 0..49 twice; the first 40 behaviours of row 1 are 0..39, once each.
+CANDIDATES = np.array([[0, 39, 40, 49, 50, -1, 7], [0, 39, 40, 49, 50, -1, 7]])
+HITS = np.array([[2, 2, 2, 2, 0, 0, 2], [1, 1, 0, 0, 0, 0, 1]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def server(saved_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    base_path = tmp_path_factory.mktemp("eta")
+    for version in ("1", "2"):
+        shutil.copytree(saved_models[version], base_path / version)
+    config = model_server_config_pb2.ModelConfig(
+        name="eta",
+        base_path=str(base_path),
+        model_version_policy={"specific": {"versions": [1, 2]}},
+        version_labels={"stable": 1, "canary": 2, "gone": 9},
+    )
+    with ModelServer([config], port=0, file_system_poll_wait_seconds=0) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def channel(server: ModelServer) -> Iterator[grpc.Channel]:
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(server.address, options=options) as channel:
+        yield channel
+
+
+def tensor(values: Any, dtype: tf.DType = tf.int64) -> tensor_pb2.TensorProto:
+    return tf.make_tensor_proto(values, dtype=dtype)
+
+
+def raw_tensor(sizes: list[int], dtype: int = types_pb2.DT_INT64, **values: Any) -> tensor_pb2.TensorProto:
+    return tensor_pb2.TensorProto(dtype=dtype, tensor_shape={"dim": [{"size": size} for size in sizes]}, **values)
+
+
+def rank_request(drop: str = "", spec: dict[str, Any] | None = None, **changes: Any) -> predict_pb2.PredictRequest:
+    request = predict_pb2.PredictRequest(model_spec={"name": "eta", "signature_name": "rank", **(spec or {})})
+    inputs = {"history": tensor(HISTORY), "history_length": tensor(LENGTHS), "candidates": tensor(CANDIDATES)}
+    for name, value in (inputs | changes).items():
+        if name != drop:
+            request.inputs[name].CopyFrom(value)
+    return request
+
+
+def predict(channel: grpc.Channel, request: predict_pb2.PredictRequest, timeout: float = 20) -> Any:
+    return prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=timeout)
+
+
+def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code(), caught.value.details()
+
+
+@pytest.mark.parametrize(
+    ("spec", "version"),
+    [
+        ({}, 2),
+        ({"version": {"value": 1}}, 1),
+        ({"version": {"value": 2}}, 2),
+        ({"version_label": "stable"}, 1),
+        ({"version_label": "canary"}, 2),
+    ],
+    ids=["latest", "version 1", "version 2", "label of 1", "label of 2"],
+)
+def test_predict_rank(channel: grpc.Channel, spec: dict[str, Any], version: int) -> None:
+    response = predict(channel, rank_request(spec=spec))
+    assert (response.model_spec.name, response.model_spec.signature_name) == ("eta", "rank")
+    assert response.model_spec.version.value == version
+    assert list(response.outputs) == ["probability"]
+    np.testing.assert_array_equal(tf.make_ndarray(response.outputs["probability"]), HITS + version)
+
+
+def test_predict_empty_signature_name_is_serving_default(channel: grpc.Channel) -> None:
+    request = rank_request("candidates", {"signature_name": ""}, candidate=tensor([39, 40]))
+    response = predict(channel, request)
+    assert response.model_spec.signature_name == "serving_default"
+    # Where clients of TensorFlow Serving look for an output's values.
+    assert list(response.outputs["probability"].float_val) == [2 + 2, 0 + 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape"),
+    [
+        ({"history": np.zeros((0, 5)), "history_length": np.zeros(0), "candidates": np.zeros((0, 7))}, (0, 7)),
+        ({"candidates": np.zeros((2, 0))}, (2, 0)),
+        ({"history": np.zeros((2, 0)), "history_length": np.zeros(2)}, (2, 7)),
+        ({"candidates": np.full((2, 7), -5)}, (2, 7)),
+    ],
+    ids=["zero rows", "zero candidates", "zero history columns", "negative ids"],
+)
+def test_predict_edge_of_the_possible(
+    channel: grpc.Channel, changes: dict[str, np.ndarray], shape: tuple[int, int]
+) -> None:
+    response = predict(channel, rank_request(**{name: tensor(values) for name, values in changes.items()}))
+    answer = tf.make_ndarray(response.outputs["probability"])
+    np.testing.assert_array_equal(answer, np.full(shape, 2, np.float32))
+    assert response.model_spec.version.value == 2
+
+
+def test_predict_24_mb_request(channel: grpc.Channel) -> None:
+    history = np.ones((1, 3_000_000), np.int64)
+    request = rank_request(history=tensor(history), history_length=tensor([3_000_000]), candidates=tensor([[1]]))
+    assert request.ByteSize() > 24_000_000
+    answer = tf.make_ndarray(predict(channel, request).outputs["probability"])
+    np.testing.assert_array_equal(answer, [[3_000_002]])
+
+
+@pytest.mark.parametrize("values", [[5], [5, 6]], ids=["one for all", "the last for the rest"])
+def test_predict_fewer_values_than_elements(channel: grpc.Channel, values: list[int]) -> None:
+    """A TensorProto with too few values means the last one, repeated."""
+    request = rank_request(candidates=raw_tensor([2, 2], int64_val=values))
+    same = rank_request(candidates=tensor([[5, values[-1]], [values[-1], values[-1]]]))
+    assert predict(channel, request).outputs == predict(channel, same).outputs
+
+
+def test_predict_output_filter_known(channel: grpc.Channel) -> None:
+    request = rank_request()
+    request.output_filter.append("probability")
+    assert list(predict(channel, request).outputs) == ["probability"]
+
+
+NAMES = "len({history,history_length}) != len({candidates,history,history_length})"
+PREDICT_REFUSALS = {
+    "unknown version": (
+        rank_request(spec={"version": {"value": 99}}),
+        Code.NOT_FOUND,
+        "Servable not found for request: Specific(eta, 99)",
+    ),
+    "unknown label": (
+        rank_request(spec={"version_label": "nope"}),
+        Code.INVALID_ARGUMENT,
+        "Unrecognized servable version label: nope",
+    ),
+    "label of a version that is not there": (
+        rank_request(spec={"version_label": "gone"}),
+        Code.NOT_FOUND,
+        "Servable not found for request: Specific(eta, 9)",
+    ),
+    "unknown model": (
+        rank_request(spec={"name": "nope"}),
+        Code.NOT_FOUND,
+        "Servable not found for request: Latest(nope)",
+    ),
+    "unknown model and version": (
+        rank_request(spec={"name": "nope", "version": {"value": 3}}),
+        Code.NOT_FOUND,
+        "Servable not found for request: Specific(nope, 3)",
+    ),
+    "unknown model and label": (
+        rank_request(spec={"name": "nope", "version_label": "stable"}),
+        Code.INVALID_ARGUMENT,
+        "Unrecognized servable version label: stable",
+    ),
+    "empty model name": (rank_request(spec={"name": ""}), Code.INVALID_ARGUMENT, "ModelSpec has no name specified."),
+    "unknown signature": (
+        rank_request(spec={"signature_name": "nope"}),
+        Code.FAILED_PRECONDITION,
+        'Serving signature key "nope" not found.',
+    ),
+    "missing input": (
+        rank_request("candidates"),
+        Code.INVALID_ARGUMENT,
+        f"input size does not match signature: 2!=3 {NAMES}. Sent extra: {{}}. Missing but required: {{candidates}}.",
+    ),
+    "extra input": (
+        rank_request(extra=tensor([1])),
+        Code.INVALID_ARGUMENT,
+        "input size does not match signature: 4!=3 len({candidates,extra,history,history_length}) != "
+        "len({candidates,history,history_length}). Sent extra: {extra}. Missing but required: {}.",
+    ),
+    "other input": (
+        rank_request("candidates", extra=tensor([1])),
+        Code.INVALID_ARGUMENT,
+        "Sent extra: {extra}. Missing but required: {candidates}.",
+    ),
+    "int32": (
+        rank_request(candidates=tensor(CANDIDATES, tf.int32)),
+        Code.INVALID_ARGUMENT,
+        "Expects arg[0] to be int64 but int32 is provided: input `candidates`",
+    ),
+    "float": (
+        rank_request(candidates=tensor(CANDIDATES, tf.float32)),
+        Code.INVALID_ARGUMENT,
+        "Expects arg[0] to be int64 but float is provided: input `candidates`",
+    ),
+    "string": (
+        rank_request(history_length=tensor([b"1", b"2"], tf.string)),
+        Code.INVALID_ARGUMENT,
+        "Expects arg[2] to be int64 but string is provided: input `history_length`",
+    ),
+    "wrong rank": (
+        rank_request(history=tensor(HISTORY[0])),
+        Code.INVALID_ARGUMENT,
+        "input `history` must have shape (None, None). Received: (100,)",
+    ),
+    "inconsistent rows": (
+        rank_request(candidates=tensor(np.zeros((3, 7)))),
+        Code.INVALID_ARGUMENT,
+        "[3,7,1] vs. [2,1,100]",
+    ),
+    "malformed tensor_content": (
+        rank_request(candidates=raw_tensor([2, 7], tensor_content=b"abc")),
+        Code.INVALID_ARGUMENT,
+        "tensor parsing error: candidates",
+    ),
+    "negative dim": (
+        rank_request(candidates=raw_tensor([2, -7], int64_val=[1])),
+        Code.INVALID_ARGUMENT,
+        "tensor parsing error: candidates",
+    ),
+    "giant shape, no data": (
+        rank_request(candidates=raw_tensor([1 << 40, 7])),
+        Code.INVALID_ARGUMENT,
+        "tensor parsing error: candidates",
+    ),
+    "giant shape, one value": (
+        rank_request(candidates=raw_tensor([1 << 15, 1 << 15], int64_val=[1])),
+        Code.INVALID_ARGUMENT,
+        "tensor parsing error: candidates",
+    ),
+    "giant shape beside a zero": (
+        rank_request(candidates=raw_tensor([0, 1 << 40])),
+        Code.INVALID_ARGUMENT,
+        "tensor parsing error: candidates",
+    ),
+    "shape over 64 bits": (
+        rank_request(candidates=raw_tensor([1 << 62, 1 << 62, 1 << 62])),
+        Code.INVALID_ARGUMENT,
+        "tensor parsing error: candidates",
+    ),
+    "300 dimensions": (
+        rank_request(candidates=raw_tensor([1] * 300, int64_val=[1])),
+        Code.INVALID_ARGUMENT,
+        "tensor parsing error: candidates",
+    ),
+    "unknown rank": (
+        rank_request(candidates=tensor_pb2.TensorProto(dtype=types_pb2.DT_INT64, tensor_shape={"unknown_rank": True})),
+        Code.INVALID_ARGUMENT,
+        "tensor parsing error: candidates",
+    ),
+    "unknown dtype enum": (
+        rank_request(candidates=raw_tensor([2, 7], dtype=12345)),
+        Code.INVALID_ARGUMENT,
+        "tensor parsing error: candidates",
+    ),
+    "no dtype": (
+        rank_request(candidates=raw_tensor([2, 7], dtype=types_pb2.DT_INVALID)),
+        Code.INVALID_ARGUMENT,
+        "tensor parsing error: candidates",
+    ),
+    "resource handle": (
+        rank_request(candidates=raw_tensor([], dtype=types_pb2.DT_RESOURCE)),
+        Code.INVALID_ARGUMENT,
+        "Expects arg[0] to be int64 but resource is provided",
+    ),
+    "nothing at all": (predict_pb2.PredictRequest(), Code.INVALID_ARGUMENT, "Missing ModelSpec"),
+    "no inputs": (
+        predict_pb2.PredictRequest(model_spec={"name": "eta", "signature_name": "rank"}),
+        Code.INVALID_ARGUMENT,
+        "input size does not match signature: 0!=3",
+    ),
+}
+
+
+@pytest.mark.parametrize(("request_", "code", "text"), PREDICT_REFUSALS.values(), ids=PREDICT_REFUSALS)
+def test_predict_refusal(
+    channel: grpc.Channel, request_: predict_pb2.PredictRequest, code: grpc.StatusCode, text: str
+) -> None:
+    answered, details = refusal(lambda: predict(channel, request_))
+    assert answered is code
+    assert text in details
+    assert "{{" not in details
+    assert "[Op:" not in details
+    assert "\n" not in details
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (
+            ["nope"],
+            "output tensor alias not found in signature: nope Outputs expected to be in the set {probability}.",
+        ),
+        (["probability", "probability"], "duplicate output tensor alias: probability"),
+    ],
+)
+def test_predict_output_filter_refusal(channel: grpc.Channel, names: list[str], text: str) -> None:
+    request = rank_request()
+    request.output_filter.extend(names)
+    assert refusal(lambda: predict(channel, request)) == (Code.INVALID_ARGUMENT, text)
+
+
+def test_predict_deadline(channel: grpc.Channel) -> None:
+    code, details = refusal(lambda: predict(channel, rank_request(), timeout=1e-6))
+    assert code is Code.DEADLINE_EXCEEDED
+    assert "Deadline Exceeded" in details
+
+
+def test_predict_long_message_arrives(channel: grpc.Channel) -> None:
+    """An error text is metadata, of which gRPC takes 8 KiB only."""
+    code, details = refusal(lambda: predict(channel, rank_request(**{"x" * 50_000: tensor([1])})))
+    assert code is Code.INVALID_ARGUMENT
+    assert details.startswith("input size does not match signature: 4!=3")
+
+
+def test_predict_bytes_that_are_no_request(channel: grpc.Channel) -> None:
+    """Refused, and forgotten: grpcio by itself would keep the state of each such call for ever."""
+    garbage = channel.unary_unary("/tensorflow.serving.PredictionService/Predict", request_serializer=bytes)
+    for _ in range(100):
+        code, details = refusal(lambda: garbage(b"\xff" * 20, timeout=20))
+        assert code is Code.INTERNAL
+        assert details.startswith("The request can't be parsed: ")
+    gc.collect()
+    assert sum(isinstance(each, grpc._server._RPCState) for each in gc.get_objects()) < 10
+
+
+def test_predict_after_refusals(channel: grpc.Channel) -> None:
+    for request, _, _ in PREDICT_REFUSALS.values():
+        refusal(functools.partial(predict, channel, request))
+    answer = tf.make_ndarray(predict(channel, rank_request()).outputs["probability"])
+    np.testing.assert_array_equal(answer, HITS + 2)
+
+
+def metadata(channel: grpc.Channel, *fields: str, spec: dict[str, Any] | None = None) -> Any:
+    request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec or {"name": "eta"}, metadata_field=fields)
+    return prediction_service_pb2_grpc.PredictionServiceStub(channel).GetModelMetadata(request, timeout=20)
+
+
+def test_metadata_signature_def(channel: grpc.Channel) -> None:
+    response = metadata(channel, "signature_def")
+    assert (response.model_spec.name, response.model_spec.version.value) == ("eta", 2)
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    assert response.metadata["signature_def"].Unpack(signatures)
+    rank = signatures.signature_def["rank"]
+    assert sorted(rank.inputs) == ["candidates", "history", "history_length"]
+    assert rank.inputs["candidates"].dtype == types_pb2.DT_INT64
+    assert [dim.size for dim in rank.inputs["candidates"].tensor_shape.dim] == [-1, -1]
+    assert rank.method_name == "tensorflow/serving/predict"
+
+
+def test_metadata_of_a_version(channel: grpc.Channel) -> None:
+    response = metadata(channel, "signature_def", spec={"name": "eta", "version": {"value": 1}})
+    assert response.model_spec.version.value == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "spec", "code", "text"),
+    [
+        (
+            [],
+            None,
+            Code.INVALID_ARGUMENT,
+            "GetModelMetadataRequest must specify at least one metadata_field",
+        ),
+        (["nope"], None, Code.INVALID_ARGUMENT, "Metadata field nope is not supported"),
+        (
+            ["signature_def"],
+            {"name": "nope"},
+            Code.NOT_FOUND,
+            "Servable not found for request: Latest(nope)",
+        ),
+    ],
+)
+def test_metadata_refusal(channel: grpc.Channel, fields: list[str], spec: Any, code: Any, text: str) -> None:
+    assert refusal(lambda: metadata(channel, *fields, spec=spec)) == (code, text)
+
+
+def status(channel: grpc.Channel, **spec: Any) -> Any:
+    request = get_model_status_pb2.GetModelStatusRequest(model_spec=spec) if spec else None
+    stub = model_service_pb2_grpc.ModelServiceStub(channel)
+    return stub.GetModelStatus(request or get_model_status_pb2.GetModelStatusRequest(), timeout=20)
+
+
+def test_status_all_versions(channel: grpc.Channel) -> None:
+    available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
+    statuses = status(channel, name="eta").model_version_status
+    found = [(each.version, each.state, each.status.error_code, each.status.error_message) for each in statuses]
+    assert found == [(1, available, 0, ""), (2, available, 0, "")]
+
+
+def test_status_one_version(channel: grpc.Channel) -> None:
+    assert [each.version for each in status(channel, name="eta", version={"value": 1}).model_version_status] == [1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "text"),
+    [
+        ({"name": "eta", "version": {"value": 99}}, Code.NOT_FOUND, "Could not find version 99 of model eta"),
+        ({"name": "nope"}, Code.NOT_FOUND, "Could not find any versions of model nope"),
+        ({}, Code.INVALID_ARGUMENT, "Missing ModelSpec"),
+    ],
+)
+def test_status_refusal(channel: grpc.Channel, spec: dict[str, Any], code: grpc.StatusCode, text: str) -> None:
+    assert refusal(lambda: status(channel, **spec)) == (code, text)
+
+
+SPEC = {"name": "eta"}
+EXAMPLES = {"example_list": {"examples": [tf.train.Example()]}}
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "code", "text"),
+    [
+        (
+            "Classify",
+            classification_pb2.ClassificationRequest(model_spec=SPEC),
+            Code.INVALID_ARGUMENT,
+            "Expected one input Tensor.",
+        ),
+        (
+            "Classify",
+            classification_pb2.ClassificationRequest(model_spec=SPEC, input=EXAMPLES),
+            Code.INVALID_ARGUMENT,
+            "Expected one input Tensor.",
+        ),
+        (
+            "Regress",
+            regression_pb2.RegressionRequest(model_spec=SPEC, input=EXAMPLES),
+            Code.INVALID_ARGUMENT,
+            "Expected one input Tensor.",
+        ),
+        (
+            "Regress",
+            regression_pb2.RegressionRequest(model_spec={**SPEC, "signature_name": "nope"}),
+            Code.INVALID_ARGUMENT,
+            "No signature was found with the name: nope",
+        ),
+        (
+            "MultiInference",
+            inference_pb2.MultiInferenceRequest(
+                tasks=[{"model_spec": SPEC, "method_name": "tensorflow/serving/classify"}], input=EXAMPLES
+            ),
+            Code.INVALID_ARGUMENT,
+            "Expected one input Tensor.",
+        ),
+        (
+            "MultiInference",
+            inference_pb2.MultiInferenceRequest(),
+            Code.INVALID_ARGUMENT,
+            "ModelSpec has no name specified.",
+        ),
+    ],
+)
+def test_examples_api_refusal(channel: grpc.Channel, method: str, request_: Any, code: Any, text: str) -> None:
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    assert refusal(lambda: getattr(stub, method)(request_, timeout=20)) == (code, text)
+
+
+def test_classify_on_a_signature_with_one_input(contract_servers: dict[str, str]) -> None:
+    request = classification_pb2.ClassificationRequest(
+        model_spec={**SPEC, "signature_name": "examples"}, input=EXAMPLES
+    )
+    with grpc.insecure_channel(contract_servers["int64"]) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        code, details = refusal(lambda: stub.Classify(request, timeout=20))
+    assert code is Code.FAILED_PRECONDITION
+    assert "inputs found in SignatureDef: examples. Call it by Predict." in details
+
+
+def test_reload_config_unimplemented(channel: grpc.Channel) -> None:
+    stub = model_service_pb2_grpc.ModelServiceStub(channel)
+    request = model_management_pb2.ReloadConfigRequest()
+    assert refusal(lambda: stub.HandleReloadConfigRequest(request, timeout=20))[0] is Code.UNIMPLEMENTED
+
+
+def test_graph_error_is_the_graphs_message(contract_servers: dict[str, str]) -> None:
+    request = predict_pb2.PredictRequest(model_spec={**SPEC, "signature_name": "rank"})
+    integers = {"user_id": [1], "hour": [1], "item_id": [[1]], "category_id": [[1]], "history_length": [3]}
+    integers |= {"history_item_id": [[1, 2]], "history_category_id": [[1, 2]]}
+    for name, values in integers.items():
+        request.inputs[name].CopyFrom(tensor(values))
+    request.inputs["history_rating"].CopyFrom(tensor([[1, 2]], tf.float32))
+    with grpc.insecure_channel(contract_servers["int64"]) as channel:
+        code, details = refusal(lambda: predict(channel, request))
+    assert code is Code.INVALID_ARGUMENT
+    assert details == "assertion failed: [`history_length` must be between 0 and] [2] [Received:] [3]"
+
+
+@pytest.mark.parametrize("service", ["", "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService"])
+def test_health_serving(channel: grpc.Channel, service: str) -> None:
+    request = health_pb2.HealthCheckRequest(service=service)
+    response = health_pb2_grpc.HealthStub(channel).Check(request, timeout=20)
+    assert response.status == health_pb2.HealthCheckResponse.SERVING
