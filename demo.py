@@ -50,6 +50,7 @@ class Request:
     user_id: int
     films: list[str]
     ratings: list[int]
+    liked: list[int]
     candidates: list[str]
 
 
@@ -99,7 +100,7 @@ def make_request(protocol: benchmark.Protocol, seed: int) -> Request:
     films = [str(film) for film in log["item_id"][rows]]
     seen = set(films)
     candidates = [str(film) for film in protocol.data.items["item_id"] if film not in seen]
-    return Request(user_id, films, [int(rating) for rating in log["rating"][rows]], candidates)
+    return Request(user_id, films, log["rating"][rows].tolist(), log["liked"][rows].tolist(), candidates)
 
 
 @contextlib.contextmanager
@@ -160,7 +161,7 @@ def ask(base_path: Path, protocol: benchmark.Protocol, seed: int, output: Path) 
         console.print(f"Serving {base_path} over gRPC at {target}; status: {client.status()}")
         asked = {
             "candidates": {"item_id": request.candidates},
-            "history": {"item_id": request.films, "rating": request.ratings},
+            "history": {"item_id": request.films, "liked": request.liked},
             "user": {"user_id": request.user_id},
         }
         client.rank(**asked)

@@ -3,7 +3,7 @@
     python -m benchmarks.movielens --models short eta --seeds 0 1 2
 
 Every rating with at least 5 earlier ones by the user is an impression; its history is the user's earlier ratings (film
-and rating), those of the same second left out. All models share the features, the short history, the MLP, the
+and liked or not), those of the same second left out. All models share the features, the short history, the MLP, the
 optimisers and the number of epochs; they differ in what of the long history they read. Nothing is tuned on the test
 part.
 """
@@ -89,7 +89,7 @@ def load_protocol(path: str | None = None, max_rows: int | None = None) -> Proto
     lookup = FeatureLookup(movielens.features())
     # Users and films of the training period; whoever comes later is out of vocabulary, as in production.
     past = data.interactions["timestamp"] <= train.columns["timestamp"].max()
-    lookup.adapt({name: data.interactions[name][past] for name in ("user_id", "item_id", "rating")})
+    lookup.adapt({name: data.interactions[name][past] for name in ("user_id", "item_id", "liked")})
     return Protocol(data, train, validation, test, lookup)
 
 

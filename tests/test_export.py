@@ -194,7 +194,7 @@ def test_behaviours_beyond_the_length_do_not_count(signatures):
     assert not np.allclose(before, call(signatures, "rank", changed)["probability"])
 
 
-BAD_INPUTS = {
+BAD_INPUTS: dict[str, tuple[dict, str, str]] = {
     "wrong rank of a row": ({"user_id": np.zeros((3, 1), int)}, "`user_id` must have shape [R]", "[3 1]"),
     "wrong rank of candidates": ({"item_id": np.array(["a"] * 3)}, "`item_id` must have shape [R, C]", "[3]"),
     "wrong rank of a history": (
@@ -215,7 +215,11 @@ BAD_INPUTS = {
         "[3 11] [12]",
     ),
     "length above L": ({"history_length": np.array([1, 13, 2])}, "`history_length` must lie between 0 and", "[1 13 2]"),
-    "negative length": ({"history_length": np.array([1, 2, -1])}, "`history_length` must lie between 0 and", "[1 2 -1]"),
+    "negative length": (
+        {"history_length": np.array([1, 2, -1])},
+        "`history_length` must lie between 0 and",
+        "[1 2 -1]",
+    ),
 }
 
 
@@ -261,7 +265,7 @@ def ops_of(path):
     """Names of all operations of a SavedModel, those in functions included."""
     proto = saved_model_pb2.SavedModel()
     proto.ParseFromString((path / "saved_model.pb").read_bytes())
-    names = set()
+    names: set[str] = set()
     for meta_graph in proto.meta_graphs:
         names.update(node.op for node in meta_graph.graph_def.node)
         for function in meta_graph.graph_def.library.function:

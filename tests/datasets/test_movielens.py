@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import subprocess
@@ -92,6 +93,7 @@ def check_handmade(data: movielens.MovieLens) -> None:
         ],
         "timestamp": [100, 200, 300, 250, 200],
         "rating": [3, 2, 5, 1, 4],
+        "liked": [0, 0, 1, 0, 1],
         "genre": ["Comedy", "Drama", "Animation", "Animation", "Drama"],
         "age": [1, 1, 1, 56, 35],
         "gender": ["F", "F", "F", "M", "F"],
@@ -272,16 +274,20 @@ def test_impressions_like_four_stars_and_hide_the_rating(tmp_path):
     impressions = movielens.impressions(data, min_history=0)
 
     assert impressions.label.tolist() == [0, 0, 1, 0, 1]
-    assert "rating" not in impressions.columns
+    assert not {"rating", "liked"} & set(impressions.columns)
     features = movielens.features(embedding_dim=8, max_history_length=2)
     assert features == Features(
         item_id=Feature("item_id", "string", 8),
-        behaviour_attributes=(Feature("rating", "int64", 8),),
+        behaviour_attributes=(Feature("liked", "int64", 8),),
         user=(Feature("user_id", "int64", 8),),
         max_history_length=2,
     )
     ((inputs, _),) = impressions.to_dataset(features, 5).as_numpy_iterator()
-    assert sorted(inputs) == ["history_item_id", "history_length", "history_rating", "item_id", "user_id"]
+    assert sorted(inputs) == ["history_item_id", "history_length", "history_liked", "item_id", "user_id"]
+    assert inputs["history_length"].tolist() == [0, 1, 2, 0, 0]
+    assert inputs["history_liked"].tolist() == [[0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]
+    with_ratings = dataclasses.replace(features, behaviour_attributes=(Feature("rating", "int64", 8),))
+    ((inputs, _),) = impressions.to_dataset(with_ratings, 5).as_numpy_iterator()
     assert inputs["history_rating"].tolist() == [[0, 0], [3, 0], [2, 3], [0, 0], [0, 0]]
 
 
