@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras_eta.features import HISTORY_LENGTH, Feature, Features, history_name
 from keras_eta.models.eta import ETA
 from keras_eta.models.ranker import Inputs, Ranker, Scores
+from keras_eta.validation import check_positive_integers
 
 PROBABILITY = "probability"
 POSITIONS = "positions"
@@ -65,8 +66,7 @@ def export_model(
     if version is None:
         present = [int(path.name) for path in base.glob("*") if path.name.isdecimal()]
         version = max(present, default=0) + 1
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ValueError(f"`version` must be a positive integer. Received: version={version!r}")
+    check_positive_integers(version=version)
     target = base / str(version)
     if target.exists():
         raise FileExistsError(f"Version {version} exists: {target}. Choose another `version`, or None for the next.")

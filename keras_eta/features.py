@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from keras_eta.validation import check_positive_integers
+
 LABEL = "label"
 TIMESTAMP = "timestamp"
 HISTORY_LENGTH = "history_length"
@@ -144,11 +146,7 @@ class Features:
                 f"`hashed` must name different id features of the item, among {hashable}. "
                 f"Received: hashed={self.hashed}"
             )
-        if not isinstance(self.max_history_length, int) or self.max_history_length < 1:
-            raise ValueError(
-                "`max_history_length` must be a positive integer. "
-                f"Received: max_history_length={self.max_history_length!r}"
-            )
+        check_positive_integers(max_history_length=self.max_history_length)
         columns = [*self.row_names, *self.history_names, HISTORY_LENGTH, LABEL, TIMESTAMP]
         twice = sorted({name for name in columns if columns.count(name) > 1})
         if twice:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_eta.validation import check_positive_integers
+
 WORD_BITS = 64
 
 # Sums of up to this many products run in the same order in every matmul kernel (eager, graph, XLA; one row or a
@@ -157,8 +159,7 @@ def hamming_top_k(candidate: tf.Tensor, history: tf.Tensor, top_k: int, mask: tf
     Raises:
         ValueError: if `top_k` is not a positive integer, or the words of the fingerprints differ in number.
     """
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-        raise ValueError(f"`top_k` must be a positive integer. Received: top_k={top_k!r}")
+    check_positive_integers(top_k=top_k)
     candidate, history = tf.convert_to_tensor(candidate), tf.convert_to_tensor(history)
     farther_than_any = WORD_BITS * history.shape[-1] + 1
     # `top_k` sorts one byte a score faster than four.

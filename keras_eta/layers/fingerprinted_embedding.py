@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_eta import ops
 from keras_eta.layers.simhash import SimHash
+from keras_eta.validation import check_positive_integers
 
 # The methods by which Keras optimisers, `set_weights`, H5 files, checkpoints and users change a variable.
 _ROW_UPDATES = (
@@ -87,9 +88,7 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
         trainable_planes: bool = False,
         **kwargs: Any,
     ) -> None:
-        for argument, value in (("input_dim", input_dim), ("output_dim", output_dim)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{argument}` must be a positive integer. Received: {argument}={value!r}")
+        check_positive_integers(input_dim=input_dim, output_dim=output_dim)
         super().__init__(input_dim, output_dim, **kwargs)
         self.hash = SimHash(num_bits, seed, trainable_planes, name="hash")
 

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_eta import ops
+from keras_eta.validation import check_positive_integers
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -45,8 +46,7 @@ class SimHash(tf.keras.layers.Layer):
 
     def __init__(self, num_bits: int = 64, seed: int = 0, trainable_planes: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not isinstance(num_bits, int) or isinstance(num_bits, bool) or num_bits < 1:
-            raise ValueError(f"`num_bits` must be a positive integer. Received: num_bits={num_bits!r}")
+        check_positive_integers(num_bits=num_bits)
         self.num_bits = num_bits
         self.seed = seed
         self.trainable_planes = trainable_planes

@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_eta.validation import check_positive_integers
+
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
 class TargetAttention(tf.keras.layers.Layer):
@@ -52,9 +54,7 @@ class TargetAttention(tf.keras.layers.Layer):
 
     def __init__(self, num_heads: int = 2, key_dim: int = 16, similarity_bias: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for argument, value in (("num_heads", num_heads), ("key_dim", key_dim)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{argument}` must be a positive integer. Received: {argument}={value!r}")
+        check_positive_integers(num_heads=num_heads, key_dim=key_dim)
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.similarity_bias = similarity_bias

@@ -12,6 +12,7 @@ from keras_eta.features import HISTORY_LENGTH, Feature, Features, history_name
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.layers.target_attention import TargetAttention
 from keras_eta.search.search_unit import Retrieved, SearchUnit
+from keras_eta.validation import check_positive_integers
 
 Inputs = Mapping[str, tf.Tensor]
 
@@ -107,6 +108,7 @@ class Ranker(tfrs.Model):
                 raise ValueError(f"`{argument}` must be an integer of at least 0. Received: {argument}={value!r}")
         if not short_history_length and search_unit is None:
             raise ValueError("A ranker needs a `short_history_length` above 0 or a `search_unit`. Received neither.")
+        check_positive_integers(num_heads=num_heads, **({} if key_dim is None else {"key_dim": key_dim}))
         if not hidden_units or any(not isinstance(units, int) or units < 1 for units in hidden_units):
             raise ValueError(f"`hidden_units` must be positive integers. Received: hidden_units={hidden_units!r}")
         self.features = features

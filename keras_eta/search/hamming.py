@@ -11,6 +11,7 @@ from keras_eta.features import Feature
 from keras_eta.layers.fingerprinted_embedding import FingerprintedEmbedding
 from keras_eta.layers.hamming_top_k import HammingTopK
 from keras_eta.search.search_unit import Ids, Retrieved, SearchUnit
+from keras_eta.validation import check_positive_integers
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -47,8 +48,7 @@ class HammingSearch(SearchUnit):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not isinstance(num_bits, int) or isinstance(num_bits, bool) or num_bits < 1:
-            raise ValueError(f"`num_bits` must be a positive integer. Received: num_bits={num_bits!r}")
+        check_positive_integers(top_k=top_k, num_bits=num_bits)
         if trainable_planes and not similarity_bias:
             raise ValueError(
                 "`trainable_planes` needs `similarity_bias=True`: no gradient reaches the planes otherwise. "

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_eta.search.search_unit import Ids, Retrieved, SearchUnit
+from keras_eta.validation import check_positive_integers
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -25,8 +26,7 @@ class InnerProductSearch(SearchUnit):
 
     def __init__(self, top_k: int = 48, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-            raise ValueError(f"`top_k` must be a positive integer. Received: top_k={top_k!r}")
+        check_positive_integers(top_k=top_k)
         self.top_k = top_k
 
     def call(self, candidate: Ids, history: Ids, mask: tf.Tensor) -> Retrieved:
