@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_eta import Feature, FeatureLookup, Features
+from tests import reference
+from tests.layer_check import check_layer
+
+FEATURES = Features(
+    item_id=Feature("item_id", "string"),
+    item_attributes=(Feature("category_id", num_oov_indices=3), Feature("price", "float32")),
+    behaviour_attributes=(Feature("action", "string", vocabulary_size=2),),
+    user=(Feature("user_id"),),
+    context=(Feature("hour", "float32"),),
+)
+# Values that could be taken for padding or for a name of the unknown are ids like any other.
+LOG: dict[str, np.ndarray] = {
+    "item_id": np.array(["milk", "", "milk", "[UNK]", "bread", "milk", "bread"]),
+    "category_id": np.array([0, 0, -1, 7, 7, 7, 9_000_000_000]),
+    "action": np.array(["view", "buy", "view", "fav", "fav", "view", "cart"]),
+    "user_id": np.array([3, 3, 2, 1, 1, -5, -5]),
+}
+VOCABULARIES: dict[str, list[Any]] = {
+    "item_id": ["milk", "bread", "", "[UNK]"],
+    "category_id": [7, 0, -1, 9_000_000_000],
+    "action": ["view", "fav"],
+    "user_id": [-5, 1, 3, 2],
+}
+NUM_OOV = {"item_id": 1, "category_id": 3, "action": 1, "user_id": 1}
+
+
+@pytest.fixture
+def lookup() -> FeatureLookup:
+    layer = FeatureLookup(FEATURES)
+    layer.adapt(LOG)
+    return layer
+
+
+def _raw() -> dict[str, np.ndarray]:
+    return {
+        "user_id": np.array([1, 77, -5]),
+        "hour": np.array([0.5, 0.0, -3.0], np.float32),
+        "item_id": np.array(["bread", "caviar", ""]),
+        "category_id": np.array([7, 0, 123]),
+        "price": np.array([1.0, 2.0, 3.0], np.float32),
+        "history_item_id": np.array([["milk", "bread"], ["milk", "milk"], ["caviar", ""]]),
+        "history_category_id": np.array([[7, -1], [0, 0], [5, 7]]),
+        "history_price": np.array([[4.0, 5.0], [np.nan, 6.0], [7.0, 8.0]], np.float32),
+        "history_action": np.array([["view", "buy"], ["fav", "fav"], ["fav", "view"]]),
+        "history_length": np.array([2, 0, 1]),
+    }
+
+
+def _check_rows(name: str, rows: np.ndarray, values: np.ndarray) -> None:
+    assert rows.dtype == np.int32
+    for row, value in zip(rows.ravel(), values.ravel(), strict=True):
+        expected = reference.encode(value, VOCABULARIES[name], NUM_OOV[name])
+        assert row in expected if isinstance(expected, range) else row == expected
+
+
+def test_adapt_orders_ids_by_frequency_and_cuts_them_off(lookup: FeatureLookup) -> None:
+    for name, values in LOG.items():
+        size = 2 if name == "action" else None
+        assert reference.vocabulary(values.tolist(), size) == VOCABULARIES[name]
+        expected = np.arange(len(VOCABULARIES[name]), dtype=np.int32) + 1 + NUM_OOV[name]
+        np.testing.assert_array_equal(lookup.encode(name, VOCABULARIES[name]), expected, strict=True)
+    np.testing.assert_array_equal(lookup.encode("action", ["buy", "cart", "nothing"]), [1, 1, 1])
+
+
+def test_features_state_the_adapted_sizes(lookup: FeatureLookup) -> None:
+    sizes = {name: len(vocabulary) for name, vocabulary in VOCABULARIES.items()}
+    assert lookup.features == FEATURES.with_vocabulary_sizes(sizes)
+    # Every row that a lookup can give exists in the embedding table.
+    for feature in lookup.features.all_features:
+        if feature.is_id:
+            rows = lookup.encode(feature.name, [*VOCABULARIES[feature.name], *VOCABULARIES[feature.name][:1]])
+            assert rows.max() == feature.num_indices - 1
+
+
+def test_unknown_ids_fall_into_the_buckets_and_keep_to_one(lookup: FeatureLookup) -> None:
+    unknown = np.setdiff1d(np.arange(1, 2_000), [7])
+    rows = lookup.encode("category_id", unknown)
+    assert set(rows.tolist()) == {1, 2, 3}
+    np.testing.assert_array_equal(lookup.encode("category_id", unknown[::-1]), rows[::-1])
+
+
+def test_extreme_ids_are_unknown_and_not_padding(lookup: FeatureLookup) -> None:
+    rows = lookup.encode("user_id", [0, -1, 2**63 - 1, -(2**63) + 1, -(2**63)])
+    np.testing.assert_array_equal(rows, [1] * 5)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_call_equals_reference(lookup: FeatureLookup, batch: int) -> None:
+    raw = {name: column[:batch] for name, column in _raw().items()}
+    encoded = {name: column.numpy() for name, column in lookup(raw).items()}
+    assert set(encoded) == set(raw)
+    for name in ("user_id", "item_id", "category_id"):
+        _check_rows(name, encoded[name], raw[name])
+    for name in ("hour", "price"):
+        np.testing.assert_array_equal(encoded[name], raw[name], strict=True)
+    np.testing.assert_array_equal(encoded["history_length"], raw["history_length"].astype(np.int32), strict=True)
+    for row, length in enumerate(raw["history_length"]):
+        for name in ("item_id", "category_id", "action"):
+            column = f"history_{name}"
+            _check_rows(name, encoded[column][row, :length], raw[column][row, :length])
+            np.testing.assert_array_equal(encoded[column][row, length:], 0)
+        prices = raw["history_price"][row].copy()
+        prices[length:] = 0.0
+        np.testing.assert_array_equal(encoded["history_price"][row], prices)
+
+
+def test_call_takes_several_candidates_narrow_integers_and_other_columns(lookup: FeatureLookup) -> None:
+    raw = _raw()
+    raw["item_id"] = np.array([["bread", "milk"], ["", "caviar"], ["milk", "milk"]])
+    raw["category_id"] = np.array([[7, 0], [0, -1], [7, 7]], np.int32)
+    raw["price"] = np.ones([3, 2], np.float32)
+    raw["label"] = np.array([0, 1, 0])
+    encoded = lookup(raw)
+    assert "label" not in encoded
+    np.testing.assert_array_equal(encoded["item_id"], [[3, 2], [4, 1], [2, 2]])
+    np.testing.assert_array_equal(encoded["category_id"], [[4, 5], [5, 6], [4, 4]])
+
+
+def test_lookup_is_the_same_everywhere(tmp_path: Path) -> None:
+    layer = FeatureLookup(FEATURES)
+    layer.adapt(LOG)
+    # String tables have no XLA kernels.
+    outputs = check_layer(layer, {"inputs": _raw()}, tmp_path, xla=False, copy_state=lambda _, twin: twin.adapt(LOG))
+    np.testing.assert_array_equal(outputs[sorted(_raw()).index("history_item_id")], [[2, 3], [0, 0], [1, 0]])
+    reloaded = tf.keras.models.load_model(str(tmp_path / "model")).layers[-1]
+    assert isinstance(reloaded, FeatureLookup)
+    assert reloaded.features == layer.features
+    np.testing.assert_array_equal(reloaded.encode("item_id", ["bread", "milk"]), [3, 2])
+
+
+def test_adapt_to_batches_counts_candidates_and_real_behaviours() -> None:
+    features = Features(item_id=Feature("item_id"), user=(Feature("user_id", "string"),))
+    batches = [
+        {
+            "user_id": ["b", "a"],
+            "item_id": [5, 6],
+            # 9 only ever stands in padding.
+            "history_item_id": [[6, 5, 9], [9, 9, 9]],
+            "history_length": [2, 0],
+        },
+        {"user_id": ["b"], "item_id": [6], "history_item_id": [[7, 6, 5]], "history_length": [2]},
+    ]
+    datasets = {
+        "dicts": tf.data.Dataset.from_generator(
+            lambda: batches,
+            output_signature={
+                "user_id": tf.TensorSpec([None], tf.string),
+                "item_id": tf.TensorSpec([None], tf.int64),
+                "history_item_id": tf.TensorSpec([None, 3], tf.int64),
+                "history_length": tf.TensorSpec([None], tf.int64),
+            },
+        )
+    }
+    datasets["pairs"] = datasets["dicts"].map(lambda batch: (batch, tf.zeros_like(batch["item_id"])))
+    for kind, dataset in datasets.items():
+        layer = FeatureLookup(features)
+        layer.adapt(dataset)
+        # 6 was seen four times, 5 twice, 7 once.
+        np.testing.assert_array_equal(layer.encode("item_id", [6, 5, 7, 9]), [2, 3, 4, 1], err_msg=kind)
+        np.testing.assert_array_equal(layer.encode("user_id", ["b", "a"]), [2, 3], err_msg=kind)
+
+
+def test_adapting_again_replaces_the_vocabulary(lookup: FeatureLookup) -> None:
+    lookup.adapt({**LOG, "item_id": np.array(["new", "new", "newer"])})
+    np.testing.assert_array_equal(lookup.encode("item_id", ["new", "newer", "milk"]), [2, 3, 1])
+
+
+def test_set_vocabulary_keeps_its_order_and_is_cut_off() -> None:
+    layer = FeatureLookup(FEATURES)
+    layer.set_vocabulary("action", ["buy", "view", "fav"])
+    np.testing.assert_array_equal(layer.encode("action", ["buy", "view", "fav"]), [2, 3, 1])
+    layer.set_vocabulary("user_id", np.array([9, 4], np.int32))
+    np.testing.assert_array_equal(layer.encode("user_id", [[4], [9]]), [[3], [2]])
+
+
+# Refusals
+
+
+def _message(text: str) -> str:
+    return f"^{re.escape(text)}$"
+
+
+def test_lookup_refuses_what_is_no_features() -> None:
+    with pytest.raises(TypeError, match=_message("`features` must be a keras_eta.Features. Received: features='item'")):
+        FeatureLookup("item")  # type: ignore[arg-type]
+
+
+def test_lookup_refuses_missing_columns(lookup: FeatureLookup) -> None:
+    raw = _raw()
+    del raw["history_action"], raw["hour"]
+    with pytest.raises(
+        ValueError, match=re.escape(f"Columns are missing: ['history_action', 'hour']. Received: {sorted(raw)}")
+    ):
+        lookup(raw)
+
+
+def test_features_of_an_unadapted_lookup_say_what_to_do() -> None:
+    message = "The vocabulary of feature 'user_id' is empty. Call `adapt` first."
+    with pytest.raises(ValueError, match=_message(message)):
+        _ = FeatureLookup(FEATURES).features
+
+
+def test_call_of_an_unadapted_lookup_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"Call `adapt` first\."):
+        FeatureLookup(FEATURES)(_raw())
+
+
+@pytest.mark.parametrize("data", [{"item_id": np.array(["a"])}, {**LOG, "user_id": np.zeros(0, np.int64)}])
+def test_adapt_refuses_data_without_a_feature(data: dict[str, np.ndarray]) -> None:
+    missing = "category_id" if len(data) == 1 else "user_id"
+    with pytest.raises(ValueError, match=r"^`data` holds no value of feature '\w+'\.$") as error:
+        FeatureLookup(FEATURES).adapt(data)
+    assert missing in str(error.value) or len(data) == 1
+
+
+@pytest.mark.parametrize("name", ["brand_id", "price"])
+@pytest.mark.parametrize("method", ["encode", "set_vocabulary"])
+def test_lookup_refuses_a_name_that_is_no_id_feature(lookup: FeatureLookup, method: str, name: str) -> None:
+    with pytest.raises((KeyError, ValueError), match=f"{name}"):
+        getattr(lookup, method)(name, [1])

@@ -1,0 +1,668 @@
+"""The ranker: its logits against a whole forward pass in NumPy, training, metrics, saving, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_eta import ETA, Feature, FeatureLookup, Features, Ranker, metrics
+from keras_eta.layers import ActivationUnit, Dice, TargetAttention
+from keras_eta.models import Scores
+from keras_eta.search import FullSearch, HammingSearch, InnerProductSearch, SearchUnit
+from tests import reference
+
+Batch = dict[str, np.ndarray]
+MakeBatch = Callable[..., Batch]
+
+TOP_K = 3
+
+UNITS: dict[str, Callable[[], SearchUnit | None]] = {
+    "none": lambda: None,
+    "full": FullSearch,
+    "inner product": lambda: InnerProductSearch(TOP_K),
+    "hamming": lambda: HammingSearch(TOP_K, num_bits=16),
+    "hamming with bias": lambda: HammingSearch(TOP_K, num_bits=16, similarity_bias=True),
+}
+
+
+def _ranker(features: Features, unit: str = "none", **arguments: Any) -> Ranker:
+    arguments = {"short_history_length": 4, "num_heads": 2, "hidden_units": (6, 5), **arguments}
+    model = Ranker(features, search_unit=UNITS[unit](), **arguments)
+    model.build()
+    _randomise(model)
+    return model
+
+
+def _randomise(model: Ranker) -> None:
+    """Weights large enough for every part to matter; biases and scales too."""
+    rng = np.random.default_rng(5)
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(scale=0.5, size=variable.shape))
+
+
+@pytest.fixture(scope="module")
+def models(features: Features) -> dict[str, Ranker]:
+    """A ranker with each search unit."""
+    return {unit: _ranker(features, unit) for unit in UNITS}
+
+
+# The forward pass
+
+
+def _vector(model: Ranker, features: tuple[Feature, ...], values: Mapping[str, Any]) -> np.ndarray:
+    parts = [
+        model.embeddings[feature.name].embeddings.numpy()[values[feature.name]]
+        if feature.is_id
+        else np.array([values[feature.name]], np.float32)
+        for feature in features
+    ]
+    return np.concatenate(parts)
+
+
+def _retrieved(model: Ranker, batch: Batch, row: int, item: int, length: int) -> list[int] | None:
+    """Positions that the search unit must retrieve; `None`: all."""
+    if isinstance(model.search_unit, FullSearch):
+        return None
+    layer = model.embeddings["item_id"]
+    history = batch["history_item_id"][row, :length]
+    mask = np.arange(length) < batch["history_length"][row]
+    table = layer.embeddings.numpy()
+    if isinstance(model.search_unit, InnerProductSearch):
+        positions, found = reference.inner_product_top_k(table[[item]], table[history], TOP_K, mask)
+    else:
+        words = reference.simhash(table, layer.hash.planes.numpy())
+        positions, _, found = reference.hamming_top_k(words[[item]], words[history], TOP_K, mask)
+    return positions[found].tolist()
+
+
+def _expected_logit(model: Ranker, batch: Batch, row: int, candidate: int) -> float:
+    """The logit of one candidate of a batch for `score`."""
+    features = model.features
+    length = min(batch["history_item_id"].shape[1], features.max_history_length)
+    real = int(min(batch["history_length"][row], length))
+    item = _vector(
+        model,
+        features.item_features,
+        {feature.name: batch[feature.name][row, candidate] for feature in features.item_features},
+    )
+    behaviours = [
+        _vector(
+            model,
+            features.history_features,
+            {feature.name: batch[f"history_{feature.name}"][row, i] for feature in features.history_features},
+        )
+        for i in range(real)
+    ]
+
+    def interest(layer: Any, positions: list[int], similarity: np.ndarray | None = None) -> np.ndarray:
+        if not positions:
+            return np.zeros(layer.num_heads * layer.key_dim)
+        attended = np.array([behaviours[i] for i in positions])
+        weights = reference.attention_weights(layer)
+        return reference.target_attention(
+            item, attended, [True] * len(positions), weights, layer.num_heads, similarity
+        )[0]
+
+    parts = [item, interest(model.short_attention, list(range(min(real, model.short_history_length))))]
+    if model.search_unit is not None:
+        positions = _retrieved(model, batch, row, batch["item_id"][row, candidate], length)
+        positions = list(range(real)) if positions is None else positions
+        similarity = None
+        if model.search_unit.similarity_bias:
+            layer = model.embeddings["item_id"]
+            words = reference.simhash(layer.embeddings.numpy(), layer.hash.planes.numpy())
+            ids = batch["history_item_id"][row, positions]
+            candidate_words = words[batch["item_id"][row, candidate]]
+            distances = [reference.hamming_distance(candidate_words, words[i]) for i in ids]
+            similarity = 1.0 - 2.0 * np.array(distances) / model.search_unit.num_bits
+        parts.append(interest(model.long_attention, positions, similarity))
+    for feature in (*features.user, *features.context):
+        parts.append(_vector(model, (feature,), {feature.name: batch[feature.name][row]}))
+    x0 = x = np.concatenate(parts)
+    for cross in model.cross:
+        kernel, bias = cross.get_weights()
+        x = x0 * (x @ kernel + bias) + x
+    dense = [layer for layer in model.mlp.layers if isinstance(layer, tf.keras.layers.Dense)]
+    for layer in dense[:-1]:
+        x = np.maximum(x @ layer.kernel.numpy() + layer.bias.numpy(), 0.0)
+    return float((x @ dense[-1].kernel.numpy() + dense[-1].bias.numpy())[0])
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(
+    ("rows", "candidates", "length"),
+    [(4, 3, 12), (4, 1, 12), (1, 5, 2), (3, 2, 30), (2, 1, 1), (2, 2, 0)],
+)
+def test_logits_equal_reference(
+    models: dict[str, Ranker], make_batch: MakeBatch, unit: str, rows: int, candidates: int, length: int
+) -> None:
+    model = models[unit]
+    batch = make_batch(model.features, rows, length, candidates=candidates)
+    logits = model.score(batch).logits
+    expected = [[_expected_logit(model, batch, row, c) for c in range(candidates)] for row in range(rows)]
+    np.testing.assert_allclose(logits, expected, rtol=2e-4, atol=2e-4)
+    assert np.std(expected) > 0.01 or rows * candidates == 1
+
+
+def test_cross_layers_equal_reference(features: Features, make_batch: MakeBatch) -> None:
+    model = _ranker(features, "full", cross_layers=2)
+    for variable in model.cross[0].trainable_variables + model.cross[1].trainable_variables:
+        variable.assign(0.3 * variable)
+    batch = make_batch(features, 4, candidates=2)
+    expected = [[_expected_logit(model, batch, row, c) for c in range(2)] for row in range(4)]
+    np.testing.assert_allclose(model.score(batch).logits, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_score_of_many_candidates_equals_one_call_each(
+    models: dict[str, Ranker], make_batch: MakeBatch, unit: str
+) -> None:
+    model = models[unit]
+    batch = make_batch(model.features, 4, candidates=5)
+    scores = model.score(batch)
+    assert isinstance(scores, Scores)
+    assert scores.logits.shape == (4, 5)
+    for candidate in range(5):
+        items = {feature.name: batch[feature.name][:, candidate] for feature in model.features.item_features}
+        np.testing.assert_allclose(model({**batch, **items}), scores.logits[:, candidate], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_score_of_no_requests_is_empty(models: dict[str, Ranker], make_batch: MakeBatch, unit: str) -> None:
+    assert models[unit].score(make_batch(models[unit].features, 0, candidates=3)).logits.shape == (0, 3)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_padding_never_influences_the_score(models: dict[str, Ranker], make_batch: MakeBatch, unit: str) -> None:
+    model = models[unit]
+    for candidates in (None, 3):
+        batch = make_batch(model.features, 8, candidates=candidates)
+        other = make_batch(model.features, 8, candidates=candidates, seed=1)
+        padding = np.arange(12) >= batch["history_length"][:, np.newaxis]
+        changed = {
+            **batch,
+            **{name: np.where(padding, other[name], batch[name]) for name in model.features.history_names},
+        }
+        assert (changed["history_item_id"] != batch["history_item_id"]).any()
+        score = model if candidates is None else lambda inputs: model.score(inputs).logits
+        np.testing.assert_array_equal(score(changed), score(batch))
+        # More padding does not either.
+        longer = {name: np.pad(batch[name], [(0, 0), (0, 5)], mode="edge") for name in model.features.history_names}
+        np.testing.assert_allclose(score({**batch, **longer}), score(batch), rtol=1e-5, atol=1e-6)
+        # A real behaviour does.
+        one_more = {**batch, "history_length": np.minimum(batch["history_length"] + 1, 12)}
+        assert (score(one_more).numpy() != score(batch).numpy()).any()
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_history_beyond_the_maximum_is_not_read(models: dict[str, Ranker], make_batch: MakeBatch, unit: str) -> None:
+    model = models[unit]
+    maximum = model.features.max_history_length
+    batch = make_batch(model.features, 4, maximum + 7)
+    batch["history_length"][:] = maximum + 7
+    cut = {name: batch[name][:, :maximum] for name in model.features.history_names}
+    expected = model({**batch, **cut, "history_length": np.full(4, maximum)})
+    np.testing.assert_allclose(model(batch), expected, rtol=1e-5, atol=1e-6)
+    # The last behaviour that is read matters where all are attended to.
+    if unit == "full":
+        batch["history_item_id"][:, maximum - 1] = batch["history_item_id"][:, maximum - 1] % 40 + 1
+        assert (model(batch).numpy() != expected.numpy()).all()
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_empty_history_gives_zero_interest(models: dict[str, Ranker], make_batch: MakeBatch, unit: str) -> None:
+    model = models[unit]
+    batch = make_batch(model.features, 3, candidates=2)
+    batch["history_length"][:] = 0
+    scores = model.score(batch)
+    if scores.retrieved is not None:
+        assert not scores.retrieved.mask.numpy().any()
+    if scores.attention is not None:
+        assert not scores.attention.numpy().any()
+    # The MLP reads zeros in place of interest.
+    features = model.features
+    item = np.array(
+        [[_vector(model, features.item_features, {f.name: batch[f.name][r, c] for f in features.item_features})
+          for c in range(2)] for r in range(3)]
+    )  # fmt: skip
+    interest = np.zeros([3, 2, (14 if unit == "none" else 28)], np.float32)
+    rows = np.array(
+        [_vector(model, (*features.user, *features.context),
+                 {f.name: batch[f.name][r] for f in (*features.user, *features.context)}) for r in range(3)]
+    )  # fmt: skip
+    x = np.concatenate([item, interest, np.repeat(rows[:, np.newaxis], 2, axis=1)], axis=-1)
+    np.testing.assert_allclose(scores.logits, model.mlp(x)[..., 0], rtol=1e-5, atol=1e-6)
+
+
+def test_columns_of_one_value_a_row_are_read_too(models: dict[str, Ranker], make_batch: MakeBatch) -> None:
+    model = models["hamming"]
+    batch = make_batch(model.features)
+    wide = {name: column if column.ndim == 2 else column[:, np.newaxis] for name, column in batch.items()}
+    logits = model(wide)
+    assert logits.shape == (8,)
+    np.testing.assert_array_equal(logits, model(batch))
+
+
+@pytest.mark.parametrize("unit", ["full", "inner product", "hamming with bias"])
+def test_graph_and_xla_equal_eager(models: dict[str, Ranker], make_batch: MakeBatch, unit: str) -> None:
+    model = models[unit]
+    batch = {name: tf.constant(column) for name, column in make_batch(model.features, candidates=3).items()}
+    expected = model.score(batch)
+    for options in ({"reduce_retracing": True}, {"jit_compile": True}):
+        scores = tf.function(model.score, **options)(batch)
+        np.testing.assert_allclose(scores.logits, expected.logits, rtol=1e-4, atol=1e-5)
+        if expected.retrieved is not None:
+            np.testing.assert_array_equal(scores.retrieved.positions, expected.retrieved.positions)
+
+
+@pytest.mark.parametrize("unit", ["none", "full", "hamming"])
+@pytest.mark.parametrize("activation", ["relu", Dice])
+def test_activation_unit_in_place_of_both_attentions(
+    features: Features, make_batch: MakeBatch, unit: str, activation: Any
+) -> None:
+    long_attention = None if unit == "none" else ActivationUnit((4,))
+    model = _ranker(
+        features, unit, short_attention=ActivationUnit((3,)), long_attention=long_attention, activation=activation
+    )
+    assert isinstance(model.short_attention, ActivationUnit)
+    assert sum(isinstance(layer, Dice) for layer in model.mlp.layers) == (2 if activation is Dice else 0)
+    batch = make_batch(features, candidates=3)
+    scores = model.score(batch)
+    assert np.isfinite(scores.logits).all()
+    for candidate in range(3):
+        items = {feature.name: batch[feature.name][:, candidate] for feature in features.item_features}
+        np.testing.assert_allclose(model({**batch, **items}), scores.logits[:, candidate], rtol=1e-4, atol=1e-5)
+    one_more = {**batch, "history_length": np.minimum(batch["history_length"] + 1, 12)}
+    assert (model.score(one_more).logits.numpy() != scores.logits.numpy()).any()
+
+
+def test_long_history_alone(features: Features, make_batch: MakeBatch) -> None:
+    model = _ranker(features, "hamming", short_history_length=0)
+    assert model.short_attention is None
+    batch = make_batch(features)
+    batch["history_length"][:] = 12
+    assert np.std(model(batch)) > 0
+
+
+def test_dice_of_the_mlp_learns_statistics_in_training_only(features: Features, make_batch: MakeBatch) -> None:
+    model = _ranker(features, activation=Dice)
+    dice = next(layer for layer in model.mlp.layers if isinstance(layer, Dice))
+    batch = make_batch(features)
+    means = [dice.normalization.moving_mean.numpy()]
+    for training in (False, True):
+        model(batch, training=training)
+        means.append(dice.normalization.moving_mean.numpy())
+    np.testing.assert_array_equal(means[0], means[1])
+    assert (means[1] != means[2]).all()
+
+
+# Raw ids
+
+
+@pytest.fixture(scope="module")
+def lookup() -> FeatureLookup:
+    features = Features(
+        item_id=Feature("item_id", "string", embedding_dim=4),
+        item_attributes=(Feature("category_id", embedding_dim=2),),
+        user=(Feature("user_id", embedding_dim=2),),
+        hashed=("item_id", "category_id"),
+    )
+    layer = FeatureLookup(features)
+    layer.adapt(
+        {
+            "item_id": np.array(["milk", "milk", "bread", "wine"]),
+            "category_id": np.array([10, 10, 10, 20]),
+            "user_id": np.array([1, 2, 2, 3]),
+        }
+    )
+    return layer
+
+
+def _raw() -> dict[str, np.ndarray]:
+    return {
+        "user_id": np.array([2, 99]),
+        "item_id": np.array(["wine", "caviar"]),
+        "category_id": np.array([20, 30]),
+        "history_item_id": np.array([["milk", "caviar", "bread"], ["truffle", "oyster", ""]]),
+        "history_category_id": np.array([[10, 30, 10], [30, 30, 0]]),
+        "history_length": np.array([3, 2]),
+    }
+
+
+def test_unseen_ids_get_a_finite_score_of_their_own(lookup: FeatureLookup) -> None:
+    model = ETA(lookup=lookup, top_k=2, hidden_units=(4,))
+    assert model.features == lookup.features
+    logits = model(lookup(_raw()))
+    assert np.isfinite(logits).all()
+    # All unknown items of a bucket are one.
+    raw = _raw()
+    raw["item_id"] = np.array(["wine", "saffron"])
+    np.testing.assert_array_equal(model(lookup(raw)), logits)
+    raw["item_id"] = np.array(["wine", "milk"])
+    assert model(lookup(raw))[1] != logits[1]
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def trained(features: Features, make_batch: MakeBatch) -> tuple[Ranker, dict[str, list[float]], Batch, np.ndarray]:
+    """ETA fitted by the default optimiser to a label that the candidate's price tells, with most of it noise."""
+    tf.keras.utils.set_random_seed(0)
+    batch = make_batch(features, 600)
+    rng = np.random.default_rng(0)
+    labels = (batch["price"] + rng.normal(size=600) > 0).astype(np.float32)
+    model = ETA(features, top_k=TOP_K, num_bits=16, short_history_length=4, hidden_units=(8,), cross_layers=1)
+    model.compile()
+    history = model.fit(batch, labels, batch_size=50, epochs=4, verbose=0).history
+    return model, history, batch, labels
+
+
+def test_fit_lowers_the_loss(trained: tuple[Ranker, dict[str, list[float]], Batch, np.ndarray]) -> None:
+    _, history, _, _ = trained
+    assert history["total_loss"][-1] < history["total_loss"][0] - 0.02
+    assert history["auc"][-1] > 0.75 > history["auc"][0]
+    assert set(history) == {"auc", "log_loss", "loss", "regularization_loss", "total_loss"}
+
+
+def test_evaluate_agrees_with_exact_metrics(
+    trained: tuple[Ranker, dict[str, list[float]], Batch, np.ndarray],
+) -> None:
+    model, _, batch, labels = trained
+    logits = model.predict(batch, batch_size=64, verbose=0)
+    assert logits.shape == (600,)
+    np.testing.assert_allclose(logits, model(batch), rtol=1e-4, atol=1e-5)
+    results = model.evaluate(batch, labels, batch_size=64, return_dict=True, verbose=0)
+    assert results["auc"] == pytest.approx(metrics.auc(labels, logits), abs=1e-2)
+    assert results["auc"] == pytest.approx(reference.auc(labels.tolist(), logits.tolist()), abs=1e-2)
+    assert results["log_loss"] == pytest.approx(metrics.log_loss(labels, logits), abs=1e-5)
+    assert metrics.log_loss(labels, logits) == pytest.approx(
+        reference.log_loss(labels.tolist(), logits.tolist()), abs=1e-9
+    )
+
+
+def test_sample_weights_weigh_the_metrics_and_the_loss(
+    trained: tuple[Ranker, dict[str, list[float]], Batch, np.ndarray],
+) -> None:
+    model, _, batch, labels = trained
+    weights = np.random.default_rng(1).uniform(0.0, 2.0, 600).astype(np.float32)
+    weights[:300] = 0.0
+    results = model.evaluate(batch, labels, sample_weight=weights, batch_size=600, return_dict=True, verbose=0)
+    logits = model.predict(batch, batch_size=600, verbose=0).tolist()
+    exact = (labels.tolist(), logits, weights.tolist())
+    assert results["auc"] == pytest.approx(reference.auc(*exact), abs=1e-2)
+    assert results["log_loss"] == pytest.approx(reference.log_loss(*exact), abs=1e-5)
+    # Keras's loss divides by the rows, not by their weights.
+    expected = reference.log_loss(*exact) * weights.sum() / 600
+    assert results["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_of_weight_zero_do_not_train(features: Features, make_batch: MakeBatch) -> None:
+    model = _ranker(features, "hamming")
+    model.compile(tf.keras.optimizers.SGD(1.0), run_eagerly=True)
+    batch = make_batch(features, 4)
+    # Row 3 alone holds item 41, and weighs nothing.
+    for name in ("item_id", "history_item_id"):
+        batch[name][:] = np.minimum(batch[name], 30)
+    batch["item_id"][3] = 41
+    table = model.embeddings["item_id"].embeddings
+    before = table.numpy()
+    labels = np.array([0.0, 1.0, 0.0, 1.0], np.float32)
+    model.train_on_batch(batch, labels, sample_weight=np.array([1.0, 1.0, 1.0, 0.0], np.float32))
+    np.testing.assert_array_equal(table[41], before[41])
+    assert (table[batch["item_id"][0]].numpy() != before[batch["item_id"][0]]).any()
+    model.train_on_batch(batch, labels)
+    assert (table[41].numpy() != before[41]).any()
+
+
+def test_embeddings_regularizer_reaches_every_table(features: Features, make_batch: MakeBatch) -> None:
+    model = _ranker(features, "hamming", embeddings_regularizer=tf.keras.regularizers.L2(0.5))
+    assert set(model.embeddings) == {"item_id", "category_id", "action", "user_id", "page"}
+    expected = sum(0.5 * np.sum(layer.embeddings.numpy() ** 2) for layer in model.embeddings.values())
+    model(make_batch(features))
+    assert float(tf.add_n(model.losses)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_default_optimiser_gives_adagrad_to_embeddings_and_adam_to_the_rest(
+    trained: tuple[Ranker, dict[str, list[float]], Batch, np.ndarray],
+) -> None:
+    model, _, _, _ = trained
+    adagrad, adam = model.optimizer.optimizers
+    assert isinstance(adagrad, tf.keras.optimizers.Adagrad)
+    assert isinstance(adam, tf.keras.optimizers.Adam)
+    # An accumulator for each table; two moments for each other weight; iterations and learning rate.
+    tables = [layer.embeddings for layer in model.embeddings.values()]
+    shapes = sorted(tuple(table.shape) for table in tables)
+    assert sorted(tuple(v.shape) for v in adagrad.variables() if v.shape.rank) == shapes
+    others = [tuple(v.shape) for v in model.trainable_variables if all(v is not table for table in tables)]
+    assert sorted(tuple(v.shape) for v in adam.variables() if v.shape.rank) == sorted(2 * others)
+
+
+# Configuration and saving
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "defaults": {"search_unit": None},
+    "everything": {
+        "search_unit": HammingSearch(3, num_bits=5, seed=2, similarity_bias=True, trainable_planes=True),
+        "short_history_length": 3,
+        "num_heads": 3,
+        "key_dim": 5,
+        "hidden_units": [7, 6],
+        "activation": Dice,
+        "cross_layers": 2,
+        "short_attention": ActivationUnit((3,)),
+        "embeddings_regularizer": tf.keras.regularizers.L2(0.25),
+        "name": "everything",
+    },
+    "activation units": {
+        "search_unit": FullSearch(),
+        "short_history_length": 0,
+        "long_attention": ActivationUnit((3, 2)),
+        "activation": "tanh",
+        "embeddings_regularizer": "l1",
+    },
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_config_makes_the_same_model(features: Features, make_batch: MakeBatch, name: str) -> None:
+    model = Ranker(features, **ARGUMENTS[name])
+    config = json.loads(json.dumps(tf.keras.utils.serialize_keras_object(model)))
+    assert config["registered_name"] == "keras_eta>Ranker"
+    twin = tf.keras.utils.deserialize_keras_object(config)
+    assert type(twin) is Ranker
+    assert json.dumps(twin.get_config()) == json.dumps(model.get_config())
+    assert twin.features == features
+    batch = make_batch(features)
+    model(batch)
+    twin(batch)
+    assert [weight.shape for weight in twin.weights] == [weight.shape for weight in model.weights]
+    twin.set_weights(model.get_weights())
+    np.testing.assert_array_equal(twin(batch), model(batch))
+    assert [float(loss) for loss in twin.losses] == [float(loss) for loss in model.losses]
+
+
+def test_config_of_eta_makes_the_same_model(features: Features) -> None:
+    arguments: dict[str, Any] = {
+        "top_k": 3,
+        "num_bits": 5,
+        "seed": 2,
+        "similarity_bias": True,
+        "trainable_planes": True,
+    }
+    model = ETA(features, **arguments, short_history_length=2)
+    twin = tf.keras.utils.deserialize_keras_object(tf.keras.utils.serialize_keras_object(model))
+    assert type(twin) is ETA
+    assert twin.get_config() == model.get_config()
+    assert {name: getattr(twin.search_unit, name) for name in arguments} == arguments
+
+
+def test_defaults_are_those_of_the_design(features: Features) -> None:
+    model = ETA(features)
+    assert (model.search_unit.top_k, model.search_unit.num_bits, model.short_history_length) == (48, 64, 16)
+    assert Features(item_id=Feature("item_id")).max_history_length == 512
+    assert Feature("item_id").embedding_dim == 32
+
+
+@pytest.mark.parametrize("save_format", ["h5", "tf"])
+def test_weights_travel_by_file(
+    models: dict[str, Ranker], features: Features, make_batch: MakeBatch, save_format: str, tmp_path: Path
+) -> None:
+    model, batch = models["hamming with bias"], make_batch(features)
+    path = str(tmp_path / ("weights.h5" if save_format == "h5" else "weights"))
+    model.save_weights(path, save_format=save_format)
+    twin = Ranker.from_config(model.get_config())
+    twin.build()
+    assert (twin(batch).numpy() != model(batch).numpy()).all()
+    twin.load_weights(path)
+    np.testing.assert_array_equal(twin(batch), model(batch))
+
+
+@pytest.mark.slow
+def test_saved_model_reloads_with_its_vocabularies_and_trains_on(lookup: FeatureLookup, tmp_path: Path) -> None:
+    model = ETA(lookup=lookup, top_k=2, num_bits=16, hidden_units=(4,), activation=Dice)
+    model.compile("adam", run_eagerly=True)
+    labels = np.array([0.0, 1.0], np.float32)
+    model.fit(lookup(_raw()), labels, verbose=0)
+    model.save(str(tmp_path / "model"))
+    reloaded = tf.keras.models.load_model(str(tmp_path / "model"))
+    assert isinstance(reloaded, ETA)
+    assert isinstance(reloaded.lookup, FeatureLookup)
+    assert reloaded.features == lookup.features
+    np.testing.assert_allclose(reloaded(reloaded.lookup(_raw())), model(lookup(_raw())), rtol=1e-6)
+    assert isinstance(reloaded.optimizer, tf.keras.optimizers.Adam)
+    before = reloaded(lookup(_raw())).numpy()
+    reloaded.fit(lookup(_raw()), labels, verbose=0)
+    assert (reloaded(lookup(_raw())).numpy() != before).all()
+
+
+@pytest.mark.slow
+def test_native_keras_format_reloads(
+    models: dict[str, Ranker], features: Features, make_batch: MakeBatch, tmp_path: Path
+) -> None:
+    model, batch, path = models["hamming"], make_batch(features), str(tmp_path / "model.keras")
+    model.save(path)
+    np.testing.assert_array_equal(tf.keras.models.load_model(path)(batch), model(batch))
+
+
+# Refusals
+
+
+def _refused(features: Features) -> list[tuple[dict[str, Any], type[Exception], str]]:
+    return [
+        (
+            {"features": None},
+            ValueError,
+            "Give `features` with vocabulary sizes, or an adapted `lookup`. Received neither.",
+        ),
+        ({"features": "item_id"}, TypeError, "`features` must be a keras_eta.Features. Received: features='item_id'"),
+        (
+            {"search_unit": "hamming"},
+            TypeError,
+            "`search_unit` must be a SearchUnit or None. Received: search_unit='hamming'",
+        ),
+        (
+            {"short_history_length": -1},
+            ValueError,
+            "`short_history_length` must be an integer of at least 0. Received: short_history_length=-1",
+        ),
+        (
+            {"short_history_length": 1.5},
+            ValueError,
+            "`short_history_length` must be an integer of at least 0. Received: short_history_length=1.5",
+        ),
+        (
+            {"cross_layers": True},
+            ValueError,
+            "`cross_layers` must be an integer of at least 0. Received: cross_layers=True",
+        ),
+        (
+            {"short_history_length": 0},
+            ValueError,
+            "A ranker needs a `short_history_length` above 0 or a `search_unit`. Received neither.",
+        ),
+        ({"hidden_units": ()}, ValueError, "`hidden_units` must be positive integers. Received: hidden_units=()"),
+        (
+            {"hidden_units": (8, 0)},
+            ValueError,
+            "`hidden_units` must be positive integers. Received: hidden_units=(8, 0)",
+        ),
+        ({"num_heads": 0}, ValueError, "`num_heads` must be a positive integer. Received: num_heads=0"),
+        ({"num_heads": 2.0}, ValueError, "`num_heads` must be a positive integer. Received: num_heads=2.0"),
+        ({"key_dim": -1}, ValueError, "`key_dim` must be a positive integer. Received: key_dim=-1"),
+        ({"key_dim": 0}, ValueError, "`key_dim` must be a positive integer. Received: key_dim=0"),
+        (
+            {"search_unit": HammingSearch(2, similarity_bias=True), "long_attention": ActivationUnit()},
+            ValueError,
+            "`long_attention` and `search_unit` must agree on the similarity bias. Received: "
+            "long_attention.similarity_bias=False, search_unit.similarity_bias=True",
+        ),
+        (
+            {"search_unit": FullSearch(), "long_attention": TargetAttention(similarity_bias=True)},
+            ValueError,
+            "`long_attention` and `search_unit` must agree on the similarity bias. Received: "
+            "long_attention.similarity_bias=True, search_unit.similarity_bias=False",
+        ),
+        (
+            {"features": dataclasses.replace(features, item_id=Feature("item_id"))},
+            ValueError,
+            "The vocabulary size of feature 'item_id' is not known. Set `vocabulary_size`, or adapt a `FeatureLookup` "
+            "and use its `features`.",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("case", range(16))
+def test_ranker_refuses_a_bad_argument(features: Features, case: int) -> None:
+    arguments, error, message = _refused(features)[case]
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        Ranker(**{"features": features, **arguments})
+
+
+def test_ranker_refuses_an_unadapted_lookup(features: Features) -> None:
+    with pytest.raises(ValueError, match=r"^The vocabulary of feature 'user_id' is empty\. Call `adapt` first\.$"):
+        Ranker(lookup=FeatureLookup(features))
+
+
+def test_ranker_refuses_a_lookup_that_is_none() -> None:
+    with pytest.raises(TypeError, match="`lookup` must be"):
+        Ranker(lookup="item_id")  # type: ignore[arg-type]
+
+
+def test_ranker_refuses_an_activation_that_is_none(features: Features) -> None:
+    with pytest.raises((TypeError, ValueError), match="activation"):
+        Ranker(features, activation="no such activation")
+    with pytest.raises((TypeError, ValueError), match="activation"):
+        Ranker(features, activation=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"top_k": 0}, "`top_k` must be a positive integer. Received: top_k=0"),
+        ({"num_bits": 0}, "`num_bits` must be a positive integer. Received: num_bits=0"),
+        (
+            {"trainable_planes": True},
+            "`trainable_planes` needs `similarity_bias=True`: no gradient reaches the planes otherwise. "
+            "Received: trainable_planes=True, similarity_bias=False",
+        ),
+    ],
+)
+def test_eta_refuses_a_bad_argument(features: Features, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        ETA(features, **arguments)
+
+
+def test_missing_column_is_named(models: dict[str, Ranker], make_batch: MakeBatch) -> None:
+    batch = make_batch(models["none"].features)
+    del batch["history_action"]
+    with pytest.raises((KeyError, ValueError), match="history_action"):
+        models["none"](batch)

@@ -1,0 +1,248 @@
+"""The data contract in code: what is derived from features, what is refused, and that JSON keeps it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import pytest
+
+from keras_eta import Feature, Features
+from keras_eta.features import history_name
+
+ITEM = Feature("item_id", vocabulary_size=100)
+
+
+def test_history_name_prefixes_the_feature() -> None:
+    assert history_name("item_id") == "history_item_id"
+
+
+def test_feature_defaults() -> None:
+    feature = Feature("item_id")
+    assert (feature.dtype, feature.embedding_dim, feature.vocabulary_size, feature.num_oov_indices) == (
+        "int64",
+        32,
+        None,
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": ""}, "`name` must be a non-empty string. Received: name=''"),
+        ({"name": 3}, "`name` must be a non-empty string. Received: name=3"),
+        (
+            {"name": "item_id", "dtype": "int32"},
+            "`dtype` of feature 'item_id' must be one of ('int64', 'string', 'float32'). Received: dtype='int32'",
+        ),
+        (
+            {"name": "item_id", "embedding_dim": 0},
+            "`embedding_dim` of feature 'item_id' must be a positive integer. Received: embedding_dim=0",
+        ),
+        (
+            {"name": "item_id", "embedding_dim": 2.0},
+            "`embedding_dim` of feature 'item_id' must be a positive integer. Received: embedding_dim=2.0",
+        ),
+        (
+            {"name": "item_id", "num_oov_indices": 0},
+            "`num_oov_indices` of feature 'item_id' must be a positive integer. Received: num_oov_indices=0",
+        ),
+        (
+            {"name": "item_id", "vocabulary_size": 0},
+            "`vocabulary_size` of feature 'item_id' must be a positive integer or None. Received: vocabulary_size=0",
+        ),
+        (
+            {"name": "item_id", "vocabulary_size": "10"},
+            "`vocabulary_size` of feature 'item_id' must be a positive integer or None. Received: vocabulary_size='10'",
+        ),
+    ],
+)
+def test_feature_refuses_a_bad_argument(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Feature(**arguments)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "string"])
+def test_num_indices_counts_padding_unknown_and_vocabulary(dtype: str) -> None:
+    feature = Feature("item_id", dtype, embedding_dim=7, vocabulary_size=10, num_oov_indices=3)
+    assert feature.is_id
+    assert feature.num_indices == 1 + 3 + 10
+    assert feature.width == 7
+
+
+def test_float_feature_has_one_column_and_no_vocabulary() -> None:
+    feature = Feature("price", "float32")
+    assert not feature.is_id
+    assert feature.width == 1
+    with pytest.raises(ValueError, match=r"^Feature 'price' has dtype 'float32' and no vocabulary\.$"):
+        _ = feature.num_indices
+
+
+def test_num_indices_of_an_unknown_vocabulary_says_what_to_do() -> None:
+    message = (
+        "The vocabulary size of feature 'item_id' is not known. Set `vocabulary_size`, or adapt a `FeatureLookup` "
+        "and use its `features`."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        _ = Feature("item_id").num_indices
+
+
+def test_roles_derive_names_in_order() -> None:
+    features = Features(
+        item_id=ITEM,
+        item_attributes=(Feature("category_id"), Feature("price", "float32")),
+        behaviour_attributes=(Feature("action", "string"),),
+        user=(Feature("user_id"),),
+        context=(Feature("hour", "float32"), Feature("page")),
+    )
+    assert features.row_names == ("user_id", "hour", "page", "item_id", "category_id", "price")
+    assert features.history_names == (
+        "history_item_id",
+        "history_category_id",
+        "history_price",
+        "history_action",
+    )
+    assert [feature.name for feature in features.item_features] == ["item_id", "category_id", "price"]
+    assert [feature.name for feature in features.history_features] == ["item_id", "category_id", "price", "action"]
+    assert [feature.name for feature in features.all_features] == [
+        "user_id",
+        "hour",
+        "page",
+        "item_id",
+        "category_id",
+        "price",
+        "action",
+    ]
+
+
+def test_defaults_hash_the_item_id_alone_over_512_behaviours() -> None:
+    features = Features(item_id=ITEM, item_attributes=(Feature("category_id"),))
+    assert features.hashed == ("item_id",)
+    assert features.max_history_length == 512
+
+
+def test_sequences_become_tuples() -> None:
+    attributes: Any = [Feature("category_id")]
+    hashed: Any = ["category_id", "item_id"]
+    features = Features(item_id=ITEM, item_attributes=attributes, hashed=hashed)
+    assert features.item_attributes == (Feature("category_id"),)
+    assert features.hashed == ("category_id", "item_id")
+    assert hash(features) == hash(dataclasses.replace(features))
+
+
+ATTRIBUTES = (Feature("category_id"), Feature("price", "float32"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"item_id": Feature("price", "float32")},
+            "`item_id` must be a Feature of dtype 'int64' or 'string'. Received: item_id=Feature(name='price', "
+            "dtype='float32', embedding_dim=32, vocabulary_size=None, num_oov_indices=1)",
+        ),
+        (
+            {"item_id": "item_id"},
+            "`item_id` must be a Feature of dtype 'int64' or 'string'. Received: item_id='item_id'",
+        ),
+        (
+            {"item_id": ITEM, "item_attributes": ATTRIBUTES, "hashed": ("brand_id",)},
+            "`hashed` must name different id features of the item, among ['item_id', 'category_id']. "
+            "Received: hashed=('brand_id',)",
+        ),
+        (
+            {"item_id": ITEM, "item_attributes": ATTRIBUTES, "hashed": ("item_id", "price")},
+            "`hashed` must name different id features of the item, among ['item_id', 'category_id']. "
+            "Received: hashed=('item_id', 'price')",
+        ),
+        (
+            {"item_id": ITEM, "hashed": ("item_id", "item_id")},
+            "`hashed` must name different id features of the item, among ['item_id']. "
+            "Received: hashed=('item_id', 'item_id')",
+        ),
+        (
+            {"item_id": ITEM, "behaviour_attributes": (Feature("action"),), "hashed": ("action",)},
+            "`hashed` must name different id features of the item, among ['item_id']. Received: hashed=('action',)",
+        ),
+        (
+            {"item_id": ITEM, "max_history_length": 0},
+            "`max_history_length` must be a positive integer. Received: max_history_length=0",
+        ),
+        (
+            {"item_id": ITEM, "max_history_length": 1.5},
+            "`max_history_length` must be a positive integer. Received: max_history_length=1.5",
+        ),
+        (
+            {"item_id": ITEM, "user": (Feature("item_id"),)},
+            "Every column must have a name of its own. Used twice: ['item_id']",
+        ),
+        (
+            {"item_id": ITEM, "item_attributes": (Feature("action"),), "behaviour_attributes": (Feature("action"),)},
+            "Every column must have a name of its own. Used twice: ['history_action']",
+        ),
+        (
+            {"item_id": ITEM, "context": (Feature("label"), Feature("timestamp"))},
+            "Every column must have a name of its own. Used twice: ['label', 'timestamp']",
+        ),
+        (
+            {"item_id": ITEM, "user": (Feature("history_item_id"), Feature("history_length"))},
+            "Every column must have a name of its own. Used twice: ['history_item_id', 'history_length']",
+        ),
+        (
+            {"item_id": Feature("length")},
+            "Every column must have a name of its own. Used twice: ['history_length']",
+        ),
+    ],
+)
+def test_features_refuse_a_bad_argument(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Features(**arguments)
+
+
+@pytest.mark.parametrize("role", ["item_attributes", "behaviour_attributes", "user", "context"])
+def test_features_refuse_what_is_no_feature(role: str) -> None:
+    roles: dict[str, Any] = {role: ("category_id",)}
+    with pytest.raises((TypeError, ValueError), match=f"`{role}` must .*category_id"):
+        Features(item_id=ITEM, **roles)
+
+
+def test_with_vocabulary_sizes_fills_every_role() -> None:
+    features = Features(
+        item_id=Feature("item_id"),
+        item_attributes=(Feature("category_id"),),
+        behaviour_attributes=(Feature("action"),),
+        user=(Feature("user_id"),),
+        context=(Feature("page"), Feature("hour", "float32"), Feature("device", vocabulary_size=9)),
+        hashed=("item_id", "category_id"),
+        max_history_length=7,
+    )
+    sizes = {"item_id": 1, "category_id": 2, "action": 3, "user_id": 4, "page": 5}
+    sized = features.with_vocabulary_sizes(sizes)
+    assert {feature.name: feature.vocabulary_size for feature in sized.all_features} == {
+        **sizes,
+        "hour": None,
+        "device": 9,
+    }
+    assert (sized.hashed, sized.max_history_length) == (("item_id", "category_id"), 7)
+    assert features.item_id.vocabulary_size is None
+
+
+def test_from_dict_reads_to_dict_through_json() -> None:
+    features = Features(
+        item_id=Feature("item_id", "string", embedding_dim=5, vocabulary_size=3, num_oov_indices=2),
+        item_attributes=(Feature("category_id"), Feature("price", "float32")),
+        behaviour_attributes=(Feature("action"),),
+        user=(Feature("user_id"),),
+        context=(Feature("page"),),
+        hashed=("item_id", "category_id"),
+        max_history_length=9,
+    )
+    assert Features.from_dict(json.loads(json.dumps(features.to_dict()))) == features
+
+
+def test_features_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ITEM.embedding_dim = 3  # type: ignore[misc]

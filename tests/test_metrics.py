@@ -1,0 +1,132 @@
+"""Metrics against the counting of pairs."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_eta import metrics
+from tests import reference
+
+# Few different scores and groups, so that ties and groups of one class abound.
+ROWS = st.lists(st.tuples(st.integers(0, 1), st.integers(-2, 2), st.integers(0, 4)), min_size=1, max_size=40)
+
+
+def test_auc_worked_by_hand() -> None:
+    # Pairs (positive, negative): .4-.3 won, .4-.4 tied, .9-.3 won, .9-.4 won.
+    assert metrics.auc([1, 0, 1, 0], [0.4, 0.3, 0.9, 0.4]) == 3.5 / 4
+
+
+@given(ROWS)
+def test_auc_equals_pair_counting(rows: list[tuple[int, int, int]]) -> None:
+    labels, scores, _ = zip(*rows, strict=True)
+    np.testing.assert_allclose(metrics.auc(labels, scores), reference.auc(labels, scores), rtol=1e-12)
+
+
+@given(ROWS)
+def test_grouped_auc_equals_pair_counting(rows: list[tuple[int, int, int]]) -> None:
+    labels, scores, groups = zip(*rows, strict=True)
+    expected = reference.grouped_auc(labels, scores, groups)
+    np.testing.assert_allclose(metrics.grouped_auc(labels, scores, groups), expected, rtol=1e-12)
+
+
+def test_grouped_auc_weights_groups_by_their_rows_and_leaves_out_single_classes() -> None:
+    # Group a: 4 rows, AUC 3/4. Group b: 2 rows, AUC 0. Group c: one class.
+    labels = [1, 0, 1, 0, 1, 0, 1, 1, 1]
+    scores = [2, 1, 4, 3, 1, 2, 0, 0, 9]
+    groups = ["a", "a", "a", "a", "b", "b", "c", "c", "c"]
+    assert metrics.grouped_auc(labels, scores, groups) == pytest.approx((4 * 0.75 + 2 * 0.0) / 6, abs=1e-15)
+
+
+def test_grouped_auc_of_unordered_rows_and_large_group_ids() -> None:
+    order = np.random.default_rng(0).permutation(60)
+    labels, scores = np.arange(60) % 2, np.arange(60) * 7 % 11
+    groups = np.array([2**62, -5, 10**9])[np.arange(60) % 3]
+    expected = reference.grouped_auc(labels.tolist(), scores.tolist(), groups.tolist())
+    assert metrics.grouped_auc(labels[order], scores[order], groups[order]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_columns_of_one_value_a_row_count_as_rows() -> None:
+    assert metrics.auc([[1], [0], [1]], [[0.3], [0.2], [0.1]]) == 0.5
+    assert metrics.grouped_auc([[1], [0], [1]], [[0.3], [0.2], [0.1]], [[7], [7], [8]]) == 1.0
+
+
+@pytest.mark.parametrize(("labels", "scores"), [([], []), ([1, 1], [0.2, 0.1]), ([0], [1.0])])
+def test_auc_of_a_single_class_is_nan(labels: list[int], scores: list[float]) -> None:
+    assert math.isnan(metrics.auc(labels, scores))
+    assert math.isnan(metrics.grouped_auc(labels, scores, labels))
+
+
+@given(ROWS)
+def test_log_loss_equals_the_formula(rows: list[tuple[int, int, int]]) -> None:
+    labels, logits, _ = zip(*rows, strict=True)
+    np.testing.assert_allclose(metrics.log_loss(labels, logits), reference.log_loss(labels, logits), rtol=1e-12)
+
+
+def test_log_loss_worked_by_hand_and_without_overflow() -> None:
+    assert metrics.log_loss([1, 0], [0.0, 0.0]) == pytest.approx(math.log(2.0), abs=1e-15)
+    assert metrics.log_loss([1, 0], [math.log(3.0), math.log(3.0)]) == pytest.approx(
+        (math.log(4 / 3) + math.log(4.0)) / 2, abs=1e-15
+    )
+    assert metrics.log_loss([0, 1], [1000.0, -1000.0]) == 1000.0
+
+
+def test_agreement_at_k_worked_by_hand() -> None:
+    retrieved = [[0, 5, 2], [7, 1, 0]]
+    relevant = [[2, 0, 9], [0, 3, 0]]
+    mask = [[True, True, True], [True, True, False]]
+    # Row 0: 2 and 0 of three were found. Row 1: of 0 and 3 neither, as the retrieved 0 is no real entry.
+    assert metrics.agreement_at_k(retrieved, relevant, mask) == 2 / 5
+
+
+def test_agreement_at_k_of_equal_and_of_disjoint_searches() -> None:
+    positions, mask = np.arange(24).reshape(2, 3, 4), np.ones([2, 3, 4], bool)
+    assert metrics.agreement_at_k(positions, positions[..., ::-1], mask) == 1.0
+    assert metrics.agreement_at_k(positions, positions + 100, mask) == 0.0
+
+
+def test_agreement_at_k_of_nothing_is_nan() -> None:
+    assert math.isnan(metrics.agreement_at_k([[0]], [[0]], [[False]]))
+
+
+def _message(text: str) -> str:
+    return f"^{re.escape(text)}$"
+
+
+def test_metrics_refuse_different_lengths() -> None:
+    with pytest.raises(ValueError, match=_message("`labels` and scores must be equally long. Received: 2 and 1")):
+        metrics.auc([0, 1], [0.5])
+    with pytest.raises(ValueError, match=_message("`labels` and scores must be equally long. Received: 1 and 2")):
+        metrics.log_loss([1], [0.5, 0.5])
+    message = "`groups` must be as long as `labels`. Received: 3 groups, 2 labels"
+    with pytest.raises(ValueError, match=_message(message)):
+        metrics.grouped_auc([0, 1], [0.5, 0.5], [1, 2, 3])
+
+
+def test_metrics_refuse_labels_that_are_not_classes() -> None:
+    with pytest.raises(ValueError, match=_message("`labels` must be 0 or 1. Received: [-1.0, 0.5, 2.0], ...")):
+        metrics.auc([2, 0.5, -1, 3, 1], [0, 0, 0, 0, 0])
+    with pytest.raises(ValueError, match=_message("`labels` must be 0 or 1. Received: [nan], ...")):
+        metrics.log_loss([math.nan], [0.0])
+
+
+@pytest.mark.parametrize("metric", [metrics.auc, metrics.log_loss])
+def test_metrics_refuse_scores_that_are_nan(metric: object) -> None:
+    # A diverged model must not get a number.
+    assert callable(metric)
+    try:
+        value = metric([0, 1, 1], [0.1, math.nan, 0.2])
+    except ValueError:
+        return
+    assert math.isnan(value)
+
+
+def test_agreement_at_k_refuses_different_shapes() -> None:
+    message = "`retrieved`, `relevant` and `mask` must have one shape. Received: (1, 2), (1, 3), (1, 2)"
+    with pytest.raises(ValueError, match=_message(message)):
+        metrics.agreement_at_k([[1, 2]], [[1, 2, 3]], [[True, True]])

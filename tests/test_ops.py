@@ -1,0 +1,360 @@
+"""The functions of fingerprints and distances against loops over Python integers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from keras_eta import ops
+from tests import reference
+
+NUM_BITS = [1, 7, 63, 64, 65, 128, 200, 512]
+DIMS = [1, 3, 32, 64, 100, 512]
+
+WORDS = st.integers(-(2**63), 2**63 - 1)
+# Sums of small integers are exact in any order, so that a projection of zero is zero.
+INTEGERS = st.integers(-3, 3).map(float)
+
+
+def _normal(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def _message(text: str) -> str:
+    return f"^{re.escape(text)}$"
+
+
+# Packing
+
+
+def test_pack_bits_worked_by_hand() -> None:
+    bits = np.zeros([3, 65], bool)
+    bits[1, [0, 3, 17]] = True
+    bits[2, [63, 64]] = True
+    np.testing.assert_array_equal(
+        ops.pack_bits(tf.constant(bits)), np.array([[0, 0], [1 + 8 + 2**17, 0], [-(2**63), 1]], np.int64), strict=True
+    )
+
+
+@pytest.mark.parametrize("num_bits", NUM_BITS)
+def test_pack_bits_equals_reference(num_bits: int) -> None:
+    bits = np.random.default_rng(num_bits).random([2, 5, num_bits]) < 0.5
+    bits[0, 0], bits[0, 1] = True, False
+    expected = [[reference.pack_bits(row) for row in rows] for rows in bits]
+    packed = ops.pack_bits(tf.constant(bits))
+    np.testing.assert_array_equal(packed, np.array(expected, np.int64), strict=True)
+    assert packed.shape[-1] == ops.num_words(num_bits) == -(-num_bits // 64)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=130))
+def test_pack_bits_keeps_every_bit(bits: list[bool]) -> None:
+    words = ops.pack_bits(tf.constant(bits)).numpy().tolist()
+    assert reference.unpack_words(words, len(bits)) == bits
+    assert not any(reference.unpack_words(words, 64 * len(words))[len(bits) :])
+
+
+def test_pack_bits_of_a_dynamic_batch_has_a_static_number_of_words() -> None:
+    concrete = tf.function(ops.pack_bits).get_concrete_function(tf.TensorSpec([None, None, 65], tf.bool))
+    assert concrete.structured_outputs.shape.as_list() == [None, None, 2]
+
+
+def test_pack_bits_takes_numpy_arrays_as_the_other_functions_do() -> None:
+    np.testing.assert_array_equal(ops.pack_bits(np.array([[True, False, True]])), [[5]])
+
+
+def test_pack_bits_refuses_no_bits_and_an_unknown_number() -> None:
+    with pytest.raises(
+        ValueError, match=_message("`bits` must have a static last dimension of at least 1. Received: shape=(2, 0)")
+    ):
+        ops.pack_bits(tf.zeros([2, 0], tf.bool))
+    with pytest.raises(
+        ValueError, match=_message("`bits` must have a static last dimension of at least 1. Received: shape=(2, None)")
+    ):
+        tf.function(ops.pack_bits, autograph=False).get_concrete_function(tf.TensorSpec([2, None], tf.bool))
+
+
+# SimHash
+
+
+@pytest.mark.parametrize("num_bits", NUM_BITS)
+@pytest.mark.parametrize("dim", DIMS)
+def test_simhash_equals_reference(dim: int, num_bits: int) -> None:
+    x, planes = _normal((6, dim), seed=dim), _normal((dim, num_bits), seed=num_bits + 1)
+    x[0] = 0.0
+    fingerprints = ops.simhash(x, planes).numpy()
+    np.testing.assert_array_equal(fingerprints, reference.simhash(x, planes), strict=True)
+    assert not fingerprints[0].any()
+    np.testing.assert_array_equal(ops.simhash(x.reshape(2, 3, dim), planes).numpy().reshape(6, -1), fingerprints)
+
+
+@given(hnp.arrays(np.float32, (4, 5), elements=INTEGERS), hnp.arrays(np.float32, (5, 70), elements=INTEGERS))
+def test_simhash_is_one_only_above_zero(x: np.ndarray, planes: np.ndarray) -> None:
+    bits, flipped = (
+        np.array([reference.unpack_words(row, 70) for row in ops.simhash(values, planes).numpy()]) for values in (x, -x)
+    )
+    projected = reference.projections(x, planes)
+    np.testing.assert_array_equal(bits, projected > 0)
+    # Turned round, every bit flips but those of a projection of zero, which are 0 both times.
+    np.testing.assert_array_equal(flipped, projected < 0)
+
+
+def test_simhash_of_zero_and_negative_zero_is_zero() -> None:
+    planes = _normal((8, 64))
+    for zero in (0.0, -0.0):
+        np.testing.assert_array_equal(ops.simhash(np.full([1, 8], zero, np.float32), planes), [[0]])
+
+
+@pytest.mark.parametrize(("x", "planes"), [((3, 4), (5, 6)), ((), (1, 6)), ((3, 4), (4,)), ((3, 4), (1, 4, 6))])
+def test_simhash_refuses_shapes_that_do_not_fit(x: tuple[int, ...], planes: tuple[int, ...]) -> None:
+    shapes = f"x.shape={tf.TensorShape(x)}, planes.shape={tf.TensorShape(planes)}"
+    with pytest.raises(ValueError, match=_message(f"`x` must be [..., D] and `planes` [D, M]. Received: {shapes}")):
+        ops.simhash(tf.zeros(x), tf.zeros(planes))
+
+
+def _near_planes(rows: int, planes: np.ndarray, seed: int) -> np.ndarray:
+    """Rows whose projection on one of the planes is 0 up to rounding, so that its sign tells the order of the sum."""
+    dim, num_bits = planes.shape
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, dim)).astype(np.float32)
+    normals = planes.T[rng.integers(0, num_bits, rows)].astype(np.float64)
+    x[:, -1] = -(x[:, :-1].astype(np.float64) * normals[:, :-1]).sum(axis=1) / normals[:, -1]
+    return x
+
+
+def _in_blocks(x: tf.Tensor, planes: tf.Tensor, rows: int) -> tf.Tensor:
+    """Fingerprints of [n, D], hashed `rows` at a time."""
+    blocks = tf.reshape(x, [-1, rows, x.shape[1]])
+    hashed = tf.map_fn(lambda block: ops.simhash(block, planes), blocks, fn_output_signature=tf.int64)
+    return tf.reshape(hashed, [x.shape[0], -1])
+
+
+@pytest.mark.parametrize("dim", [8, 64, 100, 512])
+def test_fingerprint_of_a_row_is_that_of_the_table_for_50_000_random_rows(dim: int) -> None:
+    x, planes = tf.constant(_normal((50_000, dim), seed=dim)), tf.constant(_normal((dim, 64), seed=1))
+    table = ops.simhash(x, planes).numpy()
+    np.testing.assert_array_equal(tf.function(ops.simhash)(x, planes), table)
+    np.testing.assert_array_equal(tf.function(ops.simhash, jit_compile=True)(x, planes), table)
+    np.testing.assert_array_equal(ops.simhash(tf.reshape(x, [100, 500, dim]), planes).numpy().reshape(-1, 1), table)
+    np.testing.assert_array_equal(tf.function(_in_blocks)(x, planes, 500), table)
+    np.testing.assert_array_equal(tf.function(_in_blocks)(x[:10_000], planes, 1), table[:10_000])
+
+
+@pytest.mark.parametrize("num_bits", [1, 7, 64])
+@pytest.mark.parametrize("dim", [3, 64, 100, 512])
+def test_fingerprint_of_a_row_is_that_of_the_table_near_the_planes(dim: int, num_bits: int) -> None:
+    normals = _normal((dim, num_bits), seed=num_bits)
+    x, planes = tf.constant(_near_planes(1_200, normals, seed=dim)), tf.constant(normals)
+    table = ops.simhash(x, planes).numpy()
+    graph, xla = tf.function(_in_blocks), tf.function(_in_blocks, jit_compile=True)
+    hashed = {
+        "eager, 1 row": np.concatenate([ops.simhash(x[i : i + 1], planes) for i in range(30)]),
+        "graph, 1 row": graph(x, planes, 1),
+        "graph, 3 rows": graph(x, planes, 3),
+        "graph, 400 rows": graph(x, planes, 400),
+        "graph, 1,200 rows": tf.function(ops.simhash)(x, planes),
+        "xla, 1 row": xla(x, planes, 1),
+        "xla, 3 rows": xla(x, planes, 3),
+        "xla, 1,200 rows": tf.function(ops.simhash, jit_compile=True)(x, planes),
+    }
+    differing = {where: int(np.any(part != table[: len(part)], axis=1).sum()) for where, part in hashed.items()}
+    assert not any(differing.values()), {where: count for where, count in differing.items() if count}
+
+
+def test_fingerprint_in_a_reloaded_saved_model_is_that_of_the_table(tmp_path: Path) -> None:
+    planes = _normal((100, 64))
+    x = _near_planes(2_000, planes, seed=1)
+    module = tf.Module()
+    module.hash = tf.function(lambda x: ops.simhash(x, planes), input_signature=[tf.TensorSpec([None, 100])])
+    tf.saved_model.save(module, str(tmp_path))
+    reloaded = tf.saved_model.load(str(tmp_path)).hash
+    table = ops.simhash(x, planes).numpy()
+    np.testing.assert_array_equal(reloaded(x), table)
+    np.testing.assert_array_equal(np.concatenate([reloaded(x[i : i + 1]) for i in range(50)]), table[:50])
+
+
+# The straight-through sign
+
+
+def test_straight_through_sign_worked_by_hand() -> None:
+    projection = tf.constant([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5])
+    upstream = tf.constant([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    with tf.GradientTape() as tape:
+        tape.watch(projection)
+        codes = ops.straight_through_sign(projection)
+        total = tf.reduce_sum(codes * upstream)
+    np.testing.assert_array_equal(codes, [-1, -1, -1, -1, 1, 1, 1])
+    np.testing.assert_array_equal(tape.gradient(total, projection), [0, 2, 3, 4, 5, 6, 0])
+
+
+# Distances
+
+
+def test_hamming_distance_worked_by_hand() -> None:
+    a = np.array([[0b1011, 0], [-1, -1]], np.int64)
+    b = np.array([[0b0110, 1]], np.int64)
+    distances = ops.hamming_distance(a, b)
+    assert distances.dtype == tf.int32
+    # 1011 against 0110 differs in 3 bits; all ones against 0110 in 62; the second words in 1 and 63.
+    np.testing.assert_array_equal(distances, [4, 125])
+
+
+@given(st.lists(st.tuples(WORDS, WORDS, WORDS), min_size=1, max_size=9))
+def test_hamming_distance_counts_bits_and_is_a_metric(words: list[tuple[int, int, int]]) -> None:
+    triple = np.array(words, np.int64).T
+    # All 9 distances of the three at once.
+    distances = ops.hamming_distance(triple[:, np.newaxis], triple).numpy()
+    for i, one in enumerate(triple):
+        for j, other in enumerate(triple):
+            assert distances[i, j] == reference.hamming_distance(one, other)
+            assert (distances[i, j] == 0) == bool((one == other).all())
+    np.testing.assert_array_equal(distances, distances.T)
+    assert distances[0, 2] <= distances[0, 1] + distances[1, 2]
+
+
+@pytest.mark.parametrize("num_words", [1, 2, 3, 4, 8])
+def test_hamming_distance_of_opposites_counts_every_bit(num_words: int) -> None:
+    words = np.full([num_words], 0x0F0F0F0F0F0F0F0F, np.int64)
+    assert int(ops.hamming_distance(words, ~words)) == 64 * num_words
+
+
+def test_hamming_distance_broadcasts() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-(2**63), 2**63, (2, 3, 1, 4)), rng.integers(-(2**63), 2**63, (5, 4))
+    expected = [[[reference.hamming_distance(x[0], y) for y in b] for x in rows] for rows in a]
+    np.testing.assert_array_equal(ops.hamming_distance(a, b), np.array(expected, np.int32), strict=True)
+
+
+def test_hamming_distance_refuses_different_numbers_of_words() -> None:
+    message = "Fingerprints must have the same static number of words. Received: shapes (3, 2) and (1, 1)"
+    with pytest.raises(ValueError, match=_message(message)):
+        ops.hamming_distance(tf.zeros([3, 2], tf.int64), tf.zeros([1, 1], tf.int64))
+
+
+@pytest.mark.parametrize("num_bits", NUM_BITS)
+def test_distance_of_fingerprints_estimates_the_angle(num_bits: int) -> None:
+    # A bit differs with probability angle / pi: the mean of 2,000 independent pairs is within 5 standard errors.
+    rng = np.random.default_rng(num_bits)
+    angle = 1.0
+    planes = rng.standard_normal((2_000, 2, num_bits)).astype(np.float32)
+    bits = [
+        np.einsum("d,ndm->nm", np.array(vector, np.float32), planes) > 0
+        for vector in ([1.0, 0.0], [np.cos(angle), np.sin(angle)])
+    ]
+    a, b = (ops.pack_bits(tf.constant(side)) for side in bits)
+    share = np.asarray(ops.hamming_distance(a, b)).mean() / num_bits
+    p = angle / np.pi
+    assert abs(share - p) < 5 * np.sqrt(p * (1 - p) / (2_000 * num_bits))
+
+
+# Top-k
+
+
+@st.composite
+def _searches(draw: Callable[..., Any]) -> tuple[np.ndarray, np.ndarray, int, np.ndarray | None]:
+    num_words = draw(st.sampled_from([1, 3, 4]))
+    length = draw(st.integers(0, 12))
+    # A few fingerprints, so that most distances tie; the opposite ones, so that the farthest is real.
+    word = st.sampled_from([0, -1, 1, 3, 2**63 - 1, -(2**63)])
+    candidate = draw(hnp.arrays(np.int64, (draw(st.integers(1, 3)), num_words), elements=word))
+    history = draw(hnp.arrays(np.int64, (length, num_words), elements=word))
+    mask = draw(st.none() | hnp.arrays(bool, (length,)))
+    return candidate, history, draw(st.integers(1, 15)), mask
+
+
+@settings(max_examples=200)
+@given(_searches())
+def test_hamming_top_k_equals_reference(search: tuple[np.ndarray, np.ndarray, int, np.ndarray | None]) -> None:
+    candidate, history, top_k, mask = search
+    found = ops.hamming_top_k(candidate, history, top_k, mask)
+    for name, actual, expected in zip(
+        ops.TopK._fields, found, reference.hamming_top_k(candidate, history, top_k, mask), strict=True
+    ):
+        np.testing.assert_array_equal(actual, expected, strict=True, err_msg=name)
+
+
+def test_hamming_top_k_worked_by_hand() -> None:
+    # Distances from 0: 2, 1, 1, 64, 0, 1; position 4 is padding.
+    history = np.array([[3], [4], [8], [-1], [0], [1]], np.int64)
+    mask = np.array([True, True, True, True, False, True])
+    found = ops.hamming_top_k(np.zeros([1, 1], np.int64), history, 7, mask)
+    np.testing.assert_array_equal(found.positions, [[1, 2, 5, 0, 3, 0, 0]])
+    np.testing.assert_array_equal(found.distances, [[1, 1, 1, 2, 64, 65, 65]])
+    np.testing.assert_array_equal(found.mask, [[True] * 5 + [False] * 2])
+
+
+@pytest.mark.parametrize("num_words", [1, 3, 4, 8])
+def test_farthest_behaviour_is_found_before_padding(num_words: int) -> None:
+    candidate, history = np.zeros([1, num_words], np.int64), np.full([3, num_words], -1, np.int64)
+    found = ops.hamming_top_k(candidate, history, 2, np.array([False, True, False]))
+    np.testing.assert_array_equal(found.positions, [[1, 0]])
+    np.testing.assert_array_equal(found.distances, [[64 * num_words, 64 * num_words + 1]])
+    np.testing.assert_array_equal(found.mask, [[True, False]])
+
+
+@pytest.mark.parametrize("length", [3, 100, 5_000])
+def test_all_ties_give_the_most_recent(length: int) -> None:
+    candidate, history = np.zeros([2, 1], np.int64), np.full([length, 1], 7, np.int64)
+    mask = np.ones(length, bool)
+    mask[1] = False
+    found = ops.hamming_top_k(candidate, history, 40, mask)
+    real = np.flatnonzero(mask)[:40]
+    np.testing.assert_array_equal(found.positions[:, : len(real)], [real, real])
+    np.testing.assert_array_equal(found.mask.numpy().sum(axis=1), [len(real)] * 2)
+
+
+@pytest.mark.parametrize("num_words", [1, 4])
+def test_hamming_top_k_is_the_same_everywhere(num_words: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(num_words)
+    candidate = rng.integers(0, 4, (3, 5, num_words))
+    history = rng.integers(0, 4, (3, 90, num_words))
+    mask = rng.random((3, 90)) < 0.7
+    mask[1] = False
+    expected = [
+        reference.hamming_top_k(row[0], row[1], 48, row[2]) for row in zip(candidate, history, mask, strict=True)
+    ]
+
+    def search(candidate: tf.Tensor, history: tf.Tensor, mask: tf.Tensor) -> ops.TopK:
+        return ops.hamming_top_k(candidate, history, 48, mask)
+
+    signature = [
+        tf.TensorSpec([None, None, num_words], tf.int64),
+        tf.TensorSpec([None, None, num_words], tf.int64),
+        tf.TensorSpec([None, None], tf.bool),
+    ]
+    module = tf.Module()
+    module.search = tf.function(lambda *arguments: search(*arguments)._asdict(), input_signature=signature)
+    tf.saved_model.save(module, str(tmp_path))
+    reloaded = tf.saved_model.load(str(tmp_path)).search
+    functions: dict[str, Callable[..., ops.TopK]] = {
+        "eager": search,
+        "graph": tf.function(search),
+        "graph of unknown shapes": tf.function(search, input_signature=signature),
+        "xla": tf.function(search, jit_compile=True),
+        "saved model": lambda *arguments: ops.TopK(**reloaded(*arguments)),
+    }
+    for where, function in functions.items():
+        found = function(*map(tf.constant, (candidate, history, mask)))
+        for name, actual, wanted in zip(ops.TopK._fields, found, zip(*expected, strict=True), strict=True):
+            np.testing.assert_array_equal(actual, np.stack(wanted), strict=True, err_msg=f"{where}: {name}")
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 1.0, True, None, "3"])
+def test_hamming_top_k_refuses_a_bad_top_k(top_k: Any) -> None:
+    words = tf.zeros([1, 1], tf.int64)
+    with pytest.raises(ValueError, match=_message(f"`top_k` must be a positive integer. Received: top_k={top_k!r}")):
+        ops.hamming_top_k(words, words, top_k)
+
+
+def test_hamming_top_k_refuses_different_numbers_of_words() -> None:
+    message = "Fingerprints must have the same static number of words. Received: shapes (1, 1, 2) and (1, 3, 1)"
+    with pytest.raises(ValueError, match=_message(message)):
+        ops.hamming_top_k(tf.zeros([1, 2], tf.int64), tf.zeros([3, 1], tf.int64), 2)
