@@ -203,8 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tf.keras.utils.set_random_seed(flags.seed)
         models[name] = benchmark.MODELS[name](protocol.lookup, flags.seed)
         seconds = benchmark.train(models[name], protocol, flags.epochs, flags.seed)
-        logits[name] = benchmark.predict(models[name], protocol, protocol.test)
-        results.append(benchmark.evaluate(name, flags.seed, logits[name], protocol.test, seconds))
+        result, logits[name] = benchmark.evaluate(name, flags.seed, models[name], protocol, seconds)
+        results.append(result)
     console.print(benchmark.results_table(results))
     figure = output / "long_history.png"
     plot(figure, protocol.test, logits, models["eta"], protocol)

@@ -29,6 +29,7 @@ from keras_eta.datasets.impressions import Impressions, temporal_split
 
 BATCH_SIZE = 512
 LONG_HISTORY = 200
+EMBEDDING_LEARNING_RATE = 0.1
 
 MODELS: dict[str, Callable[[FeatureLookup, int], Ranker]] = {
     "short": lambda lookup, seed: Ranker(lookup=lookup, name="short"),
@@ -62,10 +63,14 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Test metrics of one trained model; those with `long` are over impressions with 200 or more earlier ratings."""
+    """Metrics of one trained model, of the test part but for the first.
+
+    Those with `long` are over impressions with 200 or more earlier ratings.
+    """
 
     model: str
     seed: int
+    auc_validation: float
     auc: float
     grouped_auc: float
     log_loss: float
@@ -93,11 +98,13 @@ def load_protocol(path: str | None = None, max_rows: int | None = None) -> Proto
     return Protocol(data, train, validation, test, lookup)
 
 
-def train(model: Ranker, protocol: Protocol, epochs: int, seed: int) -> float:
-    """Trains with the default optimisers and returns the seconds it took, tracing included."""
+def train(
+    model: Ranker, protocol: Protocol, epochs: int, seed: int, embedding_learning_rate: float = EMBEDDING_LEARNING_RATE
+) -> float:
+    """Trains a model and returns the seconds it took, tracing included."""
     features, lookup = protocol.lookup.features, protocol.lookup
     batches = protocol.train.to_dataset(features, BATCH_SIZE, lookup=lookup, shuffle=True, seed=seed)
-    model.compile()
+    model.compile(model.default_optimizer(embedding_learning_rate))
     start = time.perf_counter()
     model.fit(batches, epochs=epochs, verbose=1 if sys.stdout.isatty() else 2)
     return time.perf_counter() - start
@@ -109,23 +116,39 @@ def predict(model: Ranker, protocol: Protocol, impressions: Impressions) -> np.n
     return np.ravel(model.predict(batches, verbose=0))
 
 
-def evaluate(name: str, seed: int, logits: np.ndarray, test: Impressions, training_seconds: float) -> Result:
-    """Metrics of the test part's logits [n]."""
-    scores = {}
+def evaluate(
+    name: str, seed: int, model: Ranker, protocol: Protocol, training_seconds: float
+) -> tuple[Result, np.ndarray]:
+    """Metrics of a trained model, and its logits [n] of the test part."""
+    validation, test = protocol.validation, protocol.test
+    logits = predict(model, protocol, test)
+    scores = {"auc_validation": metrics.auc(validation.label, predict(model, protocol, validation))}
     for suffix, rows in (("", slice(None)), ("_long", test.history_counts >= LONG_HISTORY)):
         label, part = test.label[rows], logits[rows]
         scores[f"auc{suffix}"] = metrics.auc(label, part)
         scores[f"grouped_auc{suffix}"] = metrics.grouped_auc(label, part, test.columns["user_id"][rows])
         scores[f"log_loss{suffix}"] = metrics.log_loss(label, part)
-    return Result(name, seed, **scores, training_seconds=training_seconds)
+    return Result(name, seed, **scores, training_seconds=training_seconds), logits
 
 
 def results_table(results: Sequence[Result]) -> Table:
     """Results as a table, with the mean of each model's seeds where there are several."""
-    table = Table(title="MovieLens-1M, test part", caption=f"long: {LONG_HISTORY} or more earlier ratings")
+    table = Table(
+        title="MovieLens-1M, test part (and AUC of the validation part)",
+        caption=f"long: {LONG_HISTORY} or more earlier ratings",
+    )
     table.add_column("model")
     table.add_column("seed")
-    for column in ("AUC", "grouped AUC", "log loss", "AUC long", "grouped AUC long", "log loss long", "training"):
+    for column in (
+        "validation AUC",
+        "AUC",
+        "grouped AUC",
+        "log loss",
+        "AUC long",
+        "grouped AUC long",
+        "log loss long",
+        "training",
+    ):
         table.add_column(column, justify="right")
     for name in dict.fromkeys(result.model for result in results):
         own = [result for result in results if result.model == name]
@@ -141,6 +164,7 @@ def results_table(results: Sequence[Result]) -> Table:
 
 def _add_row(table: Table, result: Result, seed: str) -> None:
     scores = (
+        result.auc_validation,
         result.auc,
         result.grouped_auc,
         result.log_loss,
@@ -160,6 +184,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["short", "eta"], help="default: short eta")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--epochs", type=int, default=2, help="default: 2")
+    parser.add_argument(
+        "--embedding_learning_rate",
+        type=float,
+        default=EMBEDDING_LEARNING_RATE,
+        metavar="RATE",
+        help=f"Adagrad's, for all models (default: {EMBEDDING_LEARNING_RATE})",
+    )
     parser.add_argument("--data", metavar="DIR", help="folder of the official ml-1m; default: fetched")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     flags = parser.parse_args()
@@ -170,10 +201,10 @@ def main() -> None:
             tf.keras.utils.set_random_seed(seed)
             model = MODELS[name](protocol.lookup, seed)
             print(f"{DESCRIPTIONS[name]}, seed {seed}", flush=True)
-            seconds = train(model, protocol, flags.epochs, seed)
-            results.append(evaluate(name, seed, predict(model, protocol, protocol.test), protocol.test, seconds))
+            seconds = train(model, protocol, flags.epochs, seed, flags.embedding_learning_rate)
+            results.append(evaluate(name, seed, model, protocol, seconds)[0])
             print(f"test AUC {results[-1].auc:.4f}", flush=True)
-    Console(width=140).print(results_table(results))
+    Console(width=160).print(results_table(results))
     if flags.json:
         flags.json.parent.mkdir(parents=True, exist_ok=True)
         flags.json.write_text(json.dumps([dataclasses.asdict(result) for result in results], indent=2))

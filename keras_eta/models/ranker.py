@@ -183,18 +183,28 @@ class Ranker(tfrs.Model):
         """Configures training.
 
         Args:
-            optimizer: any Keras optimiser. `None`: Adagrad(0.05) for embeddings, whose steps move only the rows that a
-                batch touches, and Adam(1e-3) for the rest, by `tfrs.experimental.optimizers.CompositeOptimizer`.
+            optimizer: any Keras optimiser. `None`: `default_optimizer()`.
             **kwargs: as `tf.keras.Model.compile`.
         """
-        if optimizer is None:
-            optimizer = tfrs.experimental.optimizers.CompositeOptimizer(
-                [
-                    (tf.keras.optimizers.Adagrad(0.05), self._embedding_variables),
-                    (tf.keras.optimizers.Adam(1e-3), self._dense_variables),
-                ]
-            )
+        optimizer = self.default_optimizer() if optimizer is None else optimizer
         super().compile(optimizer=optimizer, **kwargs)
+
+    def default_optimizer(self, embedding_learning_rate: float = 0.1, dense_learning_rate: float = 1e-3) -> Any:
+        """Adagrad for embeddings, whose steps move only the rows that a batch touches, and Adam for the rest.
+
+        Args:
+            embedding_learning_rate: Adagrad's, for `embedding_variables`.
+            dense_learning_rate: Adam's, for `dense_variables`.
+
+        Returns:
+            A `tfrs.experimental.optimizers.CompositeOptimizer` of the two.
+        """
+        return tfrs.experimental.optimizers.CompositeOptimizer(
+            [
+                (tf.keras.optimizers.Adagrad(embedding_learning_rate), self.embedding_variables),
+                (tf.keras.optimizers.Adam(dense_learning_rate), self.dense_variables),
+            ]
+        )
 
     def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:
         """Saves the model as `tf.keras.Model.save` does; for TF Serving, use `keras_eta.export`.
@@ -309,11 +319,13 @@ class Ranker(tfrs.Model):
             for feature in features
         }
 
-    def _embedding_variables(self) -> list[tf.Variable]:
+    def embedding_variables(self) -> list[tf.Variable]:
+        """The embedding tables, whose gradients are sparse."""
         return [layer.embeddings for layer in self.embeddings.values()]
 
-    def _dense_variables(self) -> list[tf.Variable]:
-        embeddings = {variable.ref() for variable in self._embedding_variables()}
+    def dense_variables(self) -> list[tf.Variable]:
+        """All other trainable variables, learned planes included."""
+        embeddings = {variable.ref() for variable in self.embedding_variables()}
         return [variable for variable in self.trainable_variables if variable.ref() not in embeddings]
 
     def _target_attention(self, name: str, similarity_bias: bool) -> TargetAttention:
