@@ -31,7 +31,7 @@ class FeatureLookup(tf.keras.layers.Layer):
 
     Raises:
         TypeError: if `features` is no `Features`.
-        ValueError: if a column is missing.
+        ValueError: if a column is missing, or a vocabulary is empty.
 
     Example:
         >>> lookup = keras_eta.layers.FeatureLookup(Features(item_id=Feature("item_id", "string")))
@@ -93,8 +93,11 @@ class FeatureLookup(tf.keras.layers.Layer):
         Args:
             name: name of the id feature.
             vocabulary: 1-D, different ids, the ones to keep first.
+
+        Raises:
+            ValueError: if `name` is no id feature.
         """
-        feature = next(feature for feature in self._features.all_features if feature.name == name)
+        feature = self._id_feature(name)
         if feature.dtype == "int64":
             vocabulary = np.asarray(vocabulary, np.int64)
         self.tables[name].set_vocabulary(vocabulary[: feature.vocabulary_size])
@@ -108,9 +111,11 @@ class FeatureLookup(tf.keras.layers.Layer):
 
         Returns:
             int32, the same shape; never 0, which is padding.
+
+        Raises:
+            ValueError: if `name` is no id feature, or its vocabulary is empty.
         """
-        dtype = next(feature.dtype for feature in self._features.all_features if feature.name == name)
-        return self._rows(name, tf.constant(np.asarray(values), dtype=dtype)).numpy()
+        return self._rows(name, tf.constant(np.asarray(values), dtype=self._id_feature(name).dtype)).numpy()
 
     def call(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         wanted = (*self._features.row_names, *self._features.history_names, HISTORY_LENGTH)
@@ -132,9 +137,19 @@ class FeatureLookup(tf.keras.layers.Layer):
         column = tf.cast(column, feature.dtype) if feature.dtype != "string" else column
         return self._rows(feature.name, column) if feature.is_id else column
 
+    def _id_feature(self, name: str) -> Feature:
+        for feature in self._features.all_features:
+            if feature.name == name and feature.is_id:
+                return feature
+        raise ValueError(f"`name` must be an id feature, one of {sorted(self.tables)}. Received: name={name!r}")
+
     def _rows(self, name: str, ids: tf.Tensor) -> tf.Tensor:
+        try:
+            rows = self.tables[name](ids)
+        except tf.errors.FailedPreconditionError as error:
+            raise ValueError(f"The vocabulary of feature {name!r} is empty. Call `adapt` first.") from error
         # The table counts from its first out-of-vocabulary bucket; row 0 is kept for padding.
-        return tf.cast(self.tables[name](ids), tf.int32) + 1
+        return tf.cast(rows, tf.int32) + 1
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "features": self._features.to_dict()}

@@ -156,9 +156,17 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
             )
 
     def _refresh_block(self, start: tf.Tensor) -> list[tf.Tensor]:
-        stop = tf.minimum(start + _REFRESH_BLOCK_ROWS, self.input_dim)
-        self.refresh(tf.range(start, stop))
-        return [stop]
+        # A block of fixed size, as XLA needs; the last one repeats the last row.
+        self.refresh(tf.minimum(start + tf.range(_REFRESH_BLOCK_ROWS), self.input_dim - 1))
+        return [start + _REFRESH_BLOCK_ROWS]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FingerprintedEmbedding:
+        # A copied variable would not refresh the table.
+        twin = memo[id(self)] = type(self).from_config(self.get_config())
+        if self.built:
+            twin.build()
+            twin.set_weights(self.get_weights())
+        return twin
 
     def get_config(self) -> dict[str, Any]:
         return {

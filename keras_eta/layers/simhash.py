@@ -45,7 +45,8 @@ class SimHash(tf.keras.layers.Layer):
     """
 
     def __init__(self, num_bits: int = 64, seed: int = 0, trainable_planes: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        # Keras would round the inputs to half precision under a mixed policy, which changes bits.
+        super().__init__(**{"autocast": False, **kwargs})
         check_positive_integers(num_bits=num_bits)
         self.num_bits = num_bits
         self.seed = seed
@@ -55,7 +56,6 @@ class SimHash(tf.keras.layers.Layer):
         dim = tf.TensorShape(input_shape)[-1]
         if dim is None:
             raise ValueError(f"The last dimension of the inputs must be known. Received: input_shape={input_shape}")
-        # Autocasting the planes to half precision would change bits.
         self.planes = self.add_weight(
             name="planes",
             shape=[dim, self.num_bits],
