@@ -47,6 +47,10 @@ def test_feature_defaults() -> None:
             "`embedding_dim` of feature 'item_id' must be a positive integer. Received: embedding_dim=2.0",
         ),
         (
+            {"name": "item_id", "embedding_dim": True},
+            "`embedding_dim` of feature 'item_id' must be a positive integer. Received: embedding_dim=True",
+        ),
+        (
             {"name": "item_id", "num_oov_indices": 0},
             "`num_oov_indices` of feature 'item_id' must be a positive integer. Received: num_oov_indices=0",
         ),

@@ -14,8 +14,9 @@ import pytest
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from keras_eta import ETA, Feature, Features, ops
+from keras_eta import ETA, Feature, Features, Ranker, ops
 from keras_eta.layers import FingerprintedEmbedding
+from keras_eta.search import HammingSearch
 
 legacy = tf.keras.optimizers.legacy
 
@@ -58,15 +59,16 @@ def _batch(seed: int, rows: int = ROWS) -> tuple[dict[str, np.ndarray], np.ndarr
     return columns, rng.integers(0, 2, rows).astype(np.float32)
 
 
-def _layers(model: ETA) -> dict[str, FingerprintedEmbedding]:
+def _layers(model: Ranker) -> dict[str, FingerprintedEmbedding]:
+    assert model.search_unit is not None
     return dict(model.search_unit.embeddings)
 
 
-def _tables(model: ETA) -> dict[str, np.ndarray]:
+def _tables(model: Ranker) -> dict[str, np.ndarray]:
     return {name: layer.fingerprints_table.numpy() for name, layer in _layers(model).items()}
 
 
-def _assert_exact(model: ETA) -> None:
+def _assert_exact(model: Ranker) -> None:
     layers = _layers(model)
     assert set(layers) == {"item_id", "category_id"}
     for name, layer in layers.items():
@@ -74,19 +76,19 @@ def _assert_exact(model: ETA) -> None:
         np.testing.assert_array_equal(layer.fingerprints_table, expected, strict=True, err_msg=name)
 
 
-def _assert_changed(model: ETA, before: dict[str, np.ndarray]) -> None:
+def _assert_changed(model: Ranker, before: dict[str, np.ndarray]) -> None:
     for name, table in _tables(model).items():
         assert (table != before[name]).any(), name
 
 
-def _corrupt_unseen_rows(model: ETA) -> None:
+def _corrupt_unseen_rows(model: Ranker) -> None:
     for name, layer in _layers(model).items():
         table = layer.fingerprints_table.numpy()
         table[UNSEEN[name]] ^= 1
         layer.fingerprints_table.assign(table)
 
 
-def _wrong_rows(model: ETA) -> dict[str, list[int]]:
+def _wrong_rows(model: Ranker) -> dict[str, list[int]]:
     wrong = {}
     for name, layer in _layers(model).items():
         expected = ops.simhash(layer.embeddings, layer.hash.planes).numpy()
@@ -97,10 +99,10 @@ def _wrong_rows(model: ETA) -> dict[str, list[int]]:
 # Optimisers
 
 
-def _composite(optimizer: Callable[[], Optimizer]) -> Callable[[ETA], Optimizer]:
+def _composite(optimizer: Callable[[], Optimizer]) -> Callable[[Ranker], Optimizer]:
     """One optimiser for embeddings and another for the rest, as the default is made."""
 
-    def make(model: ETA) -> Optimizer:
+    def make(model: Ranker) -> Optimizer:
         tables = [layer.embeddings for layer in model.embeddings.values()]
         rest = [v for v in model.trainable_variables if all(v is not table for table in tables)]
         return tfrs.experimental.optimizers.CompositeOptimizer(
@@ -110,7 +112,7 @@ def _composite(optimizer: Callable[[], Optimizer]) -> Callable[[ETA], Optimizer]
     return make
 
 
-OPTIMISERS: dict[str, Callable[[ETA], Optimizer]] = {
+OPTIMISERS: dict[str, Callable[[Ranker], Optimizer]] = {
     "default": lambda _: None,
     "adagrad": lambda _: tf.keras.optimizers.Adagrad(0.5),
     "adam": lambda _: tf.keras.optimizers.Adam(0.1),
@@ -159,6 +161,21 @@ def test_tables_are_exact_with_dense_gradients_and_learning_planes(make: Callabl
     _assert_changed(model, first)
     for table, layer in _layers(model).items():
         assert (layer.hash.planes.numpy() != planes[table]).any() == (make is _learning_planes)
+
+
+@pytest.mark.parametrize("name", ["default", "adam", "legacy sgd", "composite of legacy adagrad"])
+def test_tables_are_exact_in_a_ranker_that_was_given_the_search_unit(name: str) -> None:
+    tf.keras.utils.set_random_seed(3)
+    model = Ranker(
+        FEATURES, search_unit=HammingSearch(3, num_bits=70), short_history_length=2, num_heads=1, hidden_units=(4,)
+    )
+    model.build()
+    model.compile(OPTIMISERS[name](model), run_eagerly=True)
+    before = _tables(model)
+    for seed in range(3):
+        model.train_on_batch(*_batch(seed))
+        _assert_exact(model)
+    _assert_changed(model, before)
 
 
 class _CheckEachBatch(tf.keras.callbacks.Callback):

@@ -544,11 +544,13 @@ def test_saved_model_reloads_with_its_vocabularies_and_trains_on(lookup: Feature
     assert (reloaded(lookup(_raw())).numpy() != before).all()
 
 
-@pytest.mark.slow
-def test_native_keras_format_reloads(
-    models: dict[str, Ranker], features: Features, make_batch: MakeBatch, tmp_path: Path
-) -> None:
-    model, batch, path = models["hamming"], make_batch(features), str(tmp_path / "model.keras")
+@pytest.mark.parametrize("built_by", ["hand", "call"])
+def test_native_keras_format_reloads(features: Features, make_batch: MakeBatch, built_by: str, tmp_path: Path) -> None:
+    model = Ranker(features, search_unit=HammingSearch(TOP_K, num_bits=16), hidden_units=(6,))
+    batch, path = make_batch(features), str(tmp_path / "model.keras")
+    if built_by == "hand":
+        model.build()
+    model(batch)
     model.save(path)
     np.testing.assert_array_equal(tf.keras.models.load_model(path)(batch), model(batch))
 
