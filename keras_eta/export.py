@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_eta.features import HISTORY_LENGTH, Feature, Features, history_name
-from keras_eta.models.eta import ETA
 from keras_eta.models.ranker import Inputs, Ranker, Scores
+from keras_eta.search.hamming import HammingSearch
 from keras_eta.validation import check_positive_integers
 
 PROBABILITY = "probability"
@@ -36,7 +36,7 @@ def export_model(
     |---|---|---|
     | `serving_default` | user, context, item [N]; `history_*` [N, L]; `history_length` [N] | `probability` [N] |
     | `rank` | user, context [R]; item [R, C]; `history_*` [R, L]; `history_length` [R] | `probability` [R, C] |
-    | `explain` (`ETA` only) | as `rank` | as `rank`, and `positions`, `distances`, `weights` [R, C, K] |
+    | `explain` (`HammingSearch`) | as `rank` | as `rank`, and `positions`, `distances`, `weights` [R, C, K] |
     | `examples` | `examples`: serialized tf.Example [N] | `probability` [N] |
 
     Ids are raw where the model has a `lookup`, else indices, those out of range counting as out-of-vocabulary. Every
@@ -72,8 +72,8 @@ def export_model(
         raise FileExistsError(f"Version {version} exists: {target}. Choose another `version`, or None for the next.")
     if not model.built:
         model.build()
-    if isinstance(model, ETA):
-        model.refresh()
+    if model.search_unit is not None:
+        model.search_unit.refresh()
     signatures = _Signatures(model)
     base.mkdir(parents=True, exist_ok=True)
     # TF Serving looks at directories with numeric names only, so nobody sees the version before it is whole.
@@ -143,7 +143,7 @@ class _Signatures(tf.Module):
             "rank": _concrete(rank, rank_specs),
             EXAMPLES: _concrete(examples, {EXAMPLES: tf.TensorSpec([None], tf.string)}),
         }
-        if isinstance(model, ETA):
+        if isinstance(model.search_unit, HammingSearch):
             self.functions["explain"] = _concrete(explain, rank_specs)
 
     def warmup_inputs(self, signature: str) -> dict[str, np.ndarray]:

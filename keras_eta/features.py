@@ -59,7 +59,7 @@ class Feature:
             )
         for argument in ("embedding_dim", "num_oov_indices"):
             value = getattr(self, argument)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(
                     f"`{argument}` of feature {self.name!r} must be a positive integer. Received: {argument}={value!r}"
                 )
@@ -137,6 +137,10 @@ class Features:
             )
         for role in ("item_attributes", "behaviour_attributes", "user", "context", "hashed"):
             object.__setattr__(self, role, tuple(getattr(self, role)))
+            wrong = [part for part in getattr(self, role) if not isinstance(part, str if role == "hashed" else Feature)]
+            if wrong:
+                kind = "names" if role == "hashed" else "Feature objects"
+                raise TypeError(f"`{role}` must hold {kind}. Received: {wrong}")
         if not self.hashed:
             object.__setattr__(self, "hashed", (self.item_id.name,))
         hashable = [feature.name for feature in self.item_features if feature.is_id]

@@ -19,7 +19,7 @@ def auc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
         The AUC, or NaN where only one class is present.
 
     Raises:
-        ValueError: if the lengths differ or a label is neither 0 nor 1.
+        ValueError: if the lengths differ, a label is neither 0 nor 1, or a score is NaN.
     """
     labels, scores = _checked(labels, scores)
     per_group, _ = _auc_by_group(labels, scores, np.zeros(len(labels), np.int64))
@@ -40,7 +40,7 @@ def grouped_auc(labels: npt.ArrayLike, scores: npt.ArrayLike, groups: npt.ArrayL
         The grouped AUC, or NaN where no group has both classes.
 
     Raises:
-        ValueError: if the lengths differ or a label is neither 0 nor 1.
+        ValueError: if the lengths differ, a label is neither 0 nor 1, or a score is NaN.
     """
     labels, scores = _checked(labels, scores)
     groups = np.asarray(groups).ravel()
@@ -63,7 +63,7 @@ def log_loss(labels: npt.ArrayLike, logits: npt.ArrayLike) -> float:
         The mean over rows.
 
     Raises:
-        ValueError: if the lengths differ or a label is neither 0 nor 1.
+        ValueError: if the lengths differ, a label is neither 0 nor 1, or a score is NaN.
     """
     labels, logits = _checked(labels, logits)
     return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
@@ -98,6 +98,8 @@ def _checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[np.ndarray, 
     labels, scores = np.asarray(labels, np.float64).ravel(), np.asarray(scores, np.float64).ravel()
     if len(labels) != len(scores):
         raise ValueError(f"`labels` and scores must be equally long. Received: {len(labels)} and {len(scores)}")
+    if np.isnan(scores).any():
+        raise ValueError(f"Scores must be numbers. Received: NaN in {np.isnan(scores).sum()} of {len(scores)} rows")
     if not np.isin(labels, (0.0, 1.0)).all():
         raise ValueError(f"`labels` must be 0 or 1. Received: {np.setdiff1d(labels, (0.0, 1.0))[:3].tolist()}, ...")
     return labels, scores

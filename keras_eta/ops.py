@@ -14,8 +14,8 @@ from keras_eta.validation import check_positive_integers
 
 WORD_BITS = 64
 
-# Sums of up to this many products run in the same order in every matmul kernel (eager, graph, XLA; one row or a
-# million), which makes the sign of a projection a function of its row alone. Longer sums are split by some kernels.
+# Every matmul kernel (eager, graph, XLA) adds up to 64 products of a sum in the same order, but for those of a single
+# row or a single column. Longer sums are split by some kernels.
 _EXACT_SUM_LENGTH = 64
 
 
@@ -39,7 +39,9 @@ def num_words(num_bits: int) -> int:
 
 
 def project(x: tf.Tensor, planes: tf.Tensor) -> tf.Tensor:
-    """Projects vectors on hyperplane normals, x . H, with sums whose order does not depend on the batch.
+    """Projects vectors on hyperplane normals, x . H, by sums whose order does not depend on the batch.
+
+    The projection of a row is a function of that row alone, bit for bit, whatever is projected with it.
 
     Args:
         x: float32 [..., D].
@@ -48,10 +50,14 @@ def project(x: tf.Tensor, planes: tf.Tensor) -> tf.Tensor:
     Returns:
         float32 [..., M].
     """
-    # `tensordot` multiplies matrices; a batched matmul that broadcasts `planes` crashes in oneDNN (TensorFlow 2.16).
-    sizes = [min(_EXACT_SUM_LENGTH, planes.shape[0] - start) for start in range(0, planes.shape[0], _EXACT_SUM_LENGTH)]
-    pairs = zip(tf.split(x, sizes, axis=-1), tf.split(planes, sizes), strict=True)
-    return functools.reduce(tf.add, (tf.tensordot(part, normals, axes=1) for part, normals in pairs))
+    dim, num_bits = planes.shape
+    # One more row and at least two columns, to stay clear of the kernels for vectors.
+    rows = tf.pad(tf.reshape(x, [-1, dim]), [[0, 1], [0, 0]])
+    columns = planes if num_bits > 1 else tf.pad(planes, [[0, 0], [0, 1]])
+    sizes = [min(_EXACT_SUM_LENGTH, dim - start) for start in range(0, dim, _EXACT_SUM_LENGTH)]
+    pairs = zip(tf.split(rows, sizes, axis=-1), tf.split(columns, sizes), strict=True)
+    total = functools.reduce(tf.add, (tf.linalg.matmul(part, normals) for part, normals in pairs))
+    return tf.reshape(total[:-1, :num_bits], tf.concat([tf.shape(x)[:-1], [num_bits]], axis=0))
 
 
 def pack_bits(bits: tf.Tensor) -> tf.Tensor:
@@ -66,6 +72,7 @@ def pack_bits(bits: tf.Tensor) -> tf.Tensor:
     Raises:
         ValueError: if M is not known statically or is 0.
     """
+    bits = tf.convert_to_tensor(bits)
     num_bits = bits.shape[-1]
     if not num_bits:
         raise ValueError(f"`bits` must have a static last dimension of at least 1. Received: shape={bits.shape}")

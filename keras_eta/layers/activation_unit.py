@@ -72,6 +72,7 @@ class ActivationUnit(tf.keras.layers.Layer):
         Returns:
             float32 [..., K, D]: the behaviours themselves where D' = D.
         """
+        behaviours = tf.convert_to_tensor(behaviours)
         if behaviours.shape[-1] == self.behaviour_projection.units:
             return behaviours
         return self.behaviour_projection(behaviours)

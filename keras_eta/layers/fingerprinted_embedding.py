@@ -44,10 +44,10 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
     """An `Embedding` that keeps one packed SimHash fingerprint for each of its rows.
 
     The table `fingerprints_table` equals `SimHash(embeddings)` bit for bit after every change of the embeddings or the
-    planes: both variables refresh it themselves. An update of some rows (`scatter_*`, as Adagrad and SGD apply a sparse
-    gradient) hashes those rows again; any other update (`assign*`: Adam, dense gradients, `set_weights`, a restored
-    checkpoint, moved planes) hashes the whole table. Only code that writes to a variable's raw handle goes unseen:
-    `tf.keras.optimizers.legacy` does, and needs a `refresh()` after each step, which `keras_eta.models` calls.
+    planes: both variables refresh it themselves. An update of some rows (`scatter_*`, as Adagrad applies a sparse
+    gradient) hashes those rows again; any other update (`assign*`: Adam, SGD, dense gradients, `set_weights`, a
+    restored checkpoint, moved planes) hashes the whole table. Only code that writes to a variable's raw handle goes
+    unseen: `tf.keras.optimizers.legacy` does, and needs a `refresh()` after each step, which `keras_eta.models` calls.
 
     Looking fingerprints up reads 8 bytes a row where hashing embeddings reads 4 * D, which is what makes retrieval
     over a long history cheap in training.
@@ -162,7 +162,10 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FingerprintedEmbedding:
         # A copied variable would not refresh the table.
-        twin = memo[id(self)] = type(self).from_config(self.get_config())
+        parts = ("embeddings_initializer", "embeddings_regularizer", "embeddings_constraint")
+        twin = memo[id(self)] = type(self).from_config({**self.get_config(), **dict.fromkeys(parts)})
+        for part in parts:
+            setattr(twin, part, getattr(self, part))
         if self.built:
             twin.build()
             twin.set_weights(self.get_weights())

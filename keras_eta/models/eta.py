@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_recommenders as tfrs
 
 from keras_eta.features import Features
 from keras_eta.models.ranker import Ranker
@@ -78,12 +77,6 @@ class ETA(Ranker):
             **kwargs,
         )
 
-    def train_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
-        metrics = super().train_step(inputs)
-        if _writes_to_handles(self.optimizer):
-            self.refresh()
-        return metrics
-
     def refresh(self) -> None:
         """Hashes the whole fingerprint table again. Needed only after code that wrote to a raw variable handle."""
         self.search_unit.refresh()
@@ -94,10 +87,3 @@ class ETA(Ranker):
         for name in ("top_k", "num_bits", "seed", "similarity_bias", "trainable_planes"):
             config[name] = getattr(self.search_unit, name)
         return config
-
-
-def _writes_to_handles(optimizer: Any) -> bool:
-    """Whether an optimiser changes variables behind the back of their Python methods, as Keras's legacy ones do."""
-    if isinstance(optimizer, tfrs.experimental.optimizers.CompositeOptimizer):
-        return any(map(_writes_to_handles, optimizer.optimizers))
-    return not isinstance(optimizer, tf.keras.optimizers.Optimizer)

@@ -95,12 +95,16 @@ class Ranker(tfrs.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if lookup is not None and not isinstance(lookup, FeatureLookup):
+            raise TypeError(f"`lookup` must be a FeatureLookup or None. Received: lookup={lookup!r}")
         if features is None:
             if lookup is None:
                 raise ValueError("Give `features` with vocabulary sizes, or an adapted `lookup`. Received neither.")
             features = lookup.features
         if not isinstance(features, Features):
             raise TypeError(f"`features` must be a keras_eta.Features. Received: features={features!r}")
+        if not isinstance(activation, (str, type)):
+            raise TypeError(f"`activation` must be a name or a class of layers. Received: activation={activation!r}")
         if search_unit is not None and not isinstance(search_unit, SearchUnit):
             raise TypeError(f"`search_unit` must be a SearchUnit or None. Received: search_unit={search_unit!r}")
         for argument, value in (("short_history_length", short_history_length), ("cross_layers", cross_layers)):
@@ -179,6 +183,14 @@ class Ranker(tfrs.Model):
         self.score(zeros)
         self.built = True
 
+    def get_build_config(self) -> dict[str, Any] | None:
+        """Whether Keras's native format has variables to create again; their shapes follow from the configuration."""
+        return {"input_shape": None} if self.built else None
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Creates all variables."""
+        self.build(config["input_shape"])
+
     def compile(self, optimizer: Any = None, **kwargs: Any) -> None:
         """Configures training.
 
@@ -212,9 +224,17 @@ class Ranker(tfrs.Model):
         `CompositeOptimizer`, the default, has no configuration that a file could hold, so its state is left out unless
         `include_optimizer` is given. `save_weights`, checkpoints and `tf.keras.callbacks.BackupAndRestore` keep it.
         """
-        composite = isinstance(self.optimizer, tfrs.experimental.optimizers.CompositeOptimizer)
-        kwargs.setdefault("include_optimizer", not composite)
+        native = str(filepath).endswith(".keras") or save_format == "keras"
+        if self._has_composite_optimizer() and not native:
+            kwargs.setdefault("include_optimizer", False)
         super().save(filepath, overwrite, save_format, **kwargs)
+
+    def get_compile_config(self) -> Any:
+        """The arguments of `compile` for Keras's native format; `None` where the optimiser has no configuration."""
+        return None if self._has_composite_optimizer() else super().get_compile_config()
+
+    def _has_composite_optimizer(self) -> bool:
+        return isinstance(self.optimizer, tfrs.experimental.optimizers.CompositeOptimizer)
 
     def call(self, inputs: Inputs, training: bool | None = None) -> tf.Tensor:
         rows = {name: tf.reshape(inputs[name], [-1]) for name in (*self.features.row_names, HISTORY_LENGTH)}
@@ -259,11 +279,18 @@ class Ranker(tfrs.Model):
 
     def compute_loss(self, inputs: tuple[Any, ...], training: bool = False) -> tf.Tensor:
         features, labels, *weights = inputs
+        # Keras averages over the last axis first, so rows need one of their own to be weighted one by one.
         return self.task(
-            labels=tf.reshape(labels, [-1]),
-            predictions=self(features, training=training),
-            sample_weight=weights[0] if weights else None,
+            labels=tf.reshape(labels, [-1, 1]),
+            predictions=self(features, training=training)[:, tf.newaxis],
+            sample_weight=tf.reshape(weights[0], [-1, 1]) if weights else None,
         )
+
+    def train_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
+        metrics = super().train_step(inputs)
+        if self.search_unit is not None and _writes_to_handles(self.optimizer):
+            self.search_unit.refresh()
+        return metrics
 
     def _history(self, inputs: Inputs) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """The history columns by feature name, [R, L] with L cut to the maximum and at least 1, and their mask."""
@@ -361,3 +388,10 @@ class Ranker(tfrs.Model):
         registered = tf.keras.utils.get_registered_object(config["activation"])
         config["activation"] = registered or config["activation"]
         return cls(**config)
+
+
+def _writes_to_handles(optimizer: Any) -> bool:
+    """Whether an optimiser changes variables behind the back of their Python methods, as Keras's legacy ones do."""
+    if isinstance(optimizer, tfrs.experimental.optimizers.CompositeOptimizer):
+        return any(map(_writes_to_handles, optimizer.optimizers))
+    return not isinstance(optimizer, tf.keras.optimizers.Optimizer)

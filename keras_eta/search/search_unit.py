@@ -84,3 +84,6 @@ class SearchUnit(tf.keras.layers.Layer):
             float32 [R, C, K], or `None` without a similarity bias.
         """
         return None
+
+    def refresh(self) -> None:
+        """Derives whatever the unit keeps beside its embeddings from them again; most units keep nothing."""
