@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds = benchmark.train(models[name], protocol, flags.epochs, flags.seed)
         result, logits[name] = benchmark.evaluate(name, flags.seed, models[name], protocol, seconds)
         results.append(result)
-    console.print(benchmark.results_table(results))
+    benchmark.print_results(results)
     figure = output / "long_history.png"
     plot(figure, protocol.test, logits, models["eta"], protocol)
     console.print(f"Figure: {figure}")

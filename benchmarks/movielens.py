@@ -131,8 +131,8 @@ def evaluate(
     return Result(name, seed, **scores, training_seconds=training_seconds), logits
 
 
-def results_table(results: Sequence[Result]) -> Table:
-    """Results as a table, with the mean of each model's seeds where there are several."""
+def print_results(results: Sequence[Result]) -> None:
+    """Prints results as a table, with the mean of each model's seeds where there are several."""
     table = Table(
         title="MovieLens-1M, test part (and AUC of the validation part)",
         caption=f"long: {LONG_HISTORY} or more earlier ratings",
@@ -159,7 +159,7 @@ def results_table(results: Sequence[Result]) -> Table:
             mean = {field: float(np.mean([getattr(result, field) for result in own])) for field in fields}
             _add_row(table, Result(name, -1, **mean), "mean")
             table.add_section()
-    return table
+    Console(width=160).print(table)
 
 
 def _add_row(table: Table, result: Result, seed: str) -> None:
@@ -204,7 +204,7 @@ def main() -> None:
             seconds = train(model, protocol, flags.epochs, seed, flags.embedding_learning_rate)
             results.append(evaluate(name, seed, model, protocol, seconds)[0])
             print(f"test AUC {results[-1].auc:.4f}", flush=True)
-    Console(width=160).print(results_table(results))
+    print_results(results)
     if flags.json:
         flags.json.parent.mkdir(parents=True, exist_ok=True)
         flags.json.write_text(json.dumps([dataclasses.asdict(result) for result in results], indent=2))

@@ -23,7 +23,7 @@ def test_demo_trains_exports_serves_and_ranks(tmp_path):
     )
     printed = finished.stdout
     # On so few rows, either model may come out ahead; the demo must say which, and everything before must have worked.
-    aucs = [float(value) for value in re.findall(r"│ 0 +│ +(0\.\d{4}) │", printed)]
+    aucs = [float(value) for value in re.findall(r"│ 0 +│ +0\.\d{4} │ +(0\.\d{4}) │", printed)]
     assert len(aucs) == 2, printed + finished.stderr
     assert finished.returncode == (0 if aucs[1] > aucs[0] else 1)
     assert ("did not beat the short history" in printed) == (aucs[1] <= aucs[0])
