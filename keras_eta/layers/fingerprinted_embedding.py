@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +23,9 @@ _ROW_UPDATES = (
     "scatter_min",
     "scatter_max",
 )
+_DELTA_UPDATES = ("assign_add", "assign_sub")
 _TABLE_UPDATES = (
     "assign",
-    "assign_add",
-    "assign_sub",
     "batch_scatter_update",
     "scatter_nd_add",
     "scatter_nd_sub",
@@ -45,9 +45,10 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
 
     The table `fingerprints_table` equals `SimHash(embeddings)` bit for bit after every change of the embeddings or the
     planes: both variables refresh it themselves. An update of some rows (`scatter_*`, as Adagrad applies a sparse
-    gradient) hashes those rows again; any other update (`assign*`: Adam, SGD, dense gradients, `set_weights`, a
-    restored checkpoint, moved planes) hashes the whole table. Only code that writes to a variable's raw handle goes
-    unseen: `tf.keras.optimizers.legacy` does, and needs a `refresh()` after each step, which `keras_eta.models` calls.
+    gradient) hashes those rows again, a sum (`assign_add`, `assign_sub`: SGD, Adam, dense gradients) the rows to which
+    it adds anything but zero; any other update (`assign`, a restored checkpoint, moved planes) hashes the whole table.
+    Only code that writes to a variable's raw handle goes unseen: `tf.keras.optimizers.legacy` does, and needs a
+    `refresh()` after each step, which `keras_eta.models` calls.
 
     Looking fingerprints up reads 8 bytes a row where hashing embeddings reads 4 * D, which is what makes retrieval
     over a long history cheap in training.
@@ -109,8 +110,10 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
             trainable=False,
             experimental_autocast=False,
         )
-        _after_updates(self.embeddings, self.refresh)
-        _after_updates(self.hash.planes, self.refresh)
+        _after_updates(self.embeddings, _ROW_UPDATES, lambda slices: self.refresh(slices.indices))
+        _after_updates(self.embeddings, _DELTA_UPDATES, self._refresh_where)
+        _after_updates(self.embeddings, _TABLE_UPDATES, lambda _: self.refresh())
+        _after_updates(self.hash.planes, _ROW_UPDATES + _DELTA_UPDATES + _TABLE_UPDATES, lambda _: self.refresh())
         self.refresh()
 
     def fingerprints(self, ids: tf.Tensor) -> tf.Tensor:
@@ -155,6 +158,12 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
                 parallel_iterations=1,
             )
 
+    def _refresh_where(self, delta: tf.Tensor) -> None:
+        """Hashes the rows again to which a sum adds `delta`, [V, D], where that is not zero."""
+        delta = tf.convert_to_tensor(delta, self.embeddings.dtype)
+        ids = tf.where(tf.reduce_any(delta != 0, axis=1))[:, 0]
+        tf.cond(tf.size(ids) <= _REFRESH_BLOCK_ROWS, lambda: self.refresh(ids), self.refresh)
+
     def _refresh_block(self, start: tf.Tensor) -> list[tf.Tensor]:
         # A block of fixed size, as XLA needs; the last one repeats the last row.
         self.refresh(tf.minimum(start + tf.range(_REFRESH_BLOCK_ROWS), self.input_dim - 1))
@@ -180,26 +189,26 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
         }
 
 
-def _after_updates(variable: tf.Variable, refresh: Callable[..., None]) -> None:
-    """Makes every Python-level update of `variable` call `refresh`, with the rows where only some rows changed.
+def _after_updates(variable: tf.Variable, names: tuple[str, ...], refresh: Callable[[Any], None]) -> None:
+    """Makes the methods `names` of `variable` hand their first argument, the update, to `refresh` when they are done.
 
     The methods of the one variable object are wrapped, since optimisers are handed that object.
     """
 
-    def wrap(method: Callable[..., Any], by_row: bool) -> Callable[..., Any]:
+    def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+        first = next(iter(inspect.signature(method).parameters))
+
         @functools.wraps(method)
         def update(*args: Any, **kwargs: Any) -> Any:
+            change = args[0] if args else kwargs[first]
+            if isinstance(change, tf.Variable):
+                # Read now: it may be the variable that is about to change.
+                change = tf.convert_to_tensor(change)
             result = method(*args, **kwargs)
-            if by_row:
-                slices = args[0] if args else kwargs["sparse_delta"]
-                refresh(slices.indices)
-            else:
-                refresh()
+            refresh(change)
             return result
 
         return update
 
-    for name in _ROW_UPDATES:
-        setattr(variable, name, wrap(getattr(variable, name), by_row=True))
-    for name in _TABLE_UPDATES:
-        setattr(variable, name, wrap(getattr(variable, name), by_row=False))
+    for name in names:
+        setattr(variable, name, wrap(getattr(variable, name)))

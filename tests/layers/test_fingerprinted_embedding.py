@@ -144,6 +144,8 @@ TABLE_UPDATES: dict[str, Update] = {
     "assign unread": lambda layer: layer.embeddings.assign(-layer.embeddings, read_value=False),
     "assign_add": lambda layer: layer.embeddings.assign_add(-2.0 * layer.embeddings),
     "assign_sub": lambda layer: layer.embeddings.assign_sub(2.0 * layer.embeddings),
+    "assign_sub itself": lambda layer: layer.embeddings.assign_sub(layer.embeddings),
+    "assign_sub by name": lambda layer: layer.embeddings.assign_sub(delta=layer.embeddings),
     "slice": lambda layer: layer.embeddings[1:4].assign(-layer.embeddings[1:4]),
     "row": lambda layer: layer.embeddings[UNTOUCHED].assign(-layer.embeddings[UNTOUCHED]),
     "column": lambda layer: layer.embeddings[:, 2].assign(9.0 * layer.embeddings[:, 0]),
@@ -179,6 +181,21 @@ def test_row_update_hashes_only_its_rows(layer: Layer, name: str, in_graph: bool
 
     def run() -> None:
         ROW_UPDATES[name](layer)
+
+    (tf.function(run) if in_graph else run)()
+    assert _wrong_rows(layer) == [UNTOUCHED]
+
+
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("name", ["assign_add", "assign_sub"])
+def test_sum_hashes_only_the_rows_it_changes(layer: Layer, name: str, in_graph: bool) -> None:
+    _corrupt(layer, UNTOUCHED)
+    _corrupt(layer, TOUCHED[0])
+    delta = np.zeros([ROWS, DIM], np.float32)
+    delta[TOUCHED, -1] = [9.0, np.nan, np.nan, -1e-30]
+
+    def run() -> None:
+        getattr(layer.embeddings, name)(delta)
 
     (tf.function(run) if in_graph else run)()
     assert _wrong_rows(layer) == [UNTOUCHED]
@@ -321,8 +338,8 @@ def test_table_is_exact_as_planes_learn(name: str) -> None:
     assert (planes != layer.hash.planes.numpy()).any()
 
 
-# Keras 2's SGD is not among them: without momentum, too, it adds a dense, mostly zero momentum to the whole table.
-@pytest.mark.parametrize("name", ["adagrad", "adagrad with clipping", "loss scaling"])
+# Without momentum, too, Keras 2's SGD adds a dense, mostly zero momentum to the whole table.
+@pytest.mark.parametrize("name", ["adagrad", "adagrad with clipping", "loss scaling", "sgd"])
 def test_sparse_step_hashes_only_the_rows_it_touches(layer: Layer, name: str) -> None:
     step = _step(layer, OPTIMISERS[name]())
     _corrupt(layer, UNTOUCHED)
@@ -338,6 +355,7 @@ def test_sparse_step_hashes_only_the_rows_it_touches(layer: Layer, name: str) ->
 @pytest.mark.parametrize("name", ["adam", "sgd with momentum", "adagrad with weight decay"])
 def test_step_that_moves_every_row_hashes_every_row(layer: Layer, name: str) -> None:
     step = _step(layer, OPTIMISERS[name]())
+    step(tf.range(ROWS))
     _corrupt(layer, UNTOUCHED)
     step(tf.constant(TOUCHED))
     _assert_exact(layer)
@@ -429,10 +447,17 @@ def large() -> Layer:
     return layer
 
 
+LARGE_UPDATES: dict[str, Update] = {
+    "assign": lambda layer: layer.embeddings.assign(-layer.embeddings),
+    "assign_sub": lambda layer: layer.embeddings.assign_sub(2.0 * layer.embeddings),
+}
+
+
 @pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
-def test_large_table_is_exact_after_an_assignment(large: Layer, mode: str) -> None:
+@pytest.mark.parametrize("name", LARGE_UPDATES)
+def test_large_table_is_exact_after_an_update(large: Layer, name: str, mode: str) -> None:
     def negate() -> None:
-        large.embeddings.assign(-large.embeddings)
+        LARGE_UPDATES[name](large)
 
     before = _table(large)
     {"eager": negate, "graph": tf.function(negate), "xla": tf.function(negate, jit_compile=True)}[mode]()
