@@ -219,11 +219,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Next: `make serve`, and in another shell\n"
         f"  .venv/bin/python -m serving.client rank --request {output}/request.json --top 10"
     )
-    short, eta = results
-    if eta.auc <= short.auc:
-        console.print(f"ETA (AUC {eta.auc:.4f}) did not beat the short history ({short.auc:.4f}).", style="red")
-        return 1
-    return 0
+    return exit_code(*results)
+
+
+def exit_code(short: benchmark.Result, eta: benchmark.Result) -> int:
+    """0 if ETA beat the short history; if not, 1, and a line that says so."""
+    if eta.auc > short.auc:
+        return 0
+    console.print(f"ETA (AUC {eta.auc:.4f}) did not beat the short history ({short.auc:.4f}).", style="red")
+    return 1
 
 
 if __name__ == "__main__":

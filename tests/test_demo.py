@@ -1,5 +1,6 @@
 """`make demo` on a small part of the data, from the logs to the ranked answer over gRPC."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -7,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import demo
+from benchmarks import movielens as benchmark
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +41,15 @@ def test_demo_trains_exports_serves_and_ranks(tmp_path):
     assert printed.count("rests on") == 3
     assert (tmp_path / "demo" / "long_history.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "serving" / "eta" / "1" / "saved_model.pb").exists()
+
+
+@pytest.mark.parametrize(("auc", "code"), [(0.79, 0), (0.78, 1), (0.77, 1)])
+def test_demo_fails_unless_eta_beats_the_short_history(auc, code, capsys):
+    short = benchmark.Result("short", 0, *[0.78] * 7, training_seconds=1.0)
+    eta = dataclasses.replace(short, model="eta", auc=auc)
+    assert demo.exit_code(short, eta) == code
+    expected = f"ETA (AUC {auc:.4f}) did not beat the short history (0.7800).\n" if code else ""
+    assert capsys.readouterr().out == expected
 
 
 def test_demo_help_names_its_flags():

@@ -344,6 +344,7 @@ def test_versions_count_up_and_never_overwrite(model, path, tmp_path):
 def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
     def fail(path, *_):
         assert list(tmp_path.iterdir()) == [path.parents[1]]
+        assert path.parents[1].name.startswith(".")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(export, "_write_warmup_requests", fail)
