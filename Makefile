@@ -9,16 +9,21 @@ INSTALLED := .venv/.installed
 MODEL_NAME := eta
 MODEL_DIR := build/serving/eta
 PORT := 8500
+# More flags for `make pipeline`.
+PIPELINE_ARGS :=
 # Variable of `make notebooks`.
 ROWS := 20000
 
-.PHONY: help demo test check serve notebooks bench clean
+.PHONY: help demo pipeline test check serve notebooks bench clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(INSTALLED) ## Train ETA on MovieLens-1M, compare, export, serve and rank films: one command, from start to end
 	$(PYTHON) demo.py
+
+pipeline: $(INSTALLED) ## Run the TFX pipeline on MovieLens-1M, from raw logs to a version in MODEL_DIR; `make serve` serves it
+	$(PYTHON) -m tfx_pipeline.run --layout movielens --serving_dir $(MODEL_DIR) $(PIPELINE_ARGS)
 
 test: $(INSTALLED) ## Run all tests
 	$(PYTHON) -m pytest

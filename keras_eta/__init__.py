@@ -6,10 +6,22 @@ _runtime.use_legacy_keras()
 _runtime.exempt_keras_from_autograph()
 
 from keras_eta import layers, metrics, models, ops, search  # noqa: E402
-from keras_eta.features import Feature, Features  # noqa: E402
+from keras_eta.features import Age, Feature, Features  # noqa: E402
 from keras_eta.layers import FeatureLookup  # noqa: E402
 from keras_eta.models import ETA, Ranker  # noqa: E402
 
 __version__ = "0.1.0"
 
-__all__ = ["ETA", "Feature", "FeatureLookup", "Features", "Ranker", "layers", "metrics", "models", "ops", "search"]
+__all__ = [
+    "ETA",
+    "Age",
+    "Feature",
+    "FeatureLookup",
+    "Features",
+    "Ranker",
+    "layers",
+    "metrics",
+    "models",
+    "ops",
+    "search",
+]

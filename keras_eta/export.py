@@ -13,8 +13,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_eta.features import HISTORY_LENGTH, Feature, Features, history_name
+from keras_eta.features import (
+    HISTORY_AGE,
+    HISTORY_LENGTH,
+    HISTORY_TIMESTAMP,
+    TIMESTAMP,
+    Feature,
+    Features,
+    history_name,
+)
 from keras_eta.models.ranker import Inputs, Ranker, Scores
+from keras_eta.ops import age_bucket
 from keras_eta.search.hamming import HammingSearch
 from keras_eta.validation import check_positive_integers
 
@@ -39,7 +48,8 @@ def export_model(
     | `explain` (`HammingSearch`) | as `rank` | as `rank`, and `positions`, `distances`, `weights` [R, C, K] |
     | `examples` | `examples`: serialized tf.Example [N] | `probability` [N] |
 
-    Ids are raw where the model has a `lookup`, else indices, those out of range counting as out-of-vocabulary. Every
+    Ids are raw where the model has a `lookup`, else indices, those out of range counting as out-of-vocabulary. A model
+    with `features.age` takes `timestamp` int64, as a context column, and `history_timestamp` int64 in any case. Every
     signature checks its inputs in the graph and answers INVALID_ARGUMENT with a message that names the input. In
     `explain`, `positions` index the history (0 = most recent); entries beyond what was retrieved have position and
     distance -1 and weight 0; weights are means over the heads.
@@ -131,13 +141,10 @@ class _Signatures(tf.Module):
             }
 
         def examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            return pointwise(_checked(_parsed(examples, features, raw_dtypes), features, _AXES))
+            return pointwise(_checked(_parsed(examples, features, dtypes), features, _AXES))
 
-        raw_dtypes = {
-            feature.name: tf.as_dtype(feature.dtype if model.lookup or not feature.is_id else "int64")
-            for feature in features.all_features
-        }
-        row_specs, rank_specs = (_specs(features, raw_dtypes, axes) for axes in (_AXES, _RANK_AXES))
+        dtypes = _dtypes(features, raw_ids=model.lookup is not None)
+        row_specs, rank_specs = (_specs(features, dtypes, axes) for axes in (_AXES, _RANK_AXES))
         self.functions = {
             "serving_default": _concrete(serving_default, row_specs),
             "rank": _concrete(rank, rank_specs),
@@ -171,16 +178,34 @@ _RANK_AXES = {"row": "R", "item": "RC", "history": "RL"}
 
 def _axes(features: Features, axes: Mapping[str, str]) -> dict[str, str]:
     """The axes of every column of a signature."""
+    item = {feature.name for feature in features.item_features}
     return {
-        **{feature.name: axes["row"] for feature in (*features.user, *features.context)},
-        **{feature.name: axes["item"] for feature in features.item_features},
+        **{name: axes["item" if name in item else "row"] for name in features.row_names},
         **{name: axes["history"] for name in features.history_names},
         HISTORY_LENGTH: axes["row"],
     }
 
 
+def _columns(features: Features) -> dict[str, Feature]:
+    """The feature of every column that holds one."""
+    return {
+        **{feature.name: feature for feature in (*features.user, *features.context, *features.item_features)},
+        **{history_name(feature.name): feature for feature in features.history_features},
+    }
+
+
+def _dtypes(features: Features, raw_ids: bool) -> dict[str, tf.DType]:
+    """The dtype of every column of a signature; ids that are not raw are int64 indices."""
+    return {
+        **{name: tf.int64 for name in (HISTORY_LENGTH, TIMESTAMP, HISTORY_TIMESTAMP)},
+        **{
+            name: tf.as_dtype(feature.dtype if raw_ids or not feature.is_id else "int64")
+            for name, feature in _columns(features).items()
+        },
+    }
+
+
 def _specs(features: Features, dtypes: Mapping[str, tf.DType], axes: Mapping[str, str]) -> dict[str, tf.TensorSpec]:
-    dtypes = {**dtypes, **{history_name(name): dtype for name, dtype in dtypes.items()}, HISTORY_LENGTH: tf.int64}
     return {name: tf.TensorSpec([None] * len(letters), dtypes[name]) for name, letters in _axes(features, axes).items()}
 
 
@@ -225,7 +250,7 @@ _AXIS_NAMES = {"N": "rows", "R": "rows", "C": "candidates", "L": "behaviours"}
 def _parsed(examples: tf.Tensor, features: Features, dtypes: Mapping[str, tf.DType]) -> dict[str, tf.Tensor]:
     """The columns of serialized tf.Examples; histories are padded to the longest."""
     spec: dict[str, Any] = {name: tf.io.FixedLenFeature([], dtypes[name]) for name in features.row_names}
-    spec.update({history_name(f.name): tf.io.RaggedFeature(dtypes[f.name]) for f in features.history_features})
+    spec.update({name: tf.io.RaggedFeature(dtypes[name]) for name in features.history_names})
     columns = tf.io.parse_example(examples, spec)
     lengths = columns[history_name(features.item_id.name)].row_lengths()
     checks = []
@@ -250,11 +275,12 @@ def _index_guard(features: Features) -> Callable[[Inputs], dict[str, tf.Tensor]]
         return tf.cast(tf.where(inside, column, tf.ones_like(column)), tf.int32)
 
     def guard(inputs: Inputs) -> dict[str, tf.Tensor]:
-        outputs = {HISTORY_LENGTH: tf.cast(inputs[HISTORY_LENGTH], tf.int32)}
-        for feature in features.all_features:
-            for name in (feature.name, history_name(feature.name)):
-                if name in inputs:
-                    outputs[name] = guarded(feature, inputs[name])
+        outputs = {name: guarded(feature, inputs[name]) for name, feature in _columns(features).items()}
+        outputs[HISTORY_LENGTH] = tf.cast(inputs[HISTORY_LENGTH], tf.int32)
+        if features.age is not None:
+            moments = inputs[HISTORY_TIMESTAMP]
+            real = tf.sequence_mask(inputs[HISTORY_LENGTH], tf.shape(moments)[-1])
+            outputs[HISTORY_AGE] = age_bucket(inputs[TIMESTAMP], moments, features.age.boundaries, real)
         return outputs
 
     return guard

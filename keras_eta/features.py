@@ -1,6 +1,6 @@
 """The data contract in code: which columns an impression has, their types, and how each is embedded.
 
-Models, export, the TFX pipeline and serving clients all read these two dataclasses. Nothing here imports TensorFlow.
+Models, export, the TFX pipeline and serving clients all read these dataclasses. Nothing here imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from keras_eta.validation import check_positive_integers
 LABEL = "label"
 TIMESTAMP = "timestamp"
 HISTORY_LENGTH = "history_length"
+HISTORY_TIMESTAMP = "history_timestamp"
+HISTORY_AGE = "history_age"
 
 ID_DTYPES = ("int64", "string")
 DTYPES = (*ID_DTYPES, "float32")
@@ -97,6 +99,42 @@ class Feature:
 
 
 @dataclasses.dataclass(frozen=True)
+class Age:
+    """The time between a behaviour and the impression, cut into buckets and embedded with the behaviour.
+
+    Bucket 0 is padding. A behaviour's bucket is 1 + the number of `boundaries` that its age has reached:
+    `boundaries=(60, 3600)` makes 1 of an age below a minute, 2 from a minute on, 3 from an hour on. A behaviour later
+    than the impression counts as one at the same moment.
+
+    Args:
+        boundaries: ages at which a new bucket begins, in the unit of the log's timestamps (seconds), ascending.
+        embedding_dim: width of the embedding of a bucket.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    boundaries: tuple[int, ...]
+    embedding_dim: int = 8
+
+    def __post_init__(self) -> None:
+        boundaries = tuple(self.boundaries) if isinstance(self.boundaries, (tuple, list)) else ()
+        whole = all(isinstance(boundary, int) and not isinstance(boundary, bool) for boundary in boundaries)
+        if not boundaries or not whole or list(boundaries) != sorted(set(boundaries)) or boundaries[0] < 1:
+            raise ValueError(
+                "`boundaries` must be positive integers, at least one, strictly ascending. "
+                f"Received: boundaries={self.boundaries!r}"
+            )
+        object.__setattr__(self, "boundaries", boundaries)
+        check_positive_integers(embedding_dim=self.embedding_dim)
+
+    @property
+    def num_indices(self) -> int:
+        """Rows of the embedding table: padding, and one more bucket than there are boundaries."""
+        return len(self.boundaries) + 2
+
+
+@dataclasses.dataclass(frozen=True)
 class Features:
     """All columns of an impression, by the role they play.
 
@@ -105,8 +143,11 @@ class Features:
     | `item_id`, `item_attributes` | `<name>`: of the candidate | `history_<name>`: of each behaviour |
     | `behaviour_attributes` | | `history_<name>` |
     | `user`, `context` | `<name>` | |
+    | `age` | `timestamp` | `history_timestamp` |
 
-    Every sequence holds the behaviours strictly before the impression, most recent first.
+    Every sequence holds the behaviours strictly before the impression, most recent first. These are the raw columns, of
+    logs, tf.Examples and serving requests. The encoded ones, which a `FeatureLookup` makes and the model reads, have
+    the same names, but for the two timestamps: in their place comes the bucket `history_age` of each behaviour.
 
     Args:
         item_id: the item's id. Its embedding is hashed.
@@ -117,8 +158,10 @@ class Features:
         hashed: names of the item features whose embeddings are hashed; a behaviour's fingerprint is the concatenation
             of theirs. Empty: the item id alone.
         max_history_length: L, the number of most recent behaviours that the model reads.
+        age: how the age of each behaviour is cut into buckets. `None`: the model reads no timestamps.
 
     Raises:
+        TypeError: if an argument has the wrong type.
         ValueError: if names collide, `hashed` names no id of the item, or a length is not positive.
     """
 
@@ -129,6 +172,7 @@ class Features:
     context: tuple[Feature, ...] = ()
     hashed: tuple[str, ...] = ()
     max_history_length: int = 512
+    age: Age | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.item_id, Feature) or not self.item_id.is_id:
@@ -141,6 +185,8 @@ class Features:
             if wrong:
                 kind = "names" if role == "hashed" else "Feature objects"
                 raise TypeError(f"`{role}` must hold {kind}. Received: {wrong}")
+        if self.age is not None and not isinstance(self.age, Age):
+            raise TypeError(f"`age` must be a keras_eta.Age or None. Received: age={self.age!r}")
         if not self.hashed:
             object.__setattr__(self, "hashed", (self.item_id.name,))
         hashable = [feature.name for feature in self.item_features if feature.is_id]
@@ -151,7 +197,8 @@ class Features:
                 f"Received: hashed={self.hashed}"
             )
         check_positive_integers(max_history_length=self.max_history_length)
-        columns = [*self.row_names, *self.history_names, HISTORY_LENGTH, LABEL, TIMESTAMP]
+        columns = [*self.encoded_row_names, *self.encoded_history_names, HISTORY_LENGTH, LABEL, TIMESTAMP]
+        columns += [] if self.age is None else [HISTORY_TIMESTAMP]
         twice = sorted({name for name in columns if columns.count(name) > 1})
         if twice:
             raise ValueError(f"Every column must have a name of its own. Used twice: {twice}")
@@ -173,13 +220,25 @@ class Features:
 
     @property
     def row_names(self) -> tuple[str, ...]:
-        """Columns with one value an impression: user, context, candidate."""
-        return tuple(feature.name for feature in (*self.user, *self.context, *self.item_features))
+        """Raw columns with one value an impression: user, context, candidate; with `age`, the timestamp."""
+        return self.encoded_row_names if self.age is None else (*self.encoded_row_names, TIMESTAMP)
 
     @property
     def history_names(self) -> tuple[str, ...]:
-        """Columns with one value a behaviour."""
-        return tuple(history_name(feature.name) for feature in self.history_features)
+        """Raw columns with one value a behaviour; with `age`, the timestamps are among them."""
+        names = tuple(history_name(feature.name) for feature in self.history_features)
+        return names if self.age is None else (*names, HISTORY_TIMESTAMP)
+
+    @property
+    def encoded_row_names(self) -> tuple[str, ...]:
+        """Columns with one value an impression, as the model reads them."""
+        return tuple(feature.name for feature in (*self.user, *self.context, *self.item_features))
+
+    @property
+    def encoded_history_names(self) -> tuple[str, ...]:
+        """Columns with one value a behaviour, as the model reads them."""
+        names = tuple(history_name(feature.name) for feature in self.history_features)
+        return names if self.age is None else (*names, HISTORY_AGE)
 
     def with_vocabulary_sizes(self, sizes: Mapping[str, int]) -> Features:
         """A copy in which the features named by `sizes` have those vocabulary sizes."""
@@ -204,9 +263,12 @@ class Features:
     def from_dict(cls, values: Mapping[str, Any]) -> Features:
         """The description that `to_dict` wrote."""
         roles = ("item_attributes", "behaviour_attributes", "user", "context")
+        # Descriptions written before there was an `age` lack it.
+        age = values.get("age")
         return cls(
             item_id=Feature(**values["item_id"]),
             **{role: tuple(Feature(**feature) for feature in values[role]) for role in roles},
             hashed=tuple(values["hashed"]),
             max_history_length=values["max_history_length"],
+            age=None if age is None else Age(**age),
         )

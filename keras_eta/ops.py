@@ -1,4 +1,4 @@
-"""Pure functions of SimHash fingerprints and Hamming distances. Stock TensorFlow ops only.
+"""Pure functions of SimHash fingerprints, Hamming distances and behaviours' ages. Stock TensorFlow ops only.
 
 Axes: M bits, W = ceil(M / 64) words, D dimensions, L history, K top-k.
 """
@@ -6,6 +6,7 @@ Axes: M bits, W = ceil(M / 64) words, D dimensions, L history, K top-k.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -185,6 +186,36 @@ def hamming_top_k(candidate: tf.Tensor, history: tf.Tensor, top_k: int, mask: tf
         distances=farther_than_any - tf.cast(values, tf.int32),
         mask=found,
     )
+
+
+def age_bucket(
+    timestamp: tf.Tensor, history_timestamp: tf.Tensor, boundaries: Sequence[int], mask: tf.Tensor | None = None
+) -> tf.Tensor:
+    """The bucket of each behaviour's age: 1 + the number of boundaries that the age has reached.
+
+    An age below 0 counts as 0, so a real behaviour is in bucket 1 at least. Ages are compared as integers: float32 is
+    too coarse for seconds since 1970, and for some boundaries beyond half a year.
+
+    Args:
+        timestamp: integers [...], of the impressions.
+        history_timestamp: integers [..., L], of the behaviours, in the same unit.
+        boundaries: ages at which a new bucket begins, in that unit, ascending; `Age.boundaries`.
+        mask: bool [..., L], false at padding, whose bucket is 0. `None`: every behaviour is real.
+
+    Returns:
+        int32 [..., L], between 0 and `len(boundaries) + 1`.
+
+    Raises:
+        TypeError: if a timestamp is no integer.
+    """
+    timestamp, history_timestamp = tf.convert_to_tensor(timestamp), tf.convert_to_tensor(history_timestamp)
+    for name, x in (("timestamp", timestamp), ("history_timestamp", history_timestamp)):
+        if not x.dtype.is_integer:
+            raise TypeError(f"`{name}` must hold integers. Received: dtype={x.dtype.name}")
+    age = tf.maximum(tf.cast(timestamp, tf.int64)[..., tf.newaxis] - tf.cast(history_timestamp, tf.int64), 0)
+    reached = tf.searchsorted(tf.constant(boundaries, tf.int64), tf.reshape(age, [-1]), side="right")
+    bucket = tf.ensure_shape(1 + tf.reshape(reached, tf.shape(age)), age.shape)
+    return bucket if mask is None else tf.where(mask, bucket, 0)
 
 
 def _distance(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType) -> tf.Tensor:

@@ -192,7 +192,7 @@ class RankingClient:
             candidates: by name, C values or R lists of C values.
             history: by name, the behaviours, most recent first, or R lists of them.
             user: by name, a value or R values.
-            context: by name, a value or R values.
+            context: by name, a value or R values. A model with ages takes a `timestamp` here and one in the history.
             history_length: how many behaviours count, where the histories are padded already.
 
         Returns:

@@ -200,6 +200,16 @@ def activation_unit(
     return interest, weights
 
 
+def age_bucket(timestamp: int, history_timestamp: int, boundaries: Sequence[int]) -> int:
+    """The bucket of a real behaviour's age."""
+    age = max(int(timestamp) - int(history_timestamp), 0)
+    bucket = 1
+    for boundary in boundaries:
+        if age >= boundary:
+            bucket += 1
+    return bucket
+
+
 def auc(labels: Sequence[float], scores: Sequence[float], weights: Sequence[float] | None = None) -> float:
     """Share of pairs of a positive and a negative in which the positive scores higher, a tie counting one half."""
     weights = [1.0] * len(labels) if weights is None else weights

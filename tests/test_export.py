@@ -1,9 +1,11 @@
 """The exported SavedModel: agreement with the model in Python, checks in the graph, and how it is written."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from keras_eta import ETA, Feature, FeatureLookup, Features, Ranker, export, ops, search
+from keras_eta import ETA, Age, Feature, FeatureLookup, Features, Ranker, export, ops, search
 from keras_eta.export import export_model
 from tests import reference
 
@@ -393,3 +395,210 @@ def test_indices_out_of_range_count_as_out_of_vocabulary(tmp_path):
     assert probability(21, 21) != unknown
     for index in (-1, 0, 22, 2**40):
         assert probability(index, index) == unknown
+
+
+# Ages
+
+NOW = 1_700_000_000
+# A user may have an `age` too.
+AGED = dataclasses.replace(
+    FEATURES,
+    user=(Feature("user_id", embedding_dim=5), Feature("age", embedding_dim=2)),
+    age=Age((60, 3_600, 86_400), embedding_dim=3),
+)
+AGED_INDICES = Features(
+    item_id=Feature("item_id", embedding_dim=8, vocabulary_size=40),
+    item_attributes=(Feature("category_id", embedding_dim=4, vocabulary_size=5),),
+    user=(Feature("age", embedding_dim=2, vocabulary_size=9),),
+    age=AGED.age,
+    max_history_length=MAX_HISTORY,
+)
+
+
+@pytest.fixture(scope="module", params=["raw ids", "indices"])
+def aged(request, tmp_path_factory):
+    """A model with ages, with a lookup or without one; its export; and a function that makes requests."""
+    tf.keras.utils.set_random_seed(1)
+    arguments: dict[str, Any] = {"top_k": TOP_K, "num_bits": NUM_BITS, "short_history_length": 3, "hidden_units": (8,)}
+    if request.param == "raw ids":
+        lookup = FeatureLookup(AGED)
+        ids = {"item_id": np.array(ITEMS, object), "category_id": np.arange(5), "action": np.array(ACTIONS, object)}
+        lookup.adapt({**ids, "user_id": np.arange(10), "age": np.arange(20, 30)})
+        model = ETA(lookup=lookup, **arguments)
+    else:
+        model = ETA(AGED_INDICES, **arguments)
+    model.build()
+    for layer in model.embeddings.values():
+        layer.embeddings.assign(tf.random.normal(layer.embeddings.shape))
+
+    def make(rows, candidates, length, seed=0):
+        generator = np.random.default_rng(seed)
+        columns = make_requests(rows, candidates, length, seed)
+        if model.lookup is None:
+            columns["item_id"] = generator.integers(1, 42, (rows, candidates))
+            columns["history_item_id"] = generator.integers(1, 42, (rows, length))
+            for name in ("category_id", "history_category_id"):
+                columns[name] += 1
+        columns["age"] = generator.integers(20, 35, rows)
+        columns["timestamp"] = NOW + generator.integers(0, 1_000_000, rows)
+        # Every side of every boundary, and one behaviour after the impression.
+        ages = generator.choice([-5, 0, 59, 60, 3_599, 3_600, 86_399, 86_400, 10**8], (rows, length))
+        columns["history_timestamp"] = columns["timestamp"][:, np.newaxis] - ages
+        names = (*model.features.row_names, *model.features.history_names, "history_length")
+        return {name: columns[name] for name in names}
+
+    path = export_model(model, tmp_path_factory.mktemp("aged"))
+    return model, path, tf.saved_model.load(str(path)).signatures, make
+
+
+def encoded_by_hand(model, columns):
+    """What the model reads; ages by the reference."""
+    if model.lookup is None:
+        inputs = {name: tf.constant(np.where(value < 42, value, 1), tf.int32) for name, value in columns.items()}
+        inputs["age"] = tf.constant(np.where(columns["age"] < model.features.user[0].num_indices, columns["age"], 1))
+    else:
+        inputs = dict(model.lookup({name: tf.constant(value) for name, value in columns.items()}))
+    moments = columns["history_timestamp"]
+    ages = np.zeros(moments.shape, np.int32)
+    for row, column in np.ndindex(moments.shape):
+        if column < columns["history_length"][row]:
+            ages[row, column] = reference.age_bucket(
+                columns["timestamp"][row], moments[row, column], model.features.age.boundaries
+            )
+    return {**inputs, "history_age": tf.constant(ages)}
+
+
+def example_of(columns, row):
+    """One row of the pointwise signature as a tf.Example."""
+    example = tf.train.Example()
+    for name, values in columns.items():
+        if name == "history_length":
+            continue
+        value = values[row][: columns["history_length"][row]] if name.startswith("history_") else [values[row]]
+        feature = example.features.feature[name]
+        if values.dtype == object:
+            feature.bytes_list.value.extend(text.encode() for text in value)
+        elif values.dtype.kind == "f":
+            feature.float_list.value.extend(value)
+        else:
+            feature.int64_list.value.extend(value)
+    return example
+
+
+@pytest.mark.parametrize(("rows", "candidates", "length"), [(4, 5, 12), (1, 1, 1), (2, 3, 0), (2, 3, 20)])
+def test_signatures_with_ages_agree_with_the_model_in_python(aged, rows, candidates, length):
+    model, _, signatures, make = aged
+    columns = make(rows, candidates, length)
+    encoded = encoded_by_hand(model, columns)
+    expected = tf.sigmoid(model.score(encoded).logits)
+    ranked = call(signatures, "rank", columns)["probability"]
+    np.testing.assert_allclose(ranked, expected, atol=1e-6)
+    explained = call(signatures, "explain", columns)
+    np.testing.assert_allclose(explained["probability"], expected, atol=1e-6)
+    assert explained["positions"].shape == (rows, candidates, TOP_K)
+    for number in range(candidates):
+        row = candidate(columns, number)
+        items = {name: encoded[name][:, number] for name in ITEM_COLUMNS}
+        pointwise = call(signatures, "serving_default", row)["probability"]
+        np.testing.assert_allclose(pointwise, tf.sigmoid(model({**encoded, **items})), atol=1e-6)
+        np.testing.assert_allclose(pointwise, ranked[:, number], atol=1e-6)
+        serialized = [example_of(row, index).SerializeToString() for index in range(rows)]
+        parsed = call(signatures, "examples", {"examples": np.array(serialized, object)})["probability"]
+        np.testing.assert_allclose(parsed, pointwise, atol=1e-6)
+
+
+def test_only_ages_of_real_behaviours_count(aged):
+    _, _, signatures, make = aged
+    columns = make(3, 4, 8)
+    columns["history_length"][:] = [1, 5, 8]
+    before = call(signatures, "rank", columns)["probability"]
+    moved = {name: columns[name] + 10**9 for name in ("timestamp", "history_timestamp")}
+    np.testing.assert_array_equal(call(signatures, "rank", {**columns, **moved})["probability"], before)
+    padding = {"history_timestamp": np.where(np.arange(8) < [[1], [5], [8]], columns["history_timestamp"], 7)}
+    np.testing.assert_array_equal(call(signatures, "rank", {**columns, **padding})["probability"], before)
+    later = call(signatures, "rank", {**columns, "timestamp": columns["timestamp"] + 10**9})["probability"]
+    assert (later != before).all()
+
+
+AGED_BAD_INPUTS: dict[str, tuple[dict, str, str]] = {
+    "wrong rank of timestamps": ({"timestamp": np.zeros((3, 1), int)}, "`timestamp` must have shape [R]", "[3 1]"),
+    "unequal rows": ({"timestamp": np.zeros(2, int)}, "`timestamp` must have as many rows as", "[2] [3]"),
+    "wrong rank of a history": (
+        {"history_timestamp": np.zeros(12, int)},
+        "`history_timestamp` must have shape [R, L]",
+        "[12]",
+    ),
+    "unequal histories": (
+        {"history_timestamp": np.zeros((3, 11), int)},
+        "`history_timestamp` must have as many behaviours as `history_item_id`",
+        "[3 11] [12]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", AGED_BAD_INPUTS)
+@pytest.mark.parametrize("signature", ["rank", "explain"])
+def test_bad_timestamps_are_refused_by_the_graph_with_their_names(aged, signature, case):
+    _, _, signatures, make = aged
+    change, message, received = AGED_BAD_INPUTS[case]
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        call(signatures, signature, {**make(3, 5, 12), **change})
+    assert message in str(caught.value)
+    assert received in str(caught.value)
+
+
+def test_examples_with_bad_timestamps_name_them(aged):
+    _, _, signatures, make = aged
+    columns = candidate(make(1, 1, 3), 0)
+    columns["history_length"][:] = 3
+
+    def parsed(change):
+        example = example_of(columns, 0)
+        change(example.features.feature)
+        return call(signatures, "examples", {"examples": np.array([example.SerializeToString()], object)})
+
+    assert parsed(lambda _: None)["probability"].shape == (1,)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Feature: timestamp"):
+        parsed(lambda feature: feature.pop("timestamp"))
+    for change in (lambda f: f["history_timestamp"].int64_list.value.pop(), lambda f: f.pop("history_timestamp")):
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match="`history_timestamp` must be as long as `history_item_id`"
+        ):
+            parsed(change)
+
+
+def test_export_with_ages_describes_itself_and_warms_up(aged):
+    model, path, signatures, _ = aged
+    description = json.loads((path / "assets.extra" / "features.json").read_text())
+    assert Features.from_dict(description) == model.features
+    assert Features.from_dict(description).age == AGED.age
+    assert foreign(ops_of(path)) == set()
+    for name in ("serving_default", "rank", "explain"):
+        inputs = signatures[name].structured_input_signature[1]
+        assert "history_age" not in inputs
+        assert (inputs["timestamp"].dtype, inputs["history_timestamp"].dtype) == (tf.int64, tf.int64)
+        assert (inputs["timestamp"].shape.rank, inputs["history_timestamp"].shape.rank) == (1, 2)
+    records = tf.data.TFRecordDataset(str(path / "assets.extra" / "tf_serving_warmup_requests"))
+    requests = [prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request for record in records]
+    assert sorted(request.model_spec.signature_name for request in requests) == sorted(signatures)
+    for request in requests:
+        inputs = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
+        assert np.isfinite(call(signatures, request.model_spec.signature_name, inputs)["probability"]).all()
+
+
+def test_a_context_called_length_is_not_taken_for_that_of_the_history(tmp_path):
+    features = Features(
+        item_id=Feature("item_id", embedding_dim=4, vocabulary_size=20),
+        context=(Feature("length", embedding_dim=2, vocabulary_size=3),),
+        max_history_length=6,
+    )
+    model = ETA(features, top_k=6)
+    signatures = tf.saved_model.load(str(export_model(model, tmp_path, warmup=False))).signatures
+    columns = {
+        "length": np.array([4]),
+        "item_id": np.array([[1, 5]]),
+        "history_item_id": np.arange(2, 8).reshape(1, 6),
+        "history_length": np.array([6]),
+    }
+    expected = tf.sigmoid(model.score({name: tf.constant(value) for name, value in columns.items()}).logits)
+    np.testing.assert_allclose(call(signatures, "rank", columns)["probability"], expected, atol=1e-6)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from keras_eta import Feature, Features
+from keras_eta import Age, Feature, Features
 from keras_eta.features import history_name
 
 ITEM = Feature("item_id", vocabulary_size=100)
@@ -211,6 +211,92 @@ def test_features_refuse_what_is_no_feature(role: str) -> None:
     roles: dict[str, Any] = {role: ("category_id",)}
     with pytest.raises((TypeError, ValueError), match=f"`{role}` must .*category_id"):
         Features(item_id=ITEM, **roles)
+
+
+AGE = Age((60, 3_600))
+
+
+def test_age_counts_padding_and_one_bucket_more_than_boundaries() -> None:
+    age = Age([60, 3_600, 86_400])  # type: ignore[arg-type]
+    assert (age.boundaries, age.embedding_dim, age.num_indices) == ((60, 3_600, 86_400), 8, 5)
+    assert hash(age) == hash(Age((60, 3_600, 86_400)))
+
+
+@pytest.mark.parametrize(
+    "boundaries",
+    [(), (0, 60), (-1,), (60, 60), (3_600, 60), (60.0, 3_600), (True, 60), (None,), ("60",), 60, "60", None],
+)
+def test_age_refuses_bad_boundaries(boundaries: Any) -> None:
+    message = (
+        f"`boundaries` must be positive integers, at least one, strictly ascending. Received: boundaries={boundaries!r}"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Age(boundaries)
+
+
+@pytest.mark.parametrize("embedding_dim", [0, 2.0, True])
+def test_age_refuses_a_bad_embedding_dim(embedding_dim: Any) -> None:
+    message = f"`embedding_dim` must be a positive integer. Received: embedding_dim={embedding_dim!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Age((60,), embedding_dim)
+
+
+def test_age_exchanges_timestamps_for_a_bucket() -> None:
+    features = Features(
+        item_id=ITEM, behaviour_attributes=(Feature("action"),), user=(Feature("age"), Feature("user_id")), age=AGE
+    )
+    assert features.row_names == ("age", "user_id", "item_id", "timestamp")
+    assert features.history_names == ("history_item_id", "history_action", "history_timestamp")
+    assert features.encoded_row_names == ("age", "user_id", "item_id")
+    assert features.encoded_history_names == ("history_item_id", "history_action", "history_age")
+    assert "timestamp" not in [feature.name for feature in features.all_features]
+
+
+def test_without_age_raw_and_encoded_names_are_the_same() -> None:
+    # The names that an age would take are free.
+    behaviour = (Feature("timestamp", "float32"), Feature("age"))
+    features = Features(item_id=ITEM, behaviour_attributes=behaviour, user=(Feature("age"),))
+    assert features.row_names == features.encoded_row_names == ("age", "item_id")
+    names = ("history_item_id", "history_timestamp", "history_age")
+    assert features.history_names == features.encoded_history_names == names
+
+
+@pytest.mark.parametrize(
+    ("roles", "name"),
+    [
+        ({"behaviour_attributes": (Feature("age"),)}, "history_age"),
+        ({"behaviour_attributes": (Feature("timestamp"),)}, "history_timestamp"),
+        ({"user": (Feature("history_age"),)}, "history_age"),
+        ({"context": (Feature("history_timestamp"),)}, "history_timestamp"),
+        ({"context": (Feature("timestamp"),)}, "timestamp"),
+        ({"item_attributes": (Feature("age"),)}, "history_age"),
+    ],
+)
+def test_age_refuses_a_column_of_its_own_names(roles: dict[str, Any], name: str) -> None:
+    message = f"Every column must have a name of its own. Used twice: ['{name}']"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Features(item_id=ITEM, age=AGE, **roles)
+
+
+def test_features_refuse_an_age_that_is_none() -> None:
+    message = "`age` must be a keras_eta.Age or None. Received: age=(60, 3600)"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        Features(item_id=ITEM, age=(60, 3_600))  # type: ignore[arg-type]
+
+
+def test_from_dict_reads_an_age_through_json() -> None:
+    features = Features(item_id=ITEM, age=Age((60, 3_600), embedding_dim=3))
+    read = Features.from_dict(json.loads(json.dumps(features.to_dict())))
+    assert read == features
+    assert read.age == Age((60, 3_600), embedding_dim=3)
+    assert read.with_vocabulary_sizes({"item_id": 7}).age == features.age
+
+
+def test_from_dict_reads_descriptions_from_before_there_was_an_age() -> None:
+    features = Features(item_id=ITEM, max_history_length=9)
+    description = features.to_dict()
+    del description["age"]
+    assert Features.from_dict(description) == features
 
 
 def test_with_vocabulary_sizes_fills_every_role() -> None:

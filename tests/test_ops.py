@@ -358,3 +358,62 @@ def test_hamming_top_k_refuses_different_numbers_of_words() -> None:
     message = "Fingerprints must have the same static number of words. Received: shapes (1, 1, 2) and (1, 3, 1)"
     with pytest.raises(ValueError, match=_message(message)):
         ops.hamming_top_k(tf.zeros([1, 2], tf.int64), tf.zeros([3, 1], tf.int64), 2)
+
+
+# Ages
+
+NOW = 1_700_000_000
+
+
+def test_age_bucket_worked_by_hand() -> None:
+    ages = [0, 59, 60, 61, 3_599, 3_600, 3_601, 86_400, 10**9, -1, -(10**9)]
+    buckets = ops.age_bucket([NOW], [[NOW - age for age in ages]], (60, 3_600))
+    np.testing.assert_array_equal(buckets, np.array([[1, 1, 2, 2, 2, 3, 3, 3, 3, 1, 1]], np.int32), strict=True)
+
+
+def test_age_bucket_is_exact_where_float32_is_not() -> None:
+    # float32 holds neither the moments nor a year of seconds.
+    year = 31_536_001
+    history = np.array([NOW - 1, NOW, NOW - year + 1, NOW - year, NOW - year - 1])
+    assert np.float32(NOW) == np.float32(NOW - 1)
+    assert np.float32(year) == np.float32(year - 1)
+    np.testing.assert_array_equal(ops.age_bucket(np.int64(NOW), history, (1, year)), [2, 1, 2, 3, 3])
+
+
+def test_age_bucket_of_padding_is_zero() -> None:
+    mask = [[True, True, False], [False, False, False]]
+    buckets = ops.age_bucket([100, 100], [[100, 0, 0], [100, 0, 1]], (60,), mask)
+    np.testing.assert_array_equal(buckets, [[1, 2, 0], [0, 0, 0]])
+
+
+def test_age_bucket_of_no_behaviours_is_empty() -> None:
+    assert ops.age_bucket(tf.zeros([3], tf.int64), tf.zeros([3, 0], tf.int64), (60,)).shape == (3, 0)
+    assert ops.age_bucket(tf.zeros([0], tf.int64), tf.zeros([0, 4], tf.int64), (60,)).shape == (0, 4)
+
+
+@settings(max_examples=15)
+@given(
+    st.lists(st.integers(1, 2**40), min_size=1, max_size=6, unique=True).map(sorted),
+    st.integers(0, 2**41),
+    st.data(),
+)
+def test_age_bucket_equals_reference_everywhere(boundaries: list[int], timestamp: int, data: st.DataObject) -> None:
+    near = st.sampled_from(boundaries).flatmap(lambda boundary: st.integers(boundary - 1, boundary + 1))
+    ages = data.draw(st.lists(near | st.integers(-(2**41), 2**41), min_size=1, max_size=8))
+    moments = np.array([[timestamp - age for age in ages]])
+    expected = [[reference.age_bucket(timestamp, moment, boundaries) for moment in moments[0]]]
+    arguments = (tf.constant([timestamp], tf.int64), tf.constant(moments, tf.int64))
+
+    def buckets(*columns: tf.Tensor) -> tf.Tensor:
+        return ops.age_bucket(columns[0], columns[1], boundaries)
+
+    for function in (buckets, *(tf.function(buckets, autograph=False, jit_compile=xla) for xla in (False, True))):
+        np.testing.assert_array_equal(function(*arguments), np.array(expected, np.int32), strict=True)
+
+
+@pytest.mark.parametrize("name", ["timestamp", "history_timestamp"])
+def test_age_bucket_refuses_moments_that_are_no_integers(name: str) -> None:
+    columns = {"timestamp": tf.constant([5]), "history_timestamp": tf.constant([[4]])}
+    columns[name] = tf.cast(columns[name], tf.float32)
+    with pytest.raises(TypeError, match=_message(f"`{name}` must hold integers. Received: dtype=float32")):
+        ops.age_bucket(**columns, boundaries=(60,))

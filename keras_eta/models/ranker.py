@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from keras_eta.features import HISTORY_LENGTH, Feature, Features, history_name
+from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Feature, Features, history_name
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.layers.target_attention import TargetAttention
 from keras_eta.search.search_unit import Retrieved, SearchUnit
@@ -37,7 +37,7 @@ class Ranker(tfrs.Model):
 
     The candidate attends to its S most recent behaviours, and to those of the long history that the search unit
     retrieves for it. Both interest vectors, the candidate and the user's and context's features go through an MLP to
-    one logit.
+    one logit. With `features.age` the vector of a behaviour holds the embedding of its age, which a candidate lacks.
 
     | `search_unit` | model |
     |---|---|
@@ -65,13 +65,14 @@ class Ranker(tfrs.Model):
     Call arguments:
         inputs: dict of indices and floats: `user`, `context` and item columns [N] or [N, 1], `history_*` [N, L] most
             recent first, and `history_length` [N]. Only the first `features.max_history_length` behaviours are read.
+            With `features.age`, `history_age` [N, L] is among them, the buckets that `keras_eta.ops.age_bucket` gives.
 
     Returns:
         float32 [N] logits, before the sigmoid.
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if an argument is out of its range, or a vocabulary size is unknown.
+        ValueError: if an argument is out of its range, a vocabulary size is unknown, or a column is missing.
 
     Reference:
         ETA, arXiv 2108.04468, Section 3 and Figure 1; DIN, arXiv 1706.06978; DCN-v2, arXiv 2008.13535.
@@ -140,6 +141,14 @@ class Ranker(tfrs.Model):
                     name=feature.name,
                 )
 
+        if features.age is not None:
+            self.embeddings[HISTORY_AGE] = tf.keras.layers.Embedding(
+                features.age.num_indices,
+                features.age.embedding_dim,
+                embeddings_regularizer=self._regularizer,
+                name=HISTORY_AGE,
+            )
+
         self.short_attention = None
         if short_history_length:
             self.short_attention = short_attention or self._target_attention("short_attention", False)
@@ -177,9 +186,9 @@ class Ranker(tfrs.Model):
                 # Keras scopes names only where it builds by itself; H5 files need them to differ.
                 with tf.name_scope(layer.name):
                     layer.build(shape)
-        zeros = {name: tf.zeros([1], tf.int32) for name in (*self.features.row_names, HISTORY_LENGTH)}
+        zeros = {name: tf.zeros([1], tf.int32) for name in (*self.features.encoded_row_names, HISTORY_LENGTH)}
         zeros.update({feature.name: tf.zeros([1, 1], tf.int32) for feature in self.features.item_features})
-        zeros.update({name: tf.zeros([1, 1], tf.int32) for name in self.features.history_names})
+        zeros.update({name: tf.zeros([1, 1], tf.int32) for name in self.features.encoded_history_names})
         self.score(zeros)
         self.built = True
 
@@ -237,9 +246,13 @@ class Ranker(tfrs.Model):
         return isinstance(self.optimizer, tfrs.experimental.optimizers.CompositeOptimizer)
 
     def call(self, inputs: Inputs, training: bool | None = None) -> tf.Tensor:
-        rows = {name: tf.reshape(inputs[name], [-1]) for name in (*self.features.row_names, HISTORY_LENGTH)}
+        row_names = (*self.features.encoded_row_names, HISTORY_LENGTH)
+        missing = sorted({*row_names, *self.features.encoded_history_names} - set(inputs))
+        if missing:
+            raise ValueError(f"Columns are missing: {missing}. Received: {sorted(inputs)}")
+        rows = {name: tf.reshape(inputs[name], [-1]) for name in row_names}
         candidates = {feature.name: rows[feature.name][:, tf.newaxis] for feature in self.features.item_features}
-        history = {name: inputs[name] for name in self.features.history_names}
+        history = {name: inputs[name] for name in self.features.encoded_history_names}
         return self.score({**rows, **history, **candidates}, training=bool(training)).logits[:, 0]
 
     def score(self, inputs: Inputs, training: bool = False) -> Scores:
@@ -247,7 +260,7 @@ class Ranker(tfrs.Model):
 
         Args:
             inputs: dict of indices and floats: `user` and `context` columns [R], item columns [R, C], `history_*` [R,
-                L] most recent first, `history_length` [R].
+                L] most recent first (as in the call), `history_length` [R].
             training: whether gradients must flow by the straight-through path.
 
         Returns:
@@ -259,7 +272,7 @@ class Ranker(tfrs.Model):
         parts = [candidate]
         if self.short_attention is not None:
             recent = {name: column[:, : self.short_history_length] for name, column in history.items()}
-            behaviours = tf.concat(list(self._vectors(self.features.history_features, recent).values()), axis=-1)
+            behaviours = tf.concat(list(self._behaviour_vectors(recent).values()), axis=-1)
             interest, _ = self.short_attention.attend(
                 candidate, self.short_attention.project(behaviours), mask[:, : self.short_history_length]
             )
@@ -293,14 +306,20 @@ class Ranker(tfrs.Model):
         return metrics
 
     def _history(self, inputs: Inputs) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """The history columns by feature name, [R, L] with L cut to the maximum and at least 1, and their mask."""
+        """The history columns by feature name, [R, L] with L cut to the maximum and at least 1, and their mask.
+
+        The column of ages, which no feature names, goes by its own name.
+        """
         maximum = self.features.max_history_length
+        names = {feature.name: history_name(feature.name) for feature in self.features.history_features}
+        if self.features.age is not None:
+            names[HISTORY_AGE] = HISTORY_AGE
         columns = {}
-        for feature in self.features.history_features:
-            column = inputs[history_name(feature.name)][:, :maximum]
+        for key, name in names.items():
+            column = inputs[name][:, :maximum]
             # One padded column, so that position 0 exists in an empty history.
             missing = tf.maximum(1 - tf.shape(column)[1], 0)
-            columns[feature.name] = tf.pad(column, [[0, 0], [0, missing]])
+            columns[key] = tf.pad(column, [[0, 0], [0, missing]])
         width = tf.shape(columns[self.features.item_id.name])[1]
         return columns, tf.sequence_mask(tf.minimum(inputs[HISTORY_LENGTH], maximum), width)
 
@@ -317,21 +336,20 @@ class Ranker(tfrs.Model):
         retrieved = self.search_unit(
             {name: inputs[name] for name in searched}, {name: history[name] for name in searched}, mask
         )
-        features = self.features.history_features
         candidate = tf.concat(list(candidate_vectors.values()), axis=-1)
         if retrieved is None:
-            behaviours = tf.concat(list(self._vectors(features, history).values()), axis=-1)
+            behaviours = tf.concat(list(self._behaviour_vectors(history).values()), axis=-1)
             interest, weights = self.long_attention.attend(candidate, self.long_attention.project(behaviours), mask)
             return interest, None, weights
         vectors: dict[str, tf.Tensor] = {}
         if training or candidate.shape[1] == 1:
             # Only what was retrieved is ever gathered as floats.
             columns = {name: tf.gather(column, retrieved.positions, batch_dims=1) for name, column in history.items()}
-            vectors = self._vectors(features, columns)
+            vectors = self._behaviour_vectors(columns)
             projected = self.long_attention.project(tf.concat(list(vectors.values()), axis=-1))
         else:
             # Many candidates share the history: project it once, then gather.
-            behaviours = tf.concat(list(self._vectors(features, history).values()), axis=-1)
+            behaviours = tf.concat(list(self._behaviour_vectors(history).values()), axis=-1)
             projected = tf.gather(self.long_attention.project(behaviours), retrieved.positions, batch_dims=1)
         similarity = self.search_unit.similarity(candidate_vectors, vectors, retrieved.distances, training)
         interest, weights = self.long_attention.attend(candidate, projected, retrieved.mask, similarity)
@@ -345,6 +363,13 @@ class Ranker(tfrs.Model):
             else tf.cast(columns[feature.name], self.compute_dtype)[..., tf.newaxis]
             for feature in features
         }
+
+    def _behaviour_vectors(self, columns: Inputs) -> dict[str, tf.Tensor]:
+        """What makes up the vector of each behaviour, by the names of `_history`."""
+        vectors = self._vectors(self.features.history_features, columns)
+        if self.features.age is not None:
+            vectors[HISTORY_AGE] = self.embeddings[HISTORY_AGE](columns[HISTORY_AGE])
+        return vectors
 
     def embedding_variables(self) -> list[tf.Variable]:
         """The embedding tables, whose gradients are sparse."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_eta import Feature, Features
+from keras_eta import Age, Feature, FeatureLookup, Features
 from keras_eta.datasets import Impressions, Interactions, temporal_split
 
 from . import reference
@@ -201,6 +201,55 @@ def test_to_dataset_lookup_encodes_each_column_once():
     assert inputs["history_item_id"].tolist()[4] == [5, 6, 7]
     assert inputs["history_rating"].tolist()[3] == [4, 5, 6]
     assert inputs["history_dwell"].tolist()[3] == [2.5, 1.5, 0.5]
+
+
+# Boundaries in the log's own unit.
+AGED = dataclasses.replace(FEATURES, age=Age((10, 20)))
+
+
+def test_to_dataset_with_age_holds_timestamps_while_ids_are_raw():
+    inputs, _ = only_batch(small_impressions(), AGED)
+
+    assert inputs["timestamp"].tolist() == [10, 20, 20, 30, 40, 20, 30]
+    assert inputs["history_timestamp"].tolist() == [
+        [0, 0, 0],
+        [10, 0, 0],
+        [10, 0, 0],
+        [20, 20, 10],
+        [30, 20, 20],
+        [0, 0, 0],
+        [20, 0, 0],
+    ]
+    assert (inputs["timestamp"].dtype, inputs["history_timestamp"].dtype) == ("int64", "int64")
+    assert sorted(inputs) == sorted([*AGED.row_names, *AGED.history_names, "history_length"])
+
+
+def test_to_dataset_with_age_and_lookup_holds_buckets():
+    log = small_log()
+    lookup = FeatureLookup(AGED)
+    lookup.adapt({name: np.asarray(log[name]) for name in ("user_id", "item_id", "category_id", "rating")})
+    impressions = small_impressions()
+    encoded, _ = only_batch(impressions, AGED, lookup=lookup)
+
+    assert sorted(encoded) == sorted([*AGED.encoded_row_names, *AGED.encoded_history_names, "history_length"])
+    # Ages at row 3: 10, 10 and 20; at row 4: 10, 20 and 20.
+    expected = [[0, 0, 0], [2, 0, 0], [2, 0, 0], [2, 2, 3], [2, 3, 3], [0, 0, 0], [2, 0, 0]]
+    np.testing.assert_array_equal(encoded["history_age"], np.array(expected, "int32"), strict=True)
+
+    # The lookup makes the same of a raw batch.
+    ((raw, _),) = impressions.to_dataset(AGED, len(impressions))
+    for name, column in lookup(raw).items():
+        np.testing.assert_array_equal(encoded[name], column, err_msg=name)
+
+
+def test_to_dataset_with_age_knows_its_shapes():
+    lookup = FeatureLookup(AGED)
+    lookup.adapt({name: np.asarray(small_log()[name]) for name in ("user_id", "item_id", "category_id", "rating")})
+    inputs, _ = small_impressions().to_dataset(AGED, 2, lookup=lookup, drop_remainder=True).element_spec
+    assert (inputs["history_age"].dtype.name, inputs["history_age"].shape.as_list()) == ("int32", [2, 3])
+    inputs, _ = small_impressions().to_dataset(AGED, 2, drop_remainder=True).element_spec
+    assert inputs["timestamp"].shape.as_list() == [2]
+    assert inputs["history_timestamp"].shape.as_list() == [2, 3]
 
 
 LOG_ROWS = st.lists(

@@ -226,6 +226,48 @@ def test_load_folder_without_the_files_names_them(tmp_path):
         movielens.load(tmp_path)
 
 
+def test_write_folder_gives_the_same_data_as_the_wheel(tmp_path, fake_pip, capsys):
+    folder = tmp_path / "new" / "ml-1m"
+    movielens.write_folder(folder, cache_dir=tmp_path)
+
+    assert movielens.TERMS in capsys.readouterr().out
+    # The wheel has no MovieIDs: films count from 1 in its order.
+    assert {file.name: file.read_bytes().decode("latin-1") for file in folder.iterdir()} == {
+        "ratings.dat": "1::1::5::300\n1::3::3::100\n10::2::4::200\n1::2::2::200\n2::1::1::250\n",
+        "movies.dat": (
+            "1::Toy Story (1995)::Animation|Children's|Comedy\n"
+            "2::Misérables, Les (1995)::Drama|Musical\n"
+            '3::Fear "and" Loathing (1998)::Comedy\n'
+            "4::Never Rated, A (2000)::Sci-Fi\n"
+        ),
+        "users.dat": "1::F::1::10::48067\n2::M::56::16::02460\n10::F::35::1::95370-1234\n",
+    }
+    assert [path.name for path in folder.parent.iterdir()] == ["ml-1m"]
+    check_handmade(movielens.load(folder, check_counts=False))
+
+
+def test_write_folder_is_whole_or_not_there(tmp_path, fake_pip, monkeypatch):
+    folder = tmp_path / "ml-1m"
+    real = Path.write_text
+
+    def full_disk(path: Path, *arguments: Any, **options: Any) -> int:
+        if path.name == "users.dat":
+            raise OSError("No space left on device")
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            movielens.write_folder(folder, cache_dir=tmp_path / "cache")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "published.whl"]
+
+    folder.mkdir()
+    movielens.write_folder(folder, cache_dir=tmp_path / "cache")
+    message = f"`path` must be a new or empty folder. Received: path='{folder}'"
+    with pytest.raises(FileExistsError, match=f"^{re.escape(message)}$"):
+        movielens.write_folder(folder, cache_dir=tmp_path / "cache")
+
+
 def test_load_bad_ratings_are_counted_by_reason(tmp_path):
     ratings = official_files()["ratings.dat"] + (
         "1::1::5\n"  # line 6: a column short
@@ -299,6 +341,13 @@ def test_load_real_data_has_the_published_counts_and_splits(tmp_path):
     assert (len(log), log.num_users, log.num_items) == (1_000_209, 6_040, 3_706)
     assert (len(data.items), len(data.users)) == (3_883, 6_040)
     assert str(log.report) == "1,000,209 rows read, 1,000,209 kept; the log was not sorted by time: sorted"
+    movielens.write_folder(tmp_path / "ml-1m", cache_dir=tmp_path)
+    official = movielens.load(tmp_path / "ml-1m")
+    assert official.items.equals(data.items)
+    assert official.users.equals(data.users)
+    assert {name: official.interactions[name].tolist() for name in log.columns} == {
+        name: log[name].tolist() for name in log.columns
+    }
     # Known from GroupLens's files: the first line of each.
     assert data.items.iloc[0].tolist() == ["Toy Story (1995)", "Toy Story", 1995, "Animation|Children's|Comedy"]
     assert data.users.iloc[0].tolist() == [1, "F", 1, 10, "48067"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_eta import Feature, FeatureLookup, Features
+from keras_eta import Age, Feature, FeatureLookup, Features
 from tests import reference
 from tests.layer_check import check_layer
 
@@ -182,6 +183,67 @@ def test_set_vocabulary_keeps_its_order_and_is_cut_off() -> None:
     np.testing.assert_array_equal(layer.encode("action", ["buy", "view", "fav"]), [2, 3, 1])
     layer.set_vocabulary("user_id", np.array([9, 4], np.int32))
     np.testing.assert_array_equal(layer.encode("user_id", [[4], [9]]), [[3], [2]])
+
+
+# Ages
+
+
+def _aged_lookup() -> FeatureLookup:
+    # A user may have an `age` too.
+    user = (Feature("user_id"), Feature("age"))
+    layer = FeatureLookup(dataclasses.replace(FEATURES, user=user, age=Age((60, 3_600))))
+    layer.adapt({**LOG, "age": np.array([25, 30])})
+    return layer
+
+
+def _aged_raw() -> dict[str, np.ndarray]:
+    now = 1_700_000_000
+    return {
+        **_raw(),
+        "age": np.array([30, 99, 25]),
+        "timestamp": np.array([now, now, now - 10]),
+        "history_timestamp": np.array([[now - 59, now - 3_600], [now - 5, now - 7_200], [now - 70, 0]]),
+    }
+
+
+def test_timestamps_become_buckets_of_ages() -> None:
+    encoded = {name: column.numpy() for name, column in _aged_lookup()(_aged_raw()).items()}
+    # Ages: 59 s and an hour; padding, padding; 60 s, padding.
+    np.testing.assert_array_equal(encoded["history_age"], np.array([[1, 3], [0, 0], [2, 0]], np.int32), strict=True)
+    np.testing.assert_array_equal(encoded["age"], [3, 1, 2])
+    assert set(encoded) == {*_raw(), "age", "history_age"}
+
+
+def test_lookup_without_age_leaves_timestamps_out(lookup: FeatureLookup) -> None:
+    assert set(lookup(_aged_raw())) == set(_raw())
+
+
+def test_lookup_with_age_is_the_same_everywhere(tmp_path: Path) -> None:
+    layer = _aged_lookup()
+    data = {**LOG, "age": np.array([25, 30])}
+    outputs = check_layer(
+        layer, {"inputs": _aged_raw()}, tmp_path, xla=False, copy_state=lambda _, twin: twin.adapt(data)
+    )
+    names = sorted({*_raw(), "age", "history_age"})
+    np.testing.assert_array_equal(outputs[names.index("history_age")], [[1, 3], [0, 0], [2, 0]])
+    reloaded = tf.keras.models.load_model(str(tmp_path / "model")).layers[-1]
+    assert reloaded.features == layer.features
+    assert reloaded.features.age == Age((60, 3_600))
+
+
+def test_lookup_with_age_refuses_columns_without_timestamps() -> None:
+    raw = {name: column for name, column in _aged_raw().items() if "timestamp" not in name}
+    message = f"Columns are missing: ['history_timestamp', 'timestamp']. Received: {sorted(raw)}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        _aged_lookup()(raw)
+
+
+def test_lookup_with_age_refuses_timestamps_that_are_no_integers() -> None:
+    raw = _aged_raw()
+    raw["history_timestamp"] = raw["history_timestamp"].astype(np.float64)
+    # Keras hands floats on as float32.
+    with pytest.raises(TypeError, match=re.escape("`history_timestamp` must hold integers. Received: dtype=float32")):
+        _aged_lookup()(raw)
 
 
 # Refusals

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_eta import ETA, Feature, FeatureLookup, Features, Ranker, metrics
+from keras_eta import ETA, Age, Feature, FeatureLookup, Features, Ranker, metrics
 from keras_eta.layers import ActivationUnit, Dice, TargetAttention
 from keras_eta.models import Scores
 from keras_eta.search import FullSearch, HammingSearch, InnerProductSearch, SearchUnit
@@ -101,6 +101,9 @@ def _expected_logit(model: Ranker, batch: Batch, row: int, candidate: int) -> fl
         )
         for i in range(real)
     ]
+    if features.age is not None:
+        ages = model.embeddings["history_age"].embeddings.numpy()[batch["history_age"][row, :real]]
+        behaviours = [np.concatenate(parts) for parts in zip(behaviours, ages, strict=True)]
 
     def interest(layer: Any, positions: list[int], similarity: np.ndarray | None = None) -> np.ndarray:
         if not positions:
@@ -302,6 +305,160 @@ def test_dice_of_the_mlp_learns_statistics_in_training_only(features: Features, 
         means.append(dice.normalization.moving_mean.numpy())
     np.testing.assert_array_equal(means[0], means[1])
     assert (means[1] != means[2]).all()
+
+
+# Ages
+
+AGE = Age((60, 3_600, 86_400), embedding_dim=3)
+
+
+@pytest.fixture(scope="module")
+def aged_features(features: Features) -> Features:
+    """With an age, and a user's own `age` beside it."""
+    user = (*features.user, Feature("age", vocabulary_size=4, embedding_dim=2))
+    return dataclasses.replace(features, user=user, age=AGE)
+
+
+@pytest.fixture(scope="module")
+def aged_models(aged_features: Features) -> dict[str, Ranker]:
+    return {unit: _ranker(aged_features, unit) for unit in UNITS}
+
+
+def _aged(batch: Batch, buckets: int = 4, seed: int = 3) -> Batch:
+    """The batch with buckets of ages, in padding too."""
+    shape = batch["history_item_id"].shape
+    return {**batch, "history_age": np.random.default_rng(seed).integers(1, buckets + 1, shape).astype(np.int32)}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(("rows", "candidates", "length"), [(4, 3, 12), (4, 1, 12), (3, 2, 30), (2, 2, 0)])
+def test_logits_with_ages_equal_reference(
+    aged_models: dict[str, Ranker], make_batch: MakeBatch, unit: str, rows: int, candidates: int, length: int
+) -> None:
+    model = aged_models[unit]
+    batch = _aged(make_batch(model.features, rows, length, candidates=candidates))
+    logits = model.score(batch).logits
+    expected = [[_expected_logit(model, batch, row, c) for c in range(candidates)] for row in range(rows)]
+    np.testing.assert_allclose(logits, expected, rtol=2e-4, atol=2e-4)
+    for candidate in range(candidates):
+        items = {feature.name: batch[feature.name][:, candidate] for feature in model.features.item_features}
+        for training in (False, True):
+            one = model({**batch, **items}, training=training)
+            np.testing.assert_allclose(one, logits[:, candidate], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("unit", ["none", "full", "hamming"])
+def test_gradients_reach_the_ages_of_attended_behaviours_alone(
+    aged_models: dict[str, Ranker], make_batch: MakeBatch, unit: str
+) -> None:
+    model = aged_models[unit]
+    batch = _aged(make_batch(model.features, 8), seed=1)
+    # Buckets 1 and 2 in what is attended to, 3 in the rest, 4 in padding.
+    positions = np.arange(12)
+    for row, length in enumerate(batch["history_length"]):
+        attended = set(range(min(length, model.short_history_length)))
+        if model.search_unit is not None:
+            found = _retrieved(
+                model, {**batch, "item_id": batch["item_id"][:, np.newaxis]}, row, batch["item_id"][row], 12
+            )
+            attended |= set(range(length)) if found is None else set(found)
+        batch["history_age"][row] = np.where(
+            positions >= length, 4, np.where(np.isin(positions, list(attended)), 1 + positions % 2, 3)
+        )
+    table = model.embeddings["history_age"].embeddings
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(batch, training=True) ** 2)
+    gradient = tf.convert_to_tensor(tape.gradient(loss, table)).numpy()
+    assert gradient.shape == (5, 3)
+    assert gradient.any(axis=1).tolist() == [False, True, True, False, False]
+
+
+def test_long_history_with_ages_is_not_gathered_as_floats_in_training(
+    aged_models: dict[str, Ranker], make_batch: MakeBatch
+) -> None:
+    length = 17  # no other dimension
+
+    def floats_as_long_as_the_history(unit: str) -> list[str]:
+        batch = _aged(make_batch(aged_models[unit].features, 7, length))
+        specs = {name: tf.TensorSpec(column.shape, column.dtype) for name, column in batch.items()}
+        model = aged_models[unit]
+        traced = tf.function(lambda inputs: model(inputs, training=True), autograph=False).get_concrete_function(specs)
+        # Columns that hold floats have rank 2.
+        return [
+            output.name
+            for operation in traced.graph.get_operations()
+            for output in operation.outputs
+            if output.dtype == tf.float32 and output.shape.rank == 3 and length in output.shape.as_list()
+        ]
+
+    assert floats_as_long_as_the_history("hamming") == []
+    assert any("history_age" in name for name in floats_as_long_as_the_history("full"))
+
+
+def test_model_learns_what_only_ages_tell() -> None:
+    tf.keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    # One item; a click where the one behaviour is less than an hour old.
+    batch = {
+        "item_id": np.full(400, 2, np.int32),
+        "history_item_id": np.full([400, 1], 2, np.int32),
+        "history_age": rng.integers(1, 5, [400, 1]).astype(np.int32),
+        "history_length": np.ones(400, np.int32),
+    }
+    labels = (batch["history_age"][:, 0] <= 2).astype(np.float32)
+    features = Features(item_id=Feature("item_id", vocabulary_size=5, embedding_dim=4), age=AGE)
+    for age, auc in ((AGE, 1.0), (None, 0.5)):
+        model = ETA(dataclasses.replace(features, age=age), top_k=1, num_bits=8, hidden_units=(8,))
+        model.compile()
+        model.fit(batch, labels, batch_size=20, epochs=3, verbose=0)
+        assert metrics.auc(labels, model.predict(batch, verbose=0)) == auc
+
+
+def test_ages_are_an_embedding_of_their_own(aged_models: dict[str, Ranker], features: Features) -> None:
+    model = aged_models["hamming"]
+    assert type(model.embeddings["history_age"]) is tf.keras.layers.Embedding
+    assert set(model.search_unit.embeddings) == {"item_id"}
+    shapes = {variable.name: tuple(variable.shape) for variable in model.embedding_variables()}
+    assert shapes["history_age/embeddings:0"] == (5, 3)
+    assert shapes["age/embeddings:0"] == (6, 2)
+    assert "history_age/embeddings:0" not in [variable.name for variable in model.dense_variables()]
+    assert "history_age" not in _ranker(features, "hamming").embeddings
+
+
+@pytest.mark.parametrize("save_format", ["h5", "tf", "keras"])
+def test_model_with_ages_travels_by_file(
+    aged_models: dict[str, Ranker], make_batch: MakeBatch, save_format: str, tmp_path: Path
+) -> None:
+    model = aged_models["hamming with bias"]
+    batch = _aged(make_batch(model.features))
+    path = str(tmp_path / {"h5": "weights.h5", "tf": "weights", "keras": "model.keras"}[save_format])
+    if save_format == "keras":
+        model.save(path)
+        twin = tf.keras.models.load_model(path)
+    else:
+        model.save_weights(path, save_format=save_format)
+        twin = Ranker.from_config(json.loads(json.dumps(model.get_config())))
+        twin.build()
+        twin.load_weights(path)
+    assert twin.features == model.features
+    assert twin.features.age == AGE
+    np.testing.assert_array_equal(twin(batch), model(batch))
+
+
+def test_model_with_ages_takes_the_regularizer_too(aged_features: Features) -> None:
+    model = _ranker(aged_features, embeddings_regularizer=tf.keras.regularizers.L2(0.5))
+    table = model.embeddings["history_age"].embeddings.numpy()
+    (loss,) = model.embeddings["history_age"].losses
+    assert float(loss) == pytest.approx(0.5 * np.sum(table**2), rel=1e-5)
+
+
+def test_model_with_ages_refuses_timestamps(aged_models: dict[str, Ranker], make_batch: MakeBatch) -> None:
+    model = aged_models["hamming"]
+    batch = make_batch(model.features)
+    batch |= {"timestamp": np.zeros(8, np.int64), "history_timestamp": np.zeros([8, 12], np.int64)}
+    message = f"Columns are missing: ['history_age']. Received: {sorted(batch)}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model(batch)
 
 
 # Raw ids

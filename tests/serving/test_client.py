@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import socket
 import threading
@@ -15,7 +16,10 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow_serving.config import model_server_config_pb2
 
+from keras_eta import ETA, Age, Feature, Features
+from keras_eta.export import export_model
 from serving.client import Explanation, Ranking, RankingClient, ServingError, TensorSpec
 from serving.server import ModelServer
 
@@ -419,3 +423,91 @@ def test_server_started_after_the_client(
         with again:
             client.wait_until_ready(timeout=20)
             np.testing.assert_allclose(client.rank(**REQUEST).probability, SCORES, rtol=1e-6)
+
+
+# A model that reads the age of each behaviour
+
+NOW = 1_700_000_000
+
+
+@pytest.fixture(scope="module")
+def aged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ETA, str]]:
+    """A model of keras_eta with ages, and the address of its server."""
+    tf.keras.utils.set_random_seed(0)
+    features = Features(item_id=Feature("item_id", vocabulary_size=20), age=Age((60, 3_600)), max_history_length=4)
+    model = ETA(features, top_k=2)
+    model.build()
+    for layer in model.embeddings.values():
+        layer.embeddings.assign(tf.random.normal(layer.embeddings.shape))
+    base_path = tmp_path_factory.mktemp("aged")
+    export_model(model, base_path)
+    config = model_server_config_pb2.ModelConfig(name="eta", base_path=str(base_path))
+    with ModelServer([config], port=0, file_system_poll_wait_seconds=0) as server:
+        yield model, server.address
+
+
+def test_rank_with_timestamps(aged: tuple[ETA, str]) -> None:
+    model, address = aged
+    with RankingClient(address) as client:
+        one = client.rank(
+            candidates={"item_id": [5, 7, 9]},
+            history={"item_id": [7, 5], "timestamp": [NOW - 60, NOW - 4_000]},
+            context={"timestamp": NOW},
+        )
+        several = client.rank(
+            candidates={"item_id": [[5, 7, 9], [5, 7, 9]]},
+            history={"item_id": [[7, 5], []], "timestamp": [[NOW - 60, NOW - 4_000], []]},
+            context={"timestamp": [NOW, NOW]},
+        )
+        explained = client.explain(
+            candidates={"item_id": [5, 7, 9]},
+            history={"item_id": [7, 5], "timestamp": [NOW - 60, NOW - 4_000]},
+            context={"timestamp": NOW},
+        )
+        sooner = client.rank(
+            candidates={"item_id": [5, 7, 9]},
+            history={"item_id": [7, 5], "timestamp": [NOW - 59, NOW - 4_000]},
+            context={"timestamp": NOW},
+        )
+    inputs = {
+        "item_id": tf.constant([[5, 7, 9]] * 2),
+        "history_item_id": tf.constant([[7, 5], [0, 0]]),
+        "history_age": tf.constant([[2, 3], [0, 0]]),
+        "history_length": tf.constant([2, 0]),
+    }
+    expected = tf.sigmoid(model.score(inputs).logits)
+    np.testing.assert_allclose(several.probability, expected, atol=1e-6)
+    np.testing.assert_allclose(one.probability, expected[0], atol=1e-6)
+    np.testing.assert_allclose(explained.probability, expected[0], atol=1e-6)
+    assert explained.positions.shape == (3, 2)
+    assert (np.abs(sooner.probability - one.probability) > 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("history", "context", "message"),
+    [
+        ({"item_id": [7]}, {"timestamp": NOW}, "Missing: history_timestamp."),
+        ({"item_id": [7], "timestamp": [NOW]}, {}, "Missing: timestamp."),
+        (
+            {"item_id": [7, 5], "timestamp": [NOW]},
+            {"timestamp": NOW},
+            "`history` must have one value a behaviour in every column. "
+            "Received: [1] in `history['timestamp']`, [2] in `history['item_id']`",
+        ),
+        (
+            {"item_id": [7], "timestamp": [NOW - 0.5]},
+            {"timestamp": NOW},
+            f"`history['timestamp']` must be int64. Received: [[{NOW - 0.5}]]",
+        ),
+        (
+            {"item_id": [7], "timestamp": [NOW]},
+            {"timestamp": float(NOW)},
+            f"`context['timestamp']` must be int64. Received: [{float(NOW)}]",
+        ),
+    ],
+)
+def test_rank_refuses_timestamps_that_do_not_fit(
+    aged: tuple[ETA, str], history: dict[str, Any], context: dict[str, Any], message: str
+) -> None:
+    with RankingClient(aged[1]) as client, pytest.raises(ValueError, match=re.escape(message)):
+        client.rank(candidates={"item_id": [5]}, history=history, context=context)
