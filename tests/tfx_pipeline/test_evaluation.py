@@ -1,0 +1,232 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_model_analysis as tfma
+
+import keras_eta
+from keras_eta import metrics
+from keras_eta.export import export_model
+from keras_eta.features import Feature, Features
+from tfx_pipeline.config import Evaluation, PipelineConfig
+from tfx_pipeline.evaluation import (
+    AUC,
+    CALIBRATION,
+    EXAMPLE_COUNT,
+    GROUPED_AUC,
+    LOG_LOSS,
+    LONGEST_BUCKET_AUC,
+    eval_config,
+)
+from tfx_pipeline.layouts import Label, Layout
+
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
+
+LENGTH = 6
+LAYOUT = Layout(
+    Features(
+        item_id=Feature("item_id", embedding_dim=4, vocabulary_size=200),
+        item_attributes=(Feature("category_id", embedding_dim=2, vocabulary_size=3),),
+        user=(Feature("user_id", embedding_dim=2, vocabulary_size=20),),
+        max_history_length=LENGTH,
+    ),
+    pattern="*.csv",
+    label=Label("label"),
+    slice_columns=("genre",),
+)
+LONGEST = "200+"
+
+
+def config_of(**evaluation):
+    return PipelineConfig(
+        data="", layout=LAYOUT, schema="", output="", serving_dir="", evaluation=Evaluation(**evaluation)
+    )
+
+
+def make_columns(rows=400, longest_share=0.06, seed=0):
+    """Impressions by column. The item id is higher where the label is 1, so it is a score with an AUC of about .9."""
+    random = np.random.default_rng(seed)
+    label = random.integers(0, 2, rows)
+    return {
+        "user_id": random.integers(1, 15, rows),
+        "item_id": random.integers(1, 100, rows) + 60 * label,
+        "category_id": random.integers(1, 4, rows),
+        "genre": random.choice([b"Comedy", b"Drama"], rows),
+        "history_bucket": random.choice(
+            [b"0-9", b"50-199", LONGEST.encode()], rows, p=[0.5, 0.5 - longest_share, longest_share]
+        ),
+        "label": label,
+        "history": [random.integers(1, 160, random.integers(0, LENGTH + 1)) for _ in range(rows)],
+    }
+
+
+def feature_of(values):
+    values = np.ravel(values).tolist()
+    if values and isinstance(values[0], bytes):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+
+def serialized(columns):
+    for row in range(len(columns["label"])):
+        values = {name: column[row] for name, column in columns.items()}
+        history = values.pop("history")
+        values.update(history_item_id=history, history_category_id=history % 3 + 1)
+        features = tf.train.Features(feature={name: feature_of(value) for name, value in values.items()})
+        yield tf.train.Example(features=features).SerializeToString()
+
+
+def write(columns, path):
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in serialized(columns):
+            writer.write(record)
+    return str(path)
+
+
+def evaluate(config, data, output, model, baseline=None):
+    """What the Evaluator component does."""
+    with_defaults = tfma.utils.update_eval_config_with_defaults(
+        eval_config(config), has_baseline=baseline is not None, rubber_stamp=True
+    )
+    paths = {spec.name: baseline if spec.is_baseline else model for spec in with_defaults.model_specs}
+    models = [
+        tfma.default_eval_shared_model(str(path), model_name=name, eval_config=with_defaults)
+        for name, path in paths.items()
+    ]
+    tfma.run_model_analysis(
+        eval_shared_model=models if baseline else models[0],
+        eval_config=with_defaults,
+        data_location=data,
+        output_path=str(output),
+    )
+    return tfma.load_validation_result(str(output))
+
+
+def slices_of(output):
+    result = tfma.load_eval_result(str(output))
+    return {
+        ", ".join(f"{column}={value}" for column, value in key): {
+            name: value["doubleValue"] for name, value in values[""][""].items()
+        }
+        for key, values in result.slicing_metrics
+    }
+
+
+class ByRule(tf.Module):
+    """A model whose scores are a function of the item id and the history bucket."""
+
+    def __init__(self, rule):
+        super().__init__()
+        self.rule = rule
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    def score(self, examples):
+        spec = {
+            "item_id": tf.io.FixedLenFeature([], tf.int64),
+            "history_bucket": tf.io.FixedLenFeature([], tf.string),
+        }
+        columns = tf.io.parse_example(examples, spec)
+        item_id = tf.cast(columns["item_id"], tf.float32) / 160
+        return {"probability": self.rule(item_id, columns["history_bucket"] == LONGEST)}
+
+
+RULES = {
+    "good": lambda score, longest: score,
+    "bad": lambda score, longest: 1 - score,
+    "bad_on_longest": lambda score, longest: tf.where(longest, 1 - score, score),
+    "slightly_worse": lambda score, longest: tf.where(score > 0.8, 0.0, score),
+}
+
+
+@pytest.fixture(scope="module")
+def columns():
+    return make_columns()
+
+
+@pytest.fixture(scope="module")
+def data(columns, tmp_path_factory):
+    return write(columns, tmp_path_factory.mktemp("data") / "eval.tfrecord")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("models")
+    for name, rule in RULES.items():
+        module = ByRule(rule)
+        tf.saved_model.save(module, str(directory / name), signatures={"examples": module.score})
+    return directory
+
+
+def failed(validation):
+    """(metric, slice) of everything that failed."""
+    return [
+        (failure.metric_key.name, tuple(key.column for key in part.slice_key.single_slice_keys))
+        for part in validation.metric_validations_per_slice
+        for failure in part.failures
+    ]
+
+
+def test_metrics_of_an_exported_model_equal_those_of_keras_eta(columns, data, tmp_path):
+    tf.keras.utils.set_random_seed(0)
+    model = keras_eta.ETA(
+        LAYOUT.features, lookup=None, top_k=3, num_bits=16, short_history_length=2, num_heads=1, hidden_units=(8,)
+    )
+    path = export_model(model, tmp_path / "model", warmup=False)
+    # There is no baseline: the floor is the only threshold.
+    validation = evaluate(config_of(min_auc=0.1), data, tmp_path / "evaluation", path)
+    assert validation.validation_ok
+
+    score = tf.saved_model.load(str(path)).signatures["examples"]
+    scores = score(examples=tf.constant(list(serialized(columns))))["probability"].numpy()
+    assert np.ptp(scores) > 0.01
+    slices = slices_of(tmp_path / "evaluation")
+    masks = {"": np.ones(len(scores), bool)}
+    for column in ("history_bucket", "genre", "category_id"):
+        for value in np.unique(columns[column]):
+            text = value.decode() if isinstance(value, bytes) else value
+            masks[f"{column}={text}"] = columns[column] == value
+    assert set(slices) == set(masks)
+    for name, mask in masks.items():
+        labels, probabilities, found = columns["label"][mask], scores[mask].astype("float64"), slices[name]
+        assert found[EXAMPLE_COUNT] == mask.sum()
+        assert found[AUC] == pytest.approx(metrics.auc(labels, probabilities), abs=2e-3)
+        expected = metrics.grouped_auc(labels, probabilities, columns["user_id"][mask])
+        assert found[GROUPED_AUC] == pytest.approx(expected, abs=1e-12)
+        logits = np.log(probabilities) - np.log1p(-probabilities)
+        assert found[LOG_LOSS] == pytest.approx(metrics.log_loss(labels, logits), abs=1e-6)
+        assert found[CALIBRATION] == pytest.approx(probabilities.mean() / labels.mean(), abs=1e-6)
+    longest = columns["history_bucket"] == LONGEST.encode()
+    expected = metrics.auc(columns["label"][longest], scores[longest])
+    assert slices[""][LONGEST_BUCKET_AUC] == pytest.approx(expected, abs=1e-12)
+    assert slices["history_bucket=0-9"][LONGEST_BUCKET_AUC] == 0.5
+
+
+def test_a_first_model_below_the_floor_is_not_blessed(data, models, tmp_path):
+    validation = evaluate(config_of(min_auc=0.95), data, tmp_path, models / "good")
+    assert not validation.validation_ok
+    assert failed(validation) == [(AUC, ())]
+    (failure,) = validation.metric_validations_per_slice[0].failures
+    assert failure.metric_threshold.value_threshold.lower_bound.value == 0.95
+
+
+@pytest.mark.parametrize(
+    ("model", "max_auc_drop", "expected"),
+    [
+        ("good", 0.0, []),
+        ("slightly_worse", 0.05, [AUC, LONGEST_BUCKET_AUC]),
+        ("bad_on_longest", 0.15, [LONGEST_BUCKET_AUC]),
+    ],
+)
+def test_a_model_is_blessed_only_if_it_is_no_worse_than_the_last(data, models, tmp_path, model, max_auc_drop, expected):
+    config = config_of(min_auc=0.0, max_auc_drop=max_auc_drop)
+    validation = evaluate(config, data, tmp_path, models / model, models / "good")
+    assert sorted(failed(validation)) == [(name, ()) for name in expected]
+    assert validation.validation_ok == (not expected)
+
+
+@pytest.mark.parametrize("model", ["good", "bad"])
+def test_data_without_the_longest_bucket_is_judged_by_all_impressions(models, tmp_path, model):
+    data = write(make_columns(longest_share=0.0), tmp_path / "eval.tfrecord")
+    validation = evaluate(config_of(min_auc=0.0), data, tmp_path / "evaluation", models / model, models / "good")
+    assert not validation.missing_slices
+    assert failed(validation) == ([] if model == "good" else [(AUC, ())])
+    assert validation.validation_ok == (model == "good")

@@ -1,0 +1,134 @@
+"""Layouts: what they refuse, what a custom one becomes, and their way through JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from keras_eta import Age, Feature, Features
+from tfx_pipeline.layouts import AGE_BOUNDARIES, ItemTable, Label, Layout, custom, movielens, taobao
+
+
+def test_custom_mapping_makes_the_features_and_columns():
+    layout = custom(
+        "day-{SPAN}/*.parquet",
+        Label("action", positives=("buy",)),
+        {"user_id": "uid", "item_id": "iid", "timestamp": "ts"},
+        item_id="item_id:string",
+        item_attributes=("category_id", "price:float32"),
+        behaviour_attributes=("action:string",),
+        user=("user_id", "country:string"),
+        context=("hour:int64",),
+        slice_columns=("device",),
+        file_format="parquet",
+        max_history_length=100,
+    )
+
+    assert layout == Layout(
+        Features(
+            item_id=Feature("item_id", "string", 32),
+            item_attributes=(Feature("category_id", "int64", 16), Feature("price", "float32", 16)),
+            behaviour_attributes=(Feature("action", "string", 8),),
+            user=(Feature("user_id", "int64", 32), Feature("country", "string", 32)),
+            context=(Feature("hour", "int64", 8),),
+            age=Age(AGE_BOUNDARIES),
+            max_history_length=100,
+        ),
+        pattern="day-{SPAN}/*.parquet",
+        label=Label("action", positives=("buy",)),
+        columns=(("user_id", "uid"), ("item_id", "iid"), ("timestamp", "ts")),
+        file_format="parquet",
+        slice_columns=("device",),
+    )
+    assert layout.sources == ("uid", "ts", "country", "hour", "iid", "category_id", "price", "device", "action")
+    assert layout.row_columns == (
+        "user_id", "timestamp", "country", "hour", "item_id", "category_id", "price", "device",
+    )  # fmt: skip
+
+
+def test_custom_without_age_boundaries_reads_no_ages():
+    layout = custom("log.csv", Label("clicked"), age_boundaries=())
+
+    assert layout.features.age is None
+    assert layout.features.history_names == ("history_item_id",)
+    assert layout.sources == ("user_id", "timestamp", "item_id", "clicked")
+
+
+@pytest.mark.parametrize("layout", [movielens(64), taobao(), custom("*.csv", Label("stars", minimum=3.5))])
+def test_layout_is_the_same_after_json(layout):
+    assert Layout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
+
+
+def test_joined_columns_and_the_label_are_not_asked_of_the_file():
+    assert movielens().sources == ("user_id", "timestamp", "item_id", "rating")
+    assert taobao().sources == ("user_id", "timestamp", "item_id", "category_id", "action")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pattern": ""}, "`pattern` must name files. Received: pattern=''"),
+        (
+            {"pattern": "{SPAN}/{VERSION}/*"},
+            "`pattern` must not have a {VERSION}. Received: pattern='{SPAN}/{VERSION}/*'",
+        ),
+        ({"file_format": "json"}, "`file_format` must be 'csv' or 'parquet'. Received: file_format='json'"),
+        ({"separator": ""}, "`separator` must be a character or more. Received: separator=''"),
+        (
+            {"columns": {"itm": "iid"}},
+            "`columns` must map columns of the model, among ['item_id', 'timestamp', 'user_id']. Received: ['itm']",
+        ),
+        (
+            {"header": ("user_id", "iid", "timestamp", "clicked")},
+            "`header` ('user_id', 'iid', 'timestamp', 'clicked') lacks columns that the layout reads: ['item_id']",
+        ),
+        ({"header": ("a", "a")}, "`header` must name each column once. Received: header=('a', 'a')"),
+        (
+            {"context": ("hour:int32",)},
+            "A feature must be written `name` or `name:dtype`, dtype one of ('int64', 'string', 'float32'). "
+            "Received: 'hour:int32'",
+        ),
+        (
+            {"item_id": ":string"},
+            "A feature must be written `name` or `name:dtype`, dtype one of ('int64', 'string', 'float32'). "
+            "Received: ':string'",
+        ),
+    ],
+)
+def test_custom_refuses(arguments: dict[str, Any], message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        custom(**{"pattern": "*.csv", "label": Label("clicked"), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"column": ""}, "`column` of the label must be a column of the file. Received: column=''"),
+        (
+            {"column": "x", "minimum": 1, "positives": ("y",)},
+            "Give a label either a `minimum` or `positives`. Received: minimum=1, positives=('y',)",
+        ),
+        (
+            {"column": "x", "negatives": ("pv",)},
+            "`negatives` of a label must go with `positives` and differ from them. "
+            "Received: positives=(), negatives=('pv',)",
+        ),
+        (
+            {"column": "x", "positives": ("buy", "pv"), "negatives": ("pv",)},
+            "`negatives` of a label must go with `positives` and differ from them. "
+            "Received: positives=('buy', 'pv'), negatives=('pv',)",
+        ),
+    ],
+)
+def test_label_refuses(arguments, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Label(**arguments)
+
+
+def test_item_table_refuses_a_column_that_it_lacks():
+    message = "`key` and `columns` must be among the table's columns ('id', 'name'). Received: ['genre']"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        ItemTable("items.csv", ("id", "name"), "id", ("genre",))

@@ -1,0 +1,278 @@
+"""The whole pipeline on a slice of MovieLens-1M, run by its command in processes of their own, faults included.
+
+The tests share one output directory and run in their order: each goes on from what the ones before it left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_metadata as mlmd
+import numpy as np
+import pyarrow.parquet
+import pytest
+import tensorflow as tf
+from tensorflow_serving.config import model_server_config_pb2
+from tfx import v1 as tfx
+
+from keras_eta import Features
+from keras_eta.datasets import movielens
+from serving.client import RankingClient
+from serving.server import ModelServer
+from tfx_pipeline.config import EVAL
+from tfx_pipeline.flags import config_from_flags
+from tfx_pipeline.infra_validator import serving_requests
+from tfx_pipeline.run import exclusive, parser
+from tfx_pipeline.summary import artifacts_of_latest_run
+from tfx_pipeline.trainer import TRAINING_REPORT, load_trained_model, transformed_batches
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+
+ROOT = Path(__file__).parents[2]
+NUM_USERS = 150
+FLAGS = ["--max_history_length", "64", "--batch_size", "128", "--min_auc", "0.55", "--max_auc_drop", "0.03"]
+NUM_COMPARED = 1_000
+
+
+class Workspace:
+    """The slice of the data and the directories of the runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.data, self.output, self.serving_dir = path / "data", path / "output", path / "serving" / "eta"
+        movielens.write_folder(self.data)
+        ratings = (self.data / "ratings.dat").read_bytes().splitlines(keepends=True)
+        ratings = [line for line in ratings if int(line.split(b"::")[0]) <= NUM_USERS]
+        times = [int(line.split(b"::")[3]) for line in ratings]
+        self.ratings, self.last_old_time = ratings, sorted(times)[int(0.8 * len(times))]
+        self.write([line for line, time in zip(ratings, times, strict=True) if time <= self.last_old_time])
+
+    def write(self, ratings: list[bytes]) -> None:
+        """Makes these lines the log."""
+        (self.data / "ratings.dat").write_bytes(b"".join(ratings))
+
+    def command(self, *flags: str) -> list[str]:
+        """The command of a run."""
+        where = ["--data", str(self.data), "--output", str(self.output), "--serving_dir", str(self.serving_dir)]
+        return [sys.executable, "-m", "tfx_pipeline.run", "--layout", "movielens", *where, *FLAGS, *flags]
+
+    def run(self, *flags: str) -> subprocess.CompletedProcess[str]:
+        """Runs the pipeline to its end."""
+        return subprocess.run(self.command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+    def run_until(self, text: str, *flags: str) -> str:
+        """Runs the pipeline until it prints `text`, kills it with all its children, and returns what it printed."""
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        printed = ""
+        with subprocess.Popen(
+            self.command(*flags),
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                printed += line
+                if text in line:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    break
+        assert process.returncode == -signal.SIGKILL, printed
+        return printed
+
+    @property
+    def versions(self) -> list[int]:
+        """The versions in the serving directory; nothing but versions and hidden files may be there."""
+        names = [path.name for path in self.serving_dir.iterdir() if path.name != ".push.lock"]
+        assert all(name.isdecimal() for name in names), names
+        return sorted(map(int, names))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The report of the last run."""
+        return json.loads((self.output / "report" / "summary.json").read_text())
+
+    @property
+    def cached(self) -> set[str]:
+        """The components of the last run that took the outputs of an earlier one."""
+        return {timing["component"] for timing in self.summary["components"] if timing["cached"]}
+
+    def artifact(self, component: str, key: str) -> str:
+        """The path of an output of the last run."""
+        return artifacts_of_latest_run(str(self.output / "metadata.sqlite"))[component][key][0].uri
+
+    def training(self) -> dict[str, Any]:
+        """Trainer's report of the last run."""
+        return json.loads(Path(self.artifact("Trainer", "model_run"), TRAINING_REPORT).read_text())
+
+    def num_executions(self, component: str) -> int:
+        """How often the executor of a component ran to its end."""
+        connection = tfx.orchestration.metadata.sqlite_metadata_connection_config(str(self.output / "metadata.sqlite"))
+        executions = mlmd.MetadataStore(connection).get_executions_by_type(component)
+        return sum(execution.last_known_state == execution.COMPLETE for execution in executions)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace(tmp_path_factory.mktemp("pipeline"))
+
+
+def test_first_run_pushes_a_version_and_reports(workspace: Workspace) -> None:
+    finished = workspace.run("--bulk_inference")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    [version] = workspace.versions
+    assert f"Pushed: {workspace.serving_dir / str(version)}" in finished.stdout
+    assert not workspace.cached
+    for component in ("ImpressionGen", "Transform", "Trainer", "Evaluator", "AtomicPusher"):
+        assert re.search(rf"^\[\d+/13\] {component}$", finished.stdout, re.MULTILINE)
+    ingestion = workspace.summary["ingestion"]
+    assert ingestion["rows_read"] == len((workspace.data / "ratings.dat").read_bytes().splitlines())
+    assert ingestion["rows_kept"] == ingestion["rows_read"]
+    assert ingestion["bytes_per_impression"] > 0
+    slices = {part["name"]: part for part in workspace.summary["slices"]}
+    assert slices["overall"]["count"] == ingestion["impressions"]["eval"]
+    buckets = [part["count"] for name, part in slices.items() if name.startswith("history_bucket=")]
+    assert sum(buckets) == slices["overall"]["count"]
+    assert any(name.startswith("genre=") for name in slices)
+    assert 0.55 < slices["overall"]["values"]["auc"] < 0.9
+    assert (workspace.output / "report" / "metrics.png").read_bytes().startswith(b"\x89PNG")
+    assert workspace.training()["base_version"] is None
+
+
+def test_every_way_to_score_an_impression_agrees(workspace: Workspace) -> None:
+    features = _features(workspace)
+    records = _records(Path(workspace.artifact("ImpressionGen", "examples")), EVAL)[:NUM_COMPARED]
+    assert len(records) == NUM_COMPARED
+    scores = _keras_scores(workspace)
+    table = pyarrow.parquet.read_table(workspace.artifact("ScoresWriter", "scores")).to_pydict()
+    names = ("user_id", "item_id", "timestamp")
+    bulk = dict(zip(zip(*(table[name] for name in names), strict=True), table["probability"], strict=True))
+    requests = serving_requests(records, features)
+    keys = list(zip(*(requests["serving_default"][name].tolist() for name in names), strict=True))
+    with _served(workspace) as client:
+        online = {name: client.predict(requests[name], name)["probability"] for name in ("serving_default", "examples")}
+        # One request an impression: its own candidate, and the next impression's.
+        inputs = requests["serving_default"]
+        pairs = np.stack([np.arange(NUM_COMPARED), (np.arange(NUM_COMPARED) + 1) % NUM_COMPARED], axis=1)
+        ranked = client.predict({**inputs, "item_id": inputs["item_id"][pairs]}, "rank")["probability"]
+    np.testing.assert_allclose(online["examples"], online["serving_default"], atol=1e-5)
+    np.testing.assert_allclose(ranked[:, 0], online["serving_default"], atol=1e-5)
+    np.testing.assert_allclose([bulk[key] for key in keys], online["serving_default"], atol=1e-5)
+    # Transform shuffles nothing, but its rows carry no raw ids: compare what is unordered.
+    np.testing.assert_allclose(np.sort(scores), np.sort(list(bulk.values())), atol=1e-5)
+    assert np.std(scores) > 0.02
+
+
+def test_unchanged_data_is_not_trained_on_again(workspace: Workspace) -> None:
+    before = workspace.versions
+    finished = workspace.run("--bulk_inference")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert {"ImpressionGen", "StatisticsGen", "Transform", "Trainer", "LocalInfraValidator"} <= workspace.cached
+    assert workspace.versions == before
+    assert workspace.num_executions("tfx.components.trainer.component.Trainer") == 1
+
+
+def test_second_run_at_once_is_refused(workspace: Workspace) -> None:
+    with exclusive(workspace.output):
+        finished = workspace.run()
+    assert finished.returncode == 1
+    assert f"Another run is using {workspace.output} (process {os.getpid()})" in finished.stderr
+
+
+def test_worse_model_is_not_pushed(workspace: Workspace) -> None:
+    before = workspace.versions
+    finished = workspace.run("--steps", "1", "--cold_start")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "The model was not pushed. Evaluator did not bless it" in finished.stdout
+    assert "Transform" in workspace.cached
+    assert workspace.versions == before
+
+
+def test_anomalous_data_stops_before_training(workspace: Workspace) -> None:
+    before, trained = workspace.versions, workspace.num_executions("tfx.components.trainer.component.Trainer")
+    log = (workspace.data / "ratings.dat").read_bytes().splitlines(keepends=True)
+    # Of late, everybody rates one film all the time.
+    row = b"%d::1::%d::%d\n"
+    workspace.write([*log, *(row % (n % 50 + 1, n % 5 + 1, workspace.last_old_time + n) for n in range(2_000))])
+    finished = workspace.run()
+    workspace.write(log)
+    assert finished.returncode == 1
+    assert "ImpressionValidator failed: Data validation found anomalies" in finished.stderr
+    assert "train: item_id:" in finished.stderr
+    assert "between train and eval (skew)" in finished.stderr
+    assert workspace.versions == before
+    assert workspace.num_executions("tfx.components.trainer.component.Trainer") == trained
+
+
+def test_new_data_is_trained_on_from_the_last_model_through_two_kills(workspace: Workspace) -> None:
+    [base] = workspace.versions
+    workspace.write(workspace.ratings)
+    flags = ["--epochs", "4", "--patience", "4"]
+    workspace.run_until("] ImpressionGen", *flags)
+    assert workspace.versions == [base]
+    printed = workspace.run_until("Epoch 3/3", *flags)
+    assert "Epoch 2/2" in printed
+    assert workspace.versions == [base]
+    finished = workspace.run(*flags)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "Transform" in workspace.cached
+    assert "Epoch 1/" not in finished.stdout
+    training = workspace.training()
+    steps = -(-training["train_examples"] // 128)
+    assert training["base_version"] == base
+    assert training["resumed_at_step"] == 2 * steps
+    assert training["steps"] == 4 * steps
+    assert len(workspace.versions) == 2
+    assert workspace.versions[0] == base
+    assert not list((workspace.output / "checkpoints").iterdir())
+    with _served(workspace) as client:
+        assert [(status.version, status.state) for status in client.status()] == [(workspace.versions[1], "AVAILABLE")]
+
+
+def test_bad_flags_and_data_are_refused_before_any_work(workspace: Workspace, tmp_path: Path) -> None:
+    finished = workspace.run("--data", str(tmp_path / "nowhere"))
+    assert finished.returncode == 1
+    assert finished.stderr.strip().splitlines()[-1].startswith("error: `data` must be the directory of the raw log")
+    assert str(tmp_path / "nowhere") in finished.stderr
+
+
+def _features(workspace: Workspace) -> Features:
+    path = next(workspace.serving_dir.glob("*/assets.extra/features.json"))
+    return Features.from_dict(json.loads(path.read_text()))
+
+
+def _records(examples: Path, split: str) -> list[bytes]:
+    files = sorted(map(str, examples.glob(f"Split-{split}/*.gz")))
+    return list(tf.data.TFRecordDataset(files, "GZIP").as_numpy_iterator())
+
+
+@contextlib.contextmanager
+def _served(workspace: Workspace) -> Iterator[RankingClient]:
+    """A client of a server on the serving directory."""
+    config = model_server_config_pb2.ModelConfig(name="eta", base_path=str(workspace.serving_dir))
+    with ModelServer([config], port=0) as server, RankingClient(server.address, timeout=120) as client:
+        client.wait_until_ready()
+        yield client
+
+
+def _keras_scores(workspace: Workspace) -> np.ndarray:
+    """Probabilities of the eval part by the Keras model that was trained, on what Transform made of it."""
+    flags = parser().parse_args(workspace.command()[3:])
+    model = load_trained_model(
+        workspace.artifact("Trainer", "model_run"),
+        workspace.artifact("Transform", "transform_graph"),
+        config_from_flags(flags),
+    )
+    transformed = workspace.artifact("Transform", "transformed_examples")
+    batches = transformed_batches([f"{transformed}/Split-{EVAL}/*.gz"], model.features, 256)
+    return np.concatenate([tf.sigmoid(model(columns)) for columns, _ in batches])

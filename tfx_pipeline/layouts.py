@@ -1,0 +1,309 @@
+"""Layouts of raw logs: where the columns of an interaction stand, what its label is, and what the model reads of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from keras_eta.datasets.taobao import END_TIMESTAMP, FIRST_TIMESTAMP
+from keras_eta.features import DTYPES, LABEL, TIMESTAMP, Age, Feature, Features
+
+USER_ID = "user_id"
+
+CSV = "csv"
+PARQUET = "parquet"
+
+MINUTE, HOUR, DAY = 60, 3_600, 86_400
+AGE_BOUNDARIES = (MINUTE, HOUR, 6 * HOUR, DAY, 3 * DAY, 7 * DAY, 14 * DAY, 30 * DAY, 90 * DAY, 180 * DAY, 365 * DAY)
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """Which interactions are positive.
+
+    Args:
+        column: the file's column that tells.
+        minimum: values from here on are positive.
+        positives: values that are positive, e.g. actions. Without `minimum` and `positives` the column holds 0 and 1.
+        negatives: values that are negative; a row with a value of neither is then malformed. Empty: all other values.
+
+    Raises:
+        ValueError: if both rules are given, `negatives` without `positives` or one value in both, or no column.
+    """
+
+    column: str
+    minimum: float | None = None
+    positives: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("positives", "negatives"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.column:
+            raise ValueError(f"`column` of the label must be a column of the file. Received: column={self.column!r}")
+        if self.minimum is not None and self.positives:
+            raise ValueError(
+                "Give a label either a `minimum` or `positives`. "
+                f"Received: minimum={self.minimum}, positives={self.positives}"
+            )
+        if self.negatives and (not self.positives or set(self.negatives) & set(self.positives)):
+            raise ValueError(
+                "`negatives` of a label must go with `positives` and differ from them. "
+                f"Received: positives={self.positives}, negatives={self.negatives}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemTable:
+    """A small CSV file with further columns of items, joined to the interactions by the item's id.
+
+    Args:
+        file: relative to the data directory.
+        header: names of its columns; its first line is data.
+        key: the column with the item's id.
+        columns: those to join.
+        separator: between two values of a row.
+        encoding: of the file.
+        list_separator: where a value is a list, as `"Comedy|Drama"` is, only its first entry is kept.
+    """
+
+    file: str
+    header: tuple[str, ...]
+    key: str
+    columns: tuple[str, ...]
+    separator: str = ","
+    encoding: str = "utf-8"
+    list_separator: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("header", "columns"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        missing = [name for name in (self.key, *self.columns) if name not in self.header]
+        if missing:
+            raise ValueError(
+                f"`key` and `columns` must be among the table's columns {self.header}. Received: {missing}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How files hold interactions, one a row, and the model's columns.
+
+    Args:
+        features: the model's columns. `user_id` may be among them or not; it is read in any case.
+        pattern: the files, relative to the data directory, e.g. `"ratings.dat"`, `"part-*.parquet"` or
+            `"day-{SPAN}/*.csv"` for daily drops: the newest span and all before it are read.
+        label: which interactions are positive.
+        columns: column of the contract -> column of the file; those not named have the same name in both. The file
+            column `"label"` stands for the label itself, for a behaviour attribute such as "liked".
+        file_format: `"csv"` or `"parquet"`.
+        separator: between two values of a CSV row; more than one character is allowed, quoting then is not.
+        header: names of a CSV file's columns, where its first line is data. Empty: the first line names them.
+        encoding: of a CSV file.
+        slice_columns: further columns of the file, one value an impression, that evaluation slices by and the model
+            does not read. (Any column of the model can be sliced by as well.)
+        items: a table of items whose columns are read as if they stood in the file.
+        first_timestamp: rows before it are malformed.
+        end_timestamp: rows from it on are malformed.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    features: Features
+    pattern: str
+    label: Label
+    columns: tuple[tuple[str, str], ...] = ()
+    file_format: str = CSV
+    separator: str = ","
+    header: tuple[str, ...] = ()
+    encoding: str = "utf-8"
+    slice_columns: tuple[str, ...] = ()
+    items: ItemTable | None = None
+    first_timestamp: int | None = None
+    end_timestamp: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("header", "slice_columns"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "columns", tuple((name, source) for name, source in self.columns))
+        if not self.pattern:
+            raise ValueError(f"`pattern` must name files. Received: pattern={self.pattern!r}")
+        if "{VERSION" in self.pattern:
+            raise ValueError(f"`pattern` must not have a {{VERSION}}. Received: pattern={self.pattern!r}")
+        if self.file_format not in (CSV, PARQUET):
+            raise ValueError(
+                f"`file_format` must be {CSV!r} or {PARQUET!r}. Received: file_format={self.file_format!r}"
+            )
+        if not self.separator:
+            raise ValueError(f"`separator` must be a character or more. Received: separator={self.separator!r}")
+        if self.header and len(set(self.header)) != len(self.header):
+            raise ValueError(f"`header` must name each column once. Received: header={self.header}")
+        known = {*self.row_columns, *(feature.name for feature in self.features.behaviour_attributes)}
+        unknown = [name for name, _ in self.columns if name not in known]
+        if unknown:
+            raise ValueError(f"`columns` must map columns of the model, among {sorted(known)}. Received: {unknown}")
+        missing = [name for name in self.sources if self.header and name not in self.header]
+        if missing:
+            raise ValueError(f"`header` {self.header} lacks columns that the layout reads: {missing}")
+
+    @property
+    def row_columns(self) -> tuple[str, ...]:
+        """The contract's columns with one value an impression, besides label and history."""
+        names = (USER_ID, TIMESTAMP, *self.features.row_names, *self.slice_columns)
+        return tuple(dict.fromkeys(names))
+
+    def source(self, name: str) -> str:
+        """The file's column that holds a column of the contract."""
+        return dict(self.columns).get(name, name)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every column that the file must have."""
+        behaviour = (feature.name for feature in self.features.behaviour_attributes)
+        joined = () if self.items is None else self.items.columns
+        names = (self.source(name) for name in (*self.row_columns, *behaviour))
+        wanted = [name for name in names if name != LABEL and name not in joined]
+        return tuple(dict.fromkeys([*wanted, self.label.column]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layout as JSON-ready values; `Layout.from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Layout:
+        """The layout that `to_dict` wrote."""
+        values = dict(values)
+        items = values.pop("items")
+        return cls(
+            features=Features.from_dict(values.pop("features")),
+            label=Label(**values.pop("label")),
+            items=None if items is None else ItemTable(**items),
+            **values,
+        )
+
+
+def movielens(max_history_length: int = 512) -> Layout:
+    """MovieLens-1M's official folder: `ratings.dat` and `movies.dat`. Positive: 4 or 5 stars."""
+    return Layout(
+        Features(
+            item_id=Feature("item_id"),
+            behaviour_attributes=(Feature("liked", embedding_dim=8),),
+            user=(Feature(USER_ID),),
+            age=Age(AGE_BOUNDARIES),
+            max_history_length=max_history_length,
+        ),
+        pattern="ratings.dat",
+        label=Label("rating", minimum=4),
+        columns=(("liked", LABEL),),
+        separator="::",
+        header=(USER_ID, "item_id", "rating", TIMESTAMP),
+        slice_columns=("genre",),
+        items=ItemTable(
+            "movies.dat",
+            header=("movie_id", "title", "genre"),
+            key="movie_id",
+            columns=("genre",),
+            separator="::",
+            encoding="latin-1",
+            list_separator="|",
+        ),
+    )
+
+
+def taobao(max_history_length: int = 512) -> Layout:
+    """Taobao's `UserBehavior.csv`. Positive: a buy, a cart or a favourite, against a page view.
+
+    As in `keras_eta.datasets.taobao`, rows with another action or a time outside the nine days are malformed.
+    """
+    return Layout(
+        Features(
+            item_id=Feature("item_id"),
+            item_attributes=(Feature("category_id", embedding_dim=16),),
+            behaviour_attributes=(Feature("action", "string", embedding_dim=8),),
+            user=(Feature(USER_ID),),
+            age=Age(AGE_BOUNDARIES),
+            max_history_length=max_history_length,
+        ),
+        pattern="UserBehavior.csv",
+        label=Label("action", positives=("buy", "cart", "fav"), negatives=("pv",)),
+        header=(USER_ID, "item_id", "category_id", "action", TIMESTAMP),
+        first_timestamp=FIRST_TIMESTAMP,
+        end_timestamp=END_TIMESTAMP,
+    )
+
+
+def custom(
+    pattern: str,
+    label: Label,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    *,
+    item_id: str = "item_id",
+    item_attributes: Sequence[str] = (),
+    behaviour_attributes: Sequence[str] = (),
+    user: Sequence[str] = (USER_ID,),
+    context: Sequence[str] = (),
+    slice_columns: Sequence[str] = (),
+    age_boundaries: Sequence[int] = AGE_BOUNDARIES,
+    file_format: str = CSV,
+    separator: str = ",",
+    header: Sequence[str] = (),
+    encoding: str = "utf-8",
+    max_history_length: int = 512,
+) -> Layout:
+    """A layout of one's own, by a mapping of columns.
+
+    A feature is `"name"` or `"name:dtype"` with a dtype of `keras_eta.Feature`; without, it is `int64`.
+
+    Args:
+        pattern: the files, as in `Layout`.
+        label: which interactions are positive.
+        columns: column of the contract -> column of the file, e.g. `{"user_id": "uid", "timestamp": "ts"}`. Those not
+            named have the same name in both.
+        item_id: the item's id, e.g. `"item_id:string"`.
+        item_attributes: further features of an item, e.g. `"category_id"`.
+        behaviour_attributes: features of a behaviour that a candidate lacks, e.g. `"action:string"`.
+        user: features of the user. Without `user_id` the model does not read it, and it may be any string.
+        context: features of the impression, e.g. `"price:float32"`.
+        slice_columns: columns that evaluation slices by and the model does not read.
+        age_boundaries: of the age of a behaviour, ascending, in the units of the log's timestamps. Empty: the model
+            does not read ages.
+        file_format: `"csv"` or `"parquet"`.
+        separator: between two values of a CSV row.
+        header: names of a CSV file's columns, where its first line is data.
+        encoding: of a CSV file.
+        max_history_length: L, the number of most recent behaviours that the model reads.
+
+    Raises:
+        ValueError: if a feature is not written so, or as `Layout`.
+    """
+    features = Features(
+        item_id=_feature(item_id),
+        item_attributes=tuple(_feature(text, embedding_dim=16) for text in item_attributes),
+        behaviour_attributes=tuple(_feature(text, embedding_dim=8) for text in behaviour_attributes),
+        user=tuple(map(_feature, user)),
+        context=tuple(_feature(text, embedding_dim=8) for text in context),
+        age=Age(tuple(age_boundaries)) if age_boundaries else None,
+        max_history_length=max_history_length,
+    )
+    return Layout(
+        features,
+        pattern=pattern,
+        label=label,
+        columns=tuple(columns.items()),
+        file_format=file_format,
+        separator=separator,
+        header=tuple(header),
+        encoding=encoding,
+        slice_columns=tuple(slice_columns),
+    )
+
+
+def _feature(text: str, embedding_dim: int = 32) -> Feature:
+    """The feature that `"name"` or `"name:dtype"` describes."""
+    name, colon, dtype = text.partition(":")
+    if not name or (colon and dtype not in DTYPES):
+        raise ValueError(f"A feature must be written `name` or `name:dtype`, dtype one of {DTYPES}. Received: {text!r}")
+    return Feature(name, dtype or "int64", embedding_dim)

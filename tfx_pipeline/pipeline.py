@@ -1,0 +1,109 @@
+"""The graph of components, from raw logs to a pushed model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfx import v1 as tfx
+
+from tfx_pipeline.config import EVAL, SPLITS, TRAIN, VALIDATION, PipelineConfig
+from tfx_pipeline.evaluation import eval_config
+from tfx_pipeline.infra_validator import LocalInfraValidator
+from tfx_pipeline.ingestion import impression_gen
+from tfx_pipeline.pusher import AtomicPusher
+from tfx_pipeline.scores import bulk_scores
+from tfx_pipeline.validator import ImpressionValidator, ValidatedStatistics, statistics_options
+
+PIPELINE_NAME = "eta"
+
+
+def make_pipeline(config: PipelineConfig) -> Any:
+    """The pipeline of a configuration, for any TFX runner.
+
+    Args:
+        config: what to run it on.
+
+    Returns:
+        A `tfx.dsl.Pipeline`.
+    """
+    example_gen = impression_gen(config.only("data", "output", "split", "min_history", "max_bad_share"))
+    examples = example_gen.outputs["examples"]
+    schema_gen = tfx.components.ImportSchemaGen(schema_file=config.schema)
+    schema = schema_gen.outputs["schema"]
+    statistics_gen = tfx.components.StatisticsGen(
+        examples=examples, schema=schema, stats_options=statistics_options(config)
+    )
+    latest_statistics = tfx.dsl.Resolver(
+        strategy_class=tfx.dsl.experimental.LatestArtifactStrategy,
+        statistics=tfx.dsl.Channel(type=ValidatedStatistics),
+    ).with_id("latest_validated_statistics")
+    validator = ImpressionValidator(
+        statistics=statistics_gen.outputs["statistics"],
+        schema=schema,
+        baseline_statistics=latest_statistics.outputs["statistics"],
+    )
+
+    transform = tfx.components.Transform(
+        examples=examples,
+        schema=schema,
+        preprocessing_fn="tfx_pipeline.transform.preprocessing_fn",
+        splits_config=tfx.proto.SplitsConfig(analyze=[TRAIN], transform=SPLITS),
+        custom_config={"config": config.only().to_json()},
+    )
+    # Anomalous data must not reach training.
+    transform.add_upstream_node(validator)
+    trainer = tfx.components.Trainer(
+        run_fn="tfx_pipeline.trainer.run_fn",
+        examples=transform.outputs["transformed_examples"],
+        transform_graph=transform.outputs["transform_graph"],
+        schema=schema,
+        train_args=tfx.proto.TrainArgs(splits=[TRAIN], num_steps=config.training.max_steps or 0),
+        eval_args=tfx.proto.EvalArgs(splits=[VALIDATION]),
+        custom_config={"config": config.only("output", "serving_dir", "model", "training").to_json()},
+    )
+    model = trainer.outputs["model"]
+
+    latest_blessed = tfx.dsl.Resolver(
+        strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,
+        model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
+        model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
+    ).with_id("latest_blessed_model")
+    evaluator = tfx.components.Evaluator(
+        examples=examples,
+        example_splits=[EVAL],
+        model=model,
+        baseline_model=latest_blessed.outputs["model"],
+        eval_config=eval_config(config),
+    )
+    infra_validator = LocalInfraValidator(model=model, examples=examples, config=config)
+    pusher = AtomicPusher(
+        model=model,
+        model_blessing=evaluator.outputs["blessing"],
+        infra_blessing=infra_validator.outputs["blessing"],
+        push_destination=tfx.proto.PushDestination(
+            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=config.serving_dir)
+        ),
+    )
+    components = [
+        example_gen,
+        schema_gen,
+        statistics_gen,
+        latest_statistics,
+        validator,
+        transform,
+        trainer,
+        latest_blessed,
+        evaluator,
+        infra_validator,
+        pusher,
+    ]
+    if config.bulk_inference:
+        components += bulk_scores(config, examples, model, evaluator.outputs["blessing"])
+    return tfx.dsl.Pipeline(
+        pipeline_name=PIPELINE_NAME,
+        pipeline_root=config.pipeline_root,
+        components=components,
+        enable_cache=True,
+        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(config.metadata_path),
+        beam_pipeline_args=list(config.beam_args),
+    )

@@ -1,0 +1,116 @@
+"""Runs the pipeline on this machine: from a directory of raw logs to a version that TF Serving picks up.
+
+    python -m tfx_pipeline.run --layout movielens --data ml-1m
+
+A second run takes the outputs of the first wherever nothing that they rest on has changed. New data trains a new model,
+from the latest pushed one, and pushes it if it is no worse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import fcntl
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from keras_eta.datasets import movielens
+from tfx_pipeline.config import PipelineConfig
+from tfx_pipeline.flags import add_flags, config_from_flags
+from tfx_pipeline.progress import shown
+
+
+@contextlib.contextmanager
+def exclusive(output: Path) -> Iterator[None]:
+    """Holds the output directory for one run; the system lets go of it however the process ends.
+
+    Raises:
+        RuntimeError: if another run holds it.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise RuntimeError(
+                f"Another run is using {output} (process {file.read().strip() or 'unknown'}). Wait for it, or choose "
+                "another --output."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def run(config: PipelineConfig, console: Console) -> None:
+    """Runs the pipeline and prints a summary.
+
+    Args:
+        config: what to run it on.
+        console: where to report.
+
+    Raises:
+        ValueError: if the data or the schema can't be what the configuration says, before anything is run.
+        RuntimeError: if another run holds the output directory.
+        Exception: whatever ends a component.
+    """
+    if not Path(config.schema).is_file():
+        raise ValueError(f"There is no schema {config.schema}. `python -m tfx_pipeline.propose_schema` makes a draft.")
+    output = Path(config.output)
+    with exclusive(output):
+        log_file = output / "logs" / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}.log"
+        with shown(console, log_file) as progress:
+            # These import TFX, which takes several seconds and writes warnings.
+            from tfx import v1 as tfx
+
+            from tfx_pipeline.ingestion import check_data
+            from tfx_pipeline.pipeline import make_pipeline
+            from tfx_pipeline.summary import report
+
+            check_data(config)
+            console.print(f"TFX's log: {log_file}", soft_wrap=True)
+            pipeline = make_pipeline(config)
+            progress.num_components = len(pipeline.components)
+            try:
+                tfx.orchestration.LocalDagRunner().run(pipeline)
+            except Exception as error:
+                logging.getLogger(__name__).error("%s", traceback.format_exc())
+                raise RuntimeError(f"{progress.running or 'The pipeline'} failed: {error}") from error
+            report(config, progress.timings, console)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command's flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tfx_pipeline.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_flags(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0 if every component ran, whether or not the model was good enough to be pushed."""
+    flags = parser().parse_args(argv)
+    console = Console()
+    try:
+        if flags.layout == "movielens" and not flags.data:
+            flags.data = str(Path(flags.output) / "data" / "ml-1m")
+            if not Path(flags.data).exists():
+                movielens.write_folder(flags.data)
+        run(config_from_flags(flags), console)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
