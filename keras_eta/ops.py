@@ -16,7 +16,8 @@ from keras_eta.validation import check_positive_integers
 WORD_BITS = 64
 
 # Every matmul kernel (eager, graph, XLA) adds up to 64 products of a sum in the same order, but for those of a single
-# row or a single column. Longer sums are split by some kernels.
+# row or a single column and, in TensorFlow 2.21, XLA's for columns that are no multiple of 64. Longer sums are split by
+# some kernels.
 _EXACT_SUM_LENGTH = 64
 
 
@@ -52,9 +53,9 @@ def project(x: tf.Tensor, planes: tf.Tensor) -> tf.Tensor:
         float32 [..., M].
     """
     dim, num_bits = planes.shape
-    # One more row and at least two columns, to stay clear of the kernels for vectors.
+    # One more row and whole words of columns, to stay clear of the kernels that add in another order.
     rows = tf.pad(tf.reshape(x, [-1, dim]), [[0, 1], [0, 0]])
-    columns = planes if num_bits > 1 else tf.pad(planes, [[0, 0], [0, 1]])
+    columns = tf.pad(planes, [[0, 0], [0, -num_bits % WORD_BITS]])
     sizes = [min(_EXACT_SUM_LENGTH, dim - start) for start in range(0, dim, _EXACT_SUM_LENGTH)]
     pairs = zip(tf.split(rows, sizes, axis=-1), tf.split(columns, sizes), strict=True)
     total = functools.reduce(tf.add, (tf.linalg.matmul(part, normals) for part, normals in pairs))

@@ -148,7 +148,7 @@ def test_fingerprint_of_a_row_is_that_of_the_table_for_50_000_random_rows(dim: i
     np.testing.assert_array_equal(tf.function(_in_blocks)(x[:10_000], planes, 1), table[:10_000])
 
 
-@pytest.mark.parametrize("num_bits", [1, 7, 64])
+@pytest.mark.parametrize("num_bits", [1, 7, 64, 100])
 @pytest.mark.parametrize("dim", [3, 64, 100, 512])
 def test_fingerprint_of_a_row_is_that_of_the_table_near_the_planes(dim: int, num_bits: int) -> None:
     normals = _normal((dim, num_bits), seed=num_bits)

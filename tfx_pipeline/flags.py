@@ -11,6 +11,7 @@ from tfx_pipeline.layouts import CSV, PARQUET, USER_ID, Label, Layout, custom, m
 
 LAYOUTS = ("movielens", "taobao", "custom")
 SCHEMAS = Path(__file__).parent / "schemas"
+SCHEMA_HISTORY_LENGTH = 512
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +23,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     serving_dir = "where versions are pushed (default: build/serving/eta)"
     where.add_argument("--serving_dir", default="build/serving/eta", metavar="DIR", help=serving_dir)
     beam_args = (
-        "flags of the Beam runner in one string, e.g. "
-        "'--direct_running_mode=multi_processing --direct_num_workers=2' (default: one local process)"
+        "flags of the Beam runner in one string after '=', e.g. "
+        "--beam_args='--direct_running_mode=multi_processing --direct_num_workers=2' (default: one local process)"
     )
     where.add_argument("--beam_args", default="", metavar="ARGS", help=beam_args)
 
@@ -118,6 +119,11 @@ def config_from_flags(flags: argparse.Namespace) -> PipelineConfig:
     if flags.layout == "custom" and not flags.schema:
         raise ValueError(
             "--layout custom needs a --schema. `python -m tfx_pipeline.propose_schema --help` says how to get one."
+        )
+    if not flags.schema and flags.max_history_length > SCHEMA_HISTORY_LENGTH:
+        raise ValueError(
+            f"The schema of --layout {flags.layout} allows histories of {SCHEMA_HISTORY_LENGTH}. Give a --schema of your "
+            f"own for longer ones. Received: --max_history_length {flags.max_history_length}"
         )
     return PipelineConfig(
         data=flags.data,

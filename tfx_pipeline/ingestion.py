@@ -403,13 +403,14 @@ def _check_report(report: Mapping[str, Any], examples: Mapping[str, Any], config
     """Refuses data that no model can be trained and judged on."""
     rows_read, malformed = report["rows_read"], report["malformed"]
     num_malformed = sum(malformed.values())
-    if num_malformed > config.max_bad_share * rows_read:
+    share = num_malformed / max(rows_read, 1)
+    if share > config.max_bad_share:
         reasons = []
         for reason, count in malformed.items():
             rows = "; ".join(f"{os.path.basename(file)}: {row!r}" for file, row in examples[reason])
             reasons.append(f"  {count:,} {reason}, e.g. {rows}")
         raise RuntimeError(
-            f"{num_malformed:,} of {rows_read:,} rows are malformed, a share of {num_malformed / rows_read:.2%}; "
+            f"{num_malformed:,} of {rows_read:,} rows are malformed, a share of {share:.2%}; "
             f"`max_bad_share` allows {config.max_bad_share:.2%}.\n"
             + "\n".join(reasons)
             + f"\nAll of them: {report['dead_letters']}"

@@ -17,11 +17,12 @@ from tfx_pipeline.validator import ImpressionValidator, ValidatedStatistics, sta
 PIPELINE_NAME = "eta"
 
 
-def make_pipeline(config: PipelineConfig) -> Any:
+def make_pipeline(config: PipelineConfig, metadata_connection: Any = None) -> Any:
     """The pipeline of a configuration, for any TFX runner.
 
     Args:
         config: what to run it on.
+        metadata_connection: where ML Metadata is, for runners on this machine.
 
     Returns:
         A `tfx.dsl.Pipeline`.
@@ -48,6 +49,8 @@ def make_pipeline(config: PipelineConfig) -> Any:
         schema=schema,
         preprocessing_fn="tfx_pipeline.transform.preprocessing_fn",
         splits_config=tfx.proto.SplitsConfig(analyze=[TRAIN], transform=SPLITS),
+        # StatisticsGen has them; Transform would compute them twice more.
+        disable_statistics=True,
         custom_config={"config": config.only().to_json()},
     )
     # Anomalous data must not reach training.
@@ -104,6 +107,6 @@ def make_pipeline(config: PipelineConfig) -> Any:
         pipeline_root=config.pipeline_root,
         components=components,
         enable_cache=True,
-        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(config.metadata_path),
+        metadata_connection_config=metadata_connection,
         beam_pipeline_args=list(config.beam_args),
     )

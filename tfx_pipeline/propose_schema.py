@@ -15,7 +15,6 @@ import json
 import sys
 import tempfile
 import textwrap
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from keras_eta.features import LABEL, TIMESTAMP, history_name
 from tfx_pipeline import interactions
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, PipelineConfig
 from tfx_pipeline.flags import add_layout_flags, layout_from_flags
+from tfx_pipeline.impressions import read_block
 from tfx_pipeline.ingestion import GenerateImpressions, check_data
 from tfx_pipeline.layouts import USER_ID, Layout
 from tfx_pipeline.schema import make_schema
@@ -100,7 +100,7 @@ def impression_statistics(
         _ = (
             [outputs[split] for split in SPLITS]
             | beam.Flatten()
-            | "Decompress" >> beam.Map(zlib.decompress)
+            | "ReadBlocks" >> beam.FlatMap(read_block)
             | tfxio.TFExampleBeamRecord(["propose_schema"]).BeamSource()
             | tfdv.GenerateStatistics(options)
             | tfdv.WriteStatisticsToBinaryFile(str(statistics_path))

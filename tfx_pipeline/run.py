@@ -77,7 +77,8 @@ def run(config: PipelineConfig, console: Console) -> None:
 
             check_data(config)
             console.print(f"TFX's log: {log_file}", soft_wrap=True)
-            pipeline = make_pipeline(config)
+            connection = tfx.orchestration.metadata.sqlite_metadata_connection_config(config.metadata_path)
+            pipeline = make_pipeline(config, connection)
             progress.num_components = len(pipeline.components)
             try:
                 tfx.orchestration.LocalDagRunner().run(pipeline)

@@ -33,7 +33,7 @@ _KINDS = {int: "int64", bytes: "string", float: "float"}
 class Scores(tfx.dsl.Artifact):
     """Parquet files, one row an impression."""
 
-    TYPE_NAME = "Scores"
+    TYPE_NAME = "keras_eta.Scores"
 
 
 def bulk_scores(

@@ -332,7 +332,7 @@ def _make_model(config: PipelineConfig, transform_output: tft.TFTransformOutput)
     model = ETA(lookup=lookup, seed=training.seed, **dataclasses.asdict(config.model))
     model.build()
     optimizer = model.default_optimizer(training.embedding_learning_rate, training.dense_learning_rate)
-    # Built before the first step, so that backups find the optimisers' variables.
+    # Before the first step, so that every restored checkpoint is checked against the optimisers' variables too.
     for part, variables in zip(
         optimizer.optimizers, (model.embedding_variables(), model.dense_variables()), strict=True
     ):

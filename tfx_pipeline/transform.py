@@ -87,19 +87,10 @@ def _truncated_history(inputs: Mapping[str, Any], features: Features) -> dict[st
     }
     item_id = history_name(features.item_id.name)
     lengths = columns[item_id].row_lengths()
-    checks = [
-        tf.debugging.assert_equal(
-            column.row_lengths(), lengths, f"`{name}` must be as long as `{item_id}` in every impression."
-        )
-        for name, column in columns.items()
-    ]
-    truncated = {}
     for name, column in columns.items():
-        # Identities of the values carry the checks along: a graph drops what no output needs.
-        with tf.control_dependencies(checks):
-            column = column.with_flat_values(tf.identity(column.flat_values))
-        truncated[name] = column[:, : features.max_history_length]
-    return truncated
+        message = f"`{name}` must be as long as `{item_id}` in every impression."
+        tf.debugging.assert_equal(column.row_lengths(), lengths, message)
+    return {name: column[:, : features.max_history_length] for name, column in columns.items()}
 
 
 def _vocabulary(feature: Feature, rows: Mapping[str, tf.Tensor], history: Mapping[str, tf.RaggedTensor]) -> Any:

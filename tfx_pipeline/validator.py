@@ -14,7 +14,7 @@ from tfx.dsl.components.base.executor_spec import ExecutorClassSpec
 from tfx.types import artifact_utils
 from tfx.types.component_spec import ChannelParameter, ComponentSpec
 
-from tfx_pipeline.config import EVAL, TRAIN, PipelineConfig
+from tfx_pipeline.config import EVAL, SPLITS, TRAIN, PipelineConfig
 from tfx_pipeline.schema import read_schema
 
 STATISTICS = "statistics"
@@ -29,16 +29,18 @@ STATISTICS_FILE = "FeatureStats.pb"
 ANOMALIES_FILE = "SchemaDiff.pb"
 
 
-class ValidatedStatistics(tfx.types.standard_artifacts.ExampleStatistics):
-    """Statistics of impressions that passed validation: what later runs measure drift against."""
+class ValidatedStatistics(tfx.dsl.Artifact):
+    """Statistics of impressions that passed validation, by split: what later runs measure drift against."""
 
-    TYPE_NAME = "ValidatedStatistics"
+    # Kubeflow wants a name with a dot, and no properties.
+    TYPE_NAME = "keras_eta.ValidatedStatistics"
 
 
 def statistics_options(config: PipelineConfig) -> tfdv.StatsOptions:
     """Options of StatisticsGen, which must get the schema as well: it says which ids are categories to be counted.
 
-    Frequent values are counted in sketches of bounded size, however many ids there are.
+    Frequent values are counted in sketches of bounded size, however many ids there are. A sample is one of batches, of
+    up to a thousand impressions, so it needs a large log.
     """
     rate = config.statistics_sample_rate
     return tfdv.StatsOptions(sample_rate=None if rate == 1.0 else rate, use_sketch_based_topk_uniques=True)
@@ -76,7 +78,10 @@ def describe(
     lines = []
     for split, found in anomalies.items():
         if not sum(dataset.num_examples for dataset in statistics[split].datasets):
-            lines.append(f"{split}: There are no impressions.")
+            lines.append(
+                f"{split}: There are no impressions. If the statistics are of a sample, none was drawn: whole batches "
+                "are, up to a thousand impressions each. Raise the sample rate."
+            )
             continue
         if found.HasField("dataset_anomaly_info"):
             lines.append(f"{split}: {found.dataset_anomaly_info.description}")
@@ -133,20 +138,20 @@ class Executor(BaseExecutor):
             RuntimeError: if there is an anomaly; the message names all.
         """
         artifact = input_dict[STATISTICS][0]
-        statistics = dict(_load(artifact))
+        splits = artifact_utils.decode_split_names(artifact.split_names)
+        statistics = dict(_load(artifact.uri, splits))
         schema = read_schema(os.path.join(input_dict[SCHEMA][0].uri, SCHEMA_FILE))
         earlier = input_dict.get(BASELINE_STATISTICS) or ()
-        baseline = dict(_load(earlier[0])) if earlier else {}
+        baseline = dict(_load(earlier[0].uri, SPLITS)) if earlier else {}
         found = find_anomalies(statistics, schema, baseline)
         lines = describe(statistics, schema, found)
         if lines:
             raise RuntimeError("Data validation found anomalies. Nothing is trained on them.\n" + "\n".join(lines))
-        for key in (ANOMALIES, VALIDATED_STATISTICS):
-            output_dict[key][0].split_names = artifact.split_names
-            output_dict[key][0].span = artifact.span
+        anomalies, validated = output_dict[ANOMALIES][0], output_dict[VALIDATED_STATISTICS][0]
+        anomalies.split_names, anomalies.span = artifact.split_names, artifact.span
         for split in statistics:
-            _write(output_dict[ANOMALIES][0], split, ANOMALIES_FILE, found[split])
-            _write(output_dict[VALIDATED_STATISTICS][0], split, STATISTICS_FILE, statistics[split])
+            _write(anomalies.uri, split, ANOMALIES_FILE, found[split])
+            _write(validated.uri, split, STATISTICS_FILE, statistics[split])
 
 
 class ImpressionValidatorSpec(ComponentSpec):
@@ -196,14 +201,18 @@ class ImpressionValidator(tfx.types.BaseComponent):
         super().__init__(ImpressionValidatorSpec(**inputs, **outputs))
 
 
-def _load(artifact: Any) -> Iterator[tuple[str, statistics_pb2.DatasetFeatureStatisticsList]]:
-    for split in artifact_utils.decode_split_names(artifact.split_names):
-        uri = artifact_utils.get_split_uri([artifact], split)
-        yield split, tfdv.load_stats_binary(os.path.join(uri, STATISTICS_FILE))
+def _load(uri: str, splits: Sequence[str]) -> Iterator[tuple[str, statistics_pb2.DatasetFeatureStatisticsList]]:
+    for split in splits:
+        yield split, tfdv.load_stats_binary(os.path.join(_directory(uri, split), STATISTICS_FILE))
 
 
-def _write(artifact: Any, split: str, name: str, message: Any) -> None:
-    directory = artifact_utils.get_split_uri([artifact], split)
+def _write(uri: str, split: str, name: str, message: Any) -> None:
+    directory = _directory(uri, split)
     tfx.dsl.io.fileio.makedirs(directory)
     with tfx.dsl.io.fileio.open(os.path.join(directory, name), "wb") as file:
         file.write(message.SerializeToString())
+
+
+def _directory(uri: str, split: str) -> str:
+    """Where TFX keeps the files of a split."""
+    return os.path.join(uri, f"Split-{split}")

@@ -176,8 +176,7 @@ def test_paper_impressions_several_positives_see_the_earlier_ones():
 def test_paper_impressions_negatives_are_uniform_and_seeded():
     # 3,000 users touched item 0; items 3, 6, 9, 12 of its category are free, and each user also touched 3 or 12.
     size = 3000
-    users = np.arange(size)
-    rows = [(user, item, time) for user in users for item, time in ((3 if user % 2 else 12, 1), (0, 2))]
+    rows = [(user, item, time) for user in range(size) for item, time in ((3 if user % 2 else 12, 1), (0, 2))]
     log = make_log([*rows, (size, 6, 1), (size, 9, 2), (size, 1, 3)])
     impressions = taobao.paper_impressions(log, seed=3)
 

@@ -5,12 +5,13 @@ import apache_beam as beam
 import numpy as np
 import pytest
 import tensorflow_model_analysis as tfma
-from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
 from tensorflow_model_analysis.proto import config_pb2
 
 from keras_eta import metrics
 from tfx_pipeline.grouped_auc import GroupedAUC, Rows, SubsetAUC
+
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 
 
 def element(label, score, **features):
@@ -145,7 +146,7 @@ def test_grouped_auc_runs_on_beam():
         ((key, value),) = outputs[0].items()
         assert (key.name, value) == ("grouped_auc", 0.75)
 
-    with TestPipeline() as pipeline:
+    with beam.Pipeline() as pipeline:
         outputs = (
             pipeline
             | beam.Create([tfma.metrics.StandardMetricInputs(one) for one in elements])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import shutil
@@ -217,23 +218,29 @@ def test_server_ends_with_whoever_started_it(tmp_path, monkeypatch):
         """
     )
     numbers = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+    # A starter that is killed leaves its temporary files.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     starters = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) for _ in numbers]
+    servers: list[int] = []
     try:
         deadline = time.monotonic() + 100
-        while not process_file.exists() or len(process_file.read_text().split()) < len(numbers):
+        while len(servers) < len(numbers):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        servers = [int(line) for line in process_file.read_text().split()]
+            servers = [int(line) for line in process_file.read_text().split()] if process_file.exists() else []
         assert all(psutil.pid_exists(process_id) for process_id in servers)
         for starter, number in zip(starters, numbers, strict=True):
             starter.send_signal(number)
             starter.wait(20)
+        for process_id in servers:
+            assert_ends(process_id)
     finally:
         for starter in starters:
             starter.kill()
             starter.wait()
-    for process_id in servers:
-        assert_ends(process_id)
+        for process_id in servers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGKILL)
 
 
 def put_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:

@@ -206,6 +206,7 @@ trainer.run_fn(test_trainer.make_fn_args(data, output / "killed", test_trainer.m
 """
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_a_kill_as_if_nothing_had_happened(
     data: Data, trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

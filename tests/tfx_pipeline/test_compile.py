@@ -1,0 +1,60 @@
+"""The specification for Kubeflow Pipelines and Vertex AI, by TFX's own runner."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tfx_pipeline.compile import main
+
+REMOTE = [
+    "--data",
+    "gs://b/ml-1m",
+    "--output",
+    "gs://b/eta",
+    "--serving_dir",
+    "gs://b/serving/eta",
+    "--image",
+    "image:1",
+]
+
+
+def test_compiled_pipeline_holds_every_component_in_order(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "new" / "eta.json"
+    assert main([*REMOTE, "--file", str(file), "--bulk_inference", "--beam_args=--runner=DataflowRunner"]) == 0
+    assert capsys.readouterr().out.strip().endswith(f"Wrote {file}.")
+    job = json.loads(file.read_text())
+    assert job["runtimeConfig"]["gcsOutputDirectory"] == "gs://b/eta/artifacts"
+    tasks = job["pipelineSpec"]["root"]["dag"]["tasks"]
+    assert set(tasks) == {
+        "ImpressionGen",
+        "ImportSchemaGen",
+        "StatisticsGen",
+        "latest_validated_statistics",
+        "ImpressionValidator",
+        "Transform",
+        "Trainer",
+        "Evaluator",
+        "LocalInfraValidator",
+        "AtomicPusher",
+        "BulkInferrer",
+        "ScoresWriter",
+    } | {name for name in tasks if name.startswith("latest_blessed_model")}
+    assert "ImpressionValidator" in tasks["Transform"]["dependentTasks"]
+    assert {"Trainer", "Evaluator", "LocalInfraValidator"} <= set(tasks["AtomicPusher"]["dependentTasks"])
+    executors = job["pipelineSpec"]["deploymentSpec"]["executors"]
+    images = {e["container"]["image"] for e in executors.values() if "container" in e}
+    assert images == {"image:1"}
+    trainer = json.dumps(executors["Trainer_executor"])
+    assert "tfx_pipeline" in json.dumps(tasks["Trainer"])
+    assert "--runner=DataflowRunner" in json.dumps(executors["Transform_executor"])
+    assert "--runner=DataflowRunner" not in trainer
+
+
+def test_bad_flags_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "eta.json"
+    assert main([*REMOTE, "--file", str(file), "--layout", "custom"]) == 1
+    assert "error: --layout custom needs a --schema." in capsys.readouterr().err
+    assert not file.exists()

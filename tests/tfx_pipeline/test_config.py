@@ -1,0 +1,110 @@
+"""The pipeline's configuration: round trip, refusals, what components get of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from tfx_pipeline.config import (
+    Evaluation,
+    Model,
+    PipelineConfig,
+    Split,
+    Training,
+    history_bucket,
+)
+from tfx_pipeline.layouts import movielens, taobao
+
+REQUIRED = {"data": "logs", "schema": "s.pbtxt", "output": "out", "serving_dir": "served/eta"}
+
+
+def test_configuration_survives_json() -> None:
+    config = PipelineConfig(
+        layout=movielens(64),
+        split=Split((0.7, 0.2, 0.1), 100, 200),
+        min_history=3,
+        max_bad_share=0.5,
+        statistics_sample_rate=0.25,
+        model=Model(top_k=8, hidden_units=[16, 8], trainable_planes=False),  # type: ignore[arg-type]
+        training=Training(batch_size=32, max_steps=7, warm_start=False),
+        evaluation=Evaluation(0.7, 0.01, "50-199"),
+        bulk_inference=True,
+        beam_args=["--runner=FlinkRunner"],  # type: ignore[arg-type]
+        **REQUIRED,  # type: ignore[arg-type]
+    )
+    again = PipelineConfig.from_json(config.to_json())
+    assert again == config
+    assert again.model.hidden_units == (16, 8)
+    assert again.layout.features.max_history_length == 64
+
+
+def test_components_get_only_what_they_ask_for() -> None:
+    config = PipelineConfig(layout=movielens(), min_history=3, training=Training(epochs=9), **REQUIRED)  # type: ignore[arg-type]
+    part = config.only("output", "min_history")
+    assert (part.output, part.min_history, part.layout) == ("out", 3, config.layout)
+    assert (part.data, part.schema, part.serving_dir, part.training) == ("", "", "", Training())
+    other = dataclasses.replace(config, data="elsewhere", training=Training(epochs=1))
+    assert other.only("output", "min_history").to_json() == part.to_json()
+
+
+def test_paths_lie_under_the_output_directory_even_if_it_is_remote() -> None:
+    config = PipelineConfig(layout=taobao(), **{**REQUIRED, "output": "gs://bucket/eta"})  # type: ignore[arg-type]
+    assert config.pipeline_root == "gs://bucket/eta/artifacts"
+    assert config.metadata_path == "gs://bucket/eta/metadata.sqlite"
+    assert config.dead_letter_dir == "gs://bucket/eta/dead_letter"
+    assert config.checkpoint_dir == "gs://bucket/eta/checkpoints"
+
+
+def test_slices_are_by_category_and_by_the_columns_of_the_layout() -> None:
+    assert PipelineConfig(layout=movielens(), **REQUIRED).slice_columns == ("genre",)  # type: ignore[arg-type]
+    assert PipelineConfig(layout=taobao(), **REQUIRED).slice_columns == ("category_id",)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("count", "bucket"),
+    [
+        (0, "0-9"),
+        (9, "0-9"),
+        (10, "10-49"),
+        (49, "10-49"),
+        (50, "50-199"),
+        (199, "50-199"),
+        (200, "200+"),
+        (9999, "200+"),
+    ],
+)
+def test_history_bucket(count: int, bucket: str) -> None:
+    assert history_bucket(count) == bucket
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Split((0.5, 0.5, 0.5)), "`fractions` must be three positive numbers that add up to 1. Received"),
+        (lambda: Split((1.0, 0.0, 0.0)), "`fractions` must be three positive numbers that add up to 1. Received"),
+        (lambda: Split(eval_from=3), "`validation_from` and `eval_from` must be given together"),
+        (lambda: Split(validation_from=3), "`validation_from` and `eval_from` must be given together"),
+        (
+            lambda: Split(validation_from=3, eval_from=3),
+            "the first before the second. Received: validation_from=3, eval_from=3",
+        ),
+        (lambda: Training(epochs=0), "`epochs` must be a positive integer. Received: epochs=0"),
+        (lambda: Training(max_steps=0), "`max_steps` must be a positive integer. Received: max_steps=0"),
+        (lambda: Training(dense_learning_rate=0.0), "`dense_learning_rate` must be positive. Received"),
+        (lambda: Evaluation(min_auc=1.2), "`min_auc` must lie between 0 and 1"),
+        (lambda: Evaluation(max_auc_drop=-0.1), "`max_auc_drop` must not be negative"),
+        (lambda: Evaluation(longest_bucket="1000+"), "`longest_bucket` must be one of"),
+        (lambda: _config(min_history=-1), "`min_history` must not be negative. Received: min_history=-1"),
+        (lambda: _config(max_bad_share=2.0), "`max_bad_share` must lie between 0 and 1. Received: max_bad_share=2.0"),
+        (lambda: _config(statistics_sample_rate=0.0), "`statistics_sample_rate` must lie between 0 and 1, 0 excluded"),
+    ],
+)
+def test_configuration_refuses_bad_values(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace("+", r"\+")):
+        make()
+
+
+def _config(**options: Any) -> PipelineConfig:
+    return PipelineConfig(layout=movielens(), **REQUIRED, **options)  # type: ignore[arg-type]
