@@ -14,10 +14,10 @@ PIPELINE_ARGS :=
 # Variable of `make notebooks`.
 ROWS := 20000
 
-.PHONY: help demo pipeline test check serve notebooks bench clean
+.PHONY: help demo pipeline test test-py313 check serve conformance notebooks bench clean
 
 help: ## List the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(INSTALLED) ## Train ETA on MovieLens-1M, compare, export, serve and rank films: one command, from start to end
 	$(PYTHON) demo.py
@@ -27,6 +27,9 @@ pipeline: $(INSTALLED) ## Run the TFX pipeline on MovieLens-1M, from raw logs to
 
 test: $(INSTALLED) ## Run all tests
 	$(PYTHON) -m pytest
+
+test-py313: ## Run check and test on Python 3.13 and TFX 1.21, in a Debian 13 that debootstrap makes under build (as root)
+	@.ci/test-py313
 
 check: $(INSTALLED) ## Lint, check the formatting and the types
 	$(PYTHON) -m ruff check .
@@ -41,6 +44,9 @@ serve: $(INSTALLED) ## Serve MODEL_DIR as MODEL_NAME on PORT over gRPC, by Tenso
 	    exec $(PYTHON) -m serving.server --port $(PORT) --model_name $(MODEL_NAME) --model_base_path $(MODEL_DIR); \
 	fi
 
+conformance: $(INSTALLED) ## Check every answer of the embedded server, or of the server at TARGET=host:port
+	$(PYTHON) -m serving.conformance $(if $(TARGET),--target $(TARGET))
+
 notebooks: $(INSTALLED) ## Execute the notebooks from start to end on ROWS impressions, into build/notebooks
 	KERAS_ETA_ROWS=$(ROWS) KERAS_ETA_BUILD=$(abspath build) $(PYTHON) -m jupyter nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
 
@@ -51,5 +57,5 @@ clean: ## Remove everything that the other targets made, except .venv
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-$(INSTALLED): requirements.txt pyproject.toml
+$(INSTALLED): requirements.txt requirements-py313.txt pyproject.toml
 	@.ci/venv

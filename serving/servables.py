@@ -6,8 +6,9 @@ import dataclasses
 import gc
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 import tensorflow as tf
@@ -16,6 +17,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2, predict_pb2, prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.batching import Call, batched, callable_of
 from serving.status import CODES, StatusError, invalid_argument, status_of
 from serving.tensors import read_tensor, write_tensor
 
@@ -35,18 +37,21 @@ class Servable:
     Args:
         version: its number.
         signature_defs: the signatures as the SavedModel describes them.
-        functions: the signatures that can be called.
-        saved_model: the loaded object; the functions' variables live as long as it does.
+        calls: for each signature a function of its inputs in order of their names, which returns its outputs so too.
     """
 
     version: int
     signature_defs: Mapping[str, meta_graph_pb2.SignatureDef]
-    functions: Mapping[str, Callable[..., dict[str, tf.Tensor]]]
-    saved_model: object
+    calls: Mapping[str, Call]
 
     @classmethod
-    def load(cls, path: Path, version: int) -> Servable:
+    def load(cls, path: Path, version: int, batching: Any = None) -> Servable:
         """Loads a SavedModel and replays its warm-up requests.
+
+        Args:
+            path: directory of the SavedModel.
+            version: its number.
+            batching: BatchingParameters; without them requests are not joined.
 
         Raises:
             StatusError: if the directory holds no SavedModel with the tag `serve`, or its warm-up file is corrupt.
@@ -59,8 +64,20 @@ class Servable:
         graphs = [graph for graph in saved_model.meta_graphs if list(graph.meta_info_def.tags) == _TAGS]
         if not graphs:
             raise StatusError(grpc.StatusCode.NOT_FOUND, f"The SavedModel in {path} has no graph with the tag 'serve'.")
-        loaded = tf.saved_model.load(str(path), tags=_TAGS)
-        servable = cls(version, dict(graphs[0].signature_def), dict(loaded.signatures), loaded)
+        # As in TensorFlow Serving a session of its own, which takes variables, tables, threads and batch queues with
+        # it when it goes; what eager functions leave behind would add up from version to version.
+        with tf.Graph().as_default():
+            session = tf.compat.v1.Session()
+            loaded = tf.saved_model.load(str(path), tags=_TAGS)
+            calls = {name: _call(session, name, function, batching) for name, function in loaded.signatures.items()}
+            session.run(
+                [
+                    tf.compat.v1.global_variables_initializer(),
+                    tf.compat.v1.local_variables_initializer(),
+                    tf.compat.v1.tables_initializer(),
+                ]
+            )
+        servable = cls(version, dict(graphs[0].signature_def), calls)
         servable._warm_up(path / WARMUP_REQUESTS)
         return servable
 
@@ -95,20 +112,20 @@ class Servable:
             tf.errors.OpError: if the graph refuses it.
         """
         name = request.model_spec.signature_name or tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
-        if name not in self.functions:
+        if name not in self.calls:
             raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
         signature = self.signature_defs[name]
         _check_names(request, signature)
-        tensors = {}
-        for index, key in enumerate(sorted(signature.inputs)):
-            wanted = signature.inputs[key]
-            tensor = tensors[key] = read_tensor(key, request.inputs[key], wanted.dtype, index)
-            # A function that was traced for one rank is not safe with another.
-            if not tensor.shape.is_compatible_with(tf.TensorShape(wanted.tensor_shape)):
+        columns = []
+        for index, (key, wanted) in enumerate(sorted(signature.inputs.items())):
+            column = read_tensor(key, request.inputs[key], wanted.dtype, index)
+            # A graph that was traced for one rank is not safe with another.
+            if not tf.TensorShape(wanted.tensor_shape).is_compatible_with(column.shape):
                 raise invalid_argument(
-                    f"input `{key}` must have shape {tf.TensorShape(wanted.tensor_shape)}. Received: {tensor.shape}"
+                    f"input `{key}` must have shape {tf.TensorShape(wanted.tensor_shape)}. Received: {column.shape}"
                 )
-        outputs = self.functions[name](**tensors)
+            columns.append(column)
+        outputs = dict(zip(sorted(signature.outputs), self.calls[name](*columns), strict=True))
         response = predict_pb2.PredictResponse()
         response.model_spec.CopyFrom(
             model_pb2.ModelSpec(name=request.model_spec.name, version={"value": self.version}, signature_name=name)
@@ -116,6 +133,19 @@ class Servable:
         for key in request.output_filter or signature.outputs:
             response.outputs[key].CopyFrom(write_tensor(outputs[key]))
         return response
+
+
+def _call(session: tf.compat.v1.Session, name: str, function: Any, batching: Any) -> Call:
+    """A signature as a function of arrays, run by a session whose graph is the default."""
+    specs = sorted(function.structured_input_signature[1].items())
+
+    def outputs(*columns: tf.Tensor) -> list[tf.Tensor]:
+        answered = function(**{key: column for (key, _), column in zip(specs, columns, strict=True)})
+        return [value for _, value in sorted(answered.items())]
+
+    inputs = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for _, spec in specs]
+    direct = callable_of(session, outputs(*inputs), inputs)
+    return direct if batching is None else batched(session, name, outputs, inputs, direct, batching)
 
 
 def _check_names(request: predict_pb2.PredictRequest, signature: meta_graph_pb2.SignatureDef) -> None:
@@ -150,27 +180,38 @@ class Model:
 
     Args:
         config: TensorFlow Serving's own message: name, base path, version policy, version labels.
+        batching: BatchingParameters, or None.
+        previous: the model until now, whose versions this one takes over where the base path is the same.
 
     Raises:
-        ValueError: if the base path is no directory.
+        StatusError: if the base path is no directory.
     """
 
-    def __init__(self, config: model_server_config_pb2.ModelConfig) -> None:
+    def __init__(
+        self, config: model_server_config_pb2.ModelConfig, batching: Any = None, previous: Model | None = None
+    ) -> None:
         self.name = config.name
-        self._config = config
+        self.config = config
+        self._batching = batching
         self._base_path = Path(config.base_path)
         if not self._base_path.is_dir():
-            raise ValueError(f"Could not find base path {config.base_path!r} for servable {config.name}.")
+            raise StatusError(
+                grpc.StatusCode.NOT_FOUND,
+                f"Could not find base path {config.base_path!r} for servable {config.name}.",
+            )
         # Replaced, never changed: calls read it without a lock.
         self._available: Mapping[int, Servable] = {}
         self._states: dict[int, get_model_status_pb2.ModelVersionStatus] = {}
         self._failed: dict[int, object] = {}
         self._last_seen: object = None
+        if previous is not None and previous.config.base_path == config.base_path:
+            self._available, self._states = previous._available, dict(previous._states)
+            self._failed = dict(previous._failed)
 
     @property
-    def is_available(self) -> bool:
-        """Whether there is a version that answers."""
-        return bool(self._available)
+    def versions(self) -> list[int]:
+        """The versions that answer."""
+        return sorted(self._available)
 
     @property
     def failures(self) -> list[str]:
@@ -194,9 +235,9 @@ class Model:
         if choice is None:
             return available[max(available)]
         if choice == "version_label":
-            if spec.version_label not in self._config.version_labels:
+            if spec.version_label not in self.config.version_labels:
                 raise invalid_argument(f"Unrecognized servable version label: {spec.version_label}")
-            version = self._config.version_labels[spec.version_label]
+            version = self.config.version_labels[spec.version_label]
         else:
             version = spec.version.value
         if version not in available:
@@ -212,7 +253,7 @@ class Model:
     def poll(self) -> None:
         """Looks at the base path once, loads what is new and lets go of what is no longer wanted."""
         on_disk = self._versions_on_disk()
-        policy = self._config.model_version_policy
+        policy = self.config.model_version_policy
         count = policy.latest.num_versions or 1
         if policy.WhichOneof("policy_choice") in ("all", "specific"):
             count = len(on_disk)
@@ -241,7 +282,7 @@ class Model:
             gc.collect()
 
     def _versions_on_disk(self) -> dict[int, Path]:
-        policy = self._config.model_version_policy
+        policy = self.config.model_version_policy
         wanted = policy.specific.versions if policy.HasField("specific") else None
         paths = [path for path in self._base_path.iterdir() if path.name.isascii() and path.name.isdigit()]
         return {
@@ -254,7 +295,7 @@ class Model:
             return False
         self._set_state(version, _State.LOADING)
         try:
-            servable = Servable.load(path, version)
+            servable = Servable.load(path, version, self._batching)
         except Exception as error:  # a broken SavedModel can raise anything, and must not end the server
             self._failed[version] = files
             code, message = status_of(error)

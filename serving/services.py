@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import grpc
@@ -15,26 +18,107 @@ from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
+    model_management_pb2,
     model_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
 )
 
-from serving.servables import Model, Servable
+from serving.config import model_configs
+from serving.models import Models
+from serving.monitoring import Metrics
+from serving.servables import Servable
 from serving.status import StatusError, invalid_argument, status_of
 
 _log = logging.getLogger(__name__)
 
 
-class StatusInterceptor(grpc.ServerInterceptor):
-    """Makes a status of whatever a call raises."""
+class Admission:
+    """Lets a number of calls work at once and a number wait, in order of arrival; refuses the rest.
+
+    Args:
+        running: calls that work at once.
+        queued: calls that wait.
+        metrics: where both are counted.
+    """
+
+    # How long a call whose caller has gone may go on waiting.
+    _LOOK_SECONDS = 0.1
+
+    def __init__(self, running: int, queued: int, metrics: Metrics) -> None:
+        self._limits = running, queued
+        self._running = self._queued = 0
+        self._changed = threading.Condition()
+        metrics.running.set_function(lambda: self._running)
+        metrics.queued.set_function(lambda: self._queued)
+
+    @contextlib.contextmanager
+    def admit(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """Holds a place among those that work.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED if too many wait; DEADLINE_EXCEEDED or CANCELLED if the caller has gone.
+        """
+        running, queued = self._limits
+        with self._changed:
+            if self._running >= running or self._queued:
+                if self._queued >= queued:
+                    raise StatusError(
+                        grpc.StatusCode.RESOURCE_EXHAUSTED,
+                        f"{self._running} calls are being worked on and {self._queued} are waiting. Try again later.",
+                    )
+                self._queued += 1
+                try:
+                    while self._running >= running and not _has_gone(context):
+                        self._changed.wait(self._LOOK_SECONDS)
+                finally:
+                    self._queued -= 1
+                    self._changed.notify()
+            if gone := _has_gone(context):
+                raise gone
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify()
+
+
+def _has_gone(context: grpc.ServicerContext) -> StatusError | None:
+    """Why nobody waits for the answer any more, if so."""
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        return StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+    if not context.is_active():
+        return StatusError(grpc.StatusCode.CANCELLED, "The caller has gone.")
+    return None
+
+
+class Interceptor(grpc.ServerInterceptor):
+    """Makes a status of whatever a call raises, and counts calls.
+
+    Args:
+        metrics: where calls are counted.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._under_way = 0
+        self._changed = threading.Condition()
+
+    def wait_until_idle(self, timeout: float) -> None:
+        """Waits until no call is under way; those that stream do not count, as a health watch never ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._under_way, timeout)
 
     def intercept_service(self, continuation: Callable[..., Any], handler_call_details: Any) -> Any:
         """Wraps one method; those that stream stay as they are."""
         handler = continuation(handler_call_details)
         if handler is None or handler.unary_unary is None:
             return handler
+        method = handler_call_details.method.rpartition("/")[2]
 
         def parse(message: bytes) -> Any:
             # grpcio never forgets a call whose request it could not parse itself, and slows down with each.
@@ -44,43 +128,52 @@ class StatusInterceptor(grpc.ServerInterceptor):
                 return error
 
         def answer(request: Any, context: grpc.ServicerContext) -> Any:
+            began = time.perf_counter()
+            code = grpc.StatusCode.OK
+            with self._changed:
+                self._under_way += 1
             try:
                 if isinstance(request, DecodeError):
                     raise StatusError(grpc.StatusCode.INTERNAL, f"The request can't be parsed: {request}")
-                return handler.unary_unary(request, context)
+                response = handler.unary_unary(request, context)
+                if isinstance(response, predict_pb2.PredictResponse):
+                    spec = response.model_spec
+                    labels = spec.name, str(spec.version.value), spec.signature_name
+                    self._metrics.latency.labels(*labels).observe(time.perf_counter() - began)
+                return response
             except Exception as error:  # one request, whatever is wrong with it, must not cost the others their server
                 if not isinstance(error, (StatusError, tf.errors.OpError)):
-                    _log.exception("%s failed", handler_call_details.method)
-                context.abort(*status_of(error))
+                    _log.exception("%s failed", method)
+                code, message = status_of(error)
+                context.abort(code, message)
+            finally:
+                self._metrics.requests.labels(method, code.name).inc()
+                with self._changed:
+                    self._under_way -= 1
+                    self._changed.notify_all()
 
         return grpc.unary_unary_rpc_method_handler(answer, parse, handler.response_serializer)
 
 
-def _find(models: Mapping[str, Model], request: Any) -> Servable:
+def _find(models: Models, request: Any) -> Servable:
     """The model version that a request with a `model_spec` asks for."""
     if not request.HasField("model_spec"):
         raise invalid_argument("Missing ModelSpec")
-    spec: model_pb2.ModelSpec = request.model_spec
-    if not spec.name:
-        raise invalid_argument("ModelSpec has no name specified.")
-    if spec.name in models:
-        return models[spec.name].servable(spec)
-    if spec.HasField("version_label"):
-        raise invalid_argument(f"Unrecognized servable version label: {spec.version_label}")
-    choice = f"Specific({spec.name}, {spec.version.value})" if spec.HasField("version") else f"Latest({spec.name})"
-    raise StatusError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {choice}")
+    return models.servable(request.model_spec)
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Predict and GetModelMetadata; Classify, Regress and MultiInference say why they do not apply."""
 
-    def __init__(self, models: Mapping[str, Model]) -> None:
+    def __init__(self, models: Models, admission: Admission) -> None:
         self._models = models
+        self._admission = admission
 
     def Predict(
         self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
     ) -> predict_pb2.PredictResponse:
-        return _find(self._models, request).predict(request)
+        with self._admission.admit(context):
+            return _find(self._models, request).predict(request)
 
     def GetModelMetadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.ServicerContext
@@ -127,9 +220,9 @@ def _refuse_examples_api(servable: Servable, spec: model_pb2.ModelSpec) -> NoRet
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus."""
+    """GetModelStatus and HandleReloadConfigRequest."""
 
-    def __init__(self, models: Mapping[str, Model]) -> None:
+    def __init__(self, models: Models) -> None:
         self._models = models
 
     def GetModelStatus(
@@ -138,7 +231,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         if not request.HasField("model_spec"):
             raise invalid_argument("Missing ModelSpec")
         spec = request.model_spec
-        model = self._models.get(spec.name)
+        model = self._models.find(spec.name)
         statuses = model.statuses() if model else []
         if spec.HasField("version"):
             statuses = [status for status in statuses if status.version == spec.version.value]
@@ -149,5 +242,8 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             raise StatusError(grpc.StatusCode.NOT_FOUND, missing)
         return get_model_status_pb2.GetModelStatusResponse(model_version_status=statuses)
 
-    def HandleReloadConfigRequest(self, request: Any, context: grpc.ServicerContext) -> Any:
-        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "The embedded server's configuration is fixed at its start.")
+    def HandleReloadConfigRequest(
+        self, request: model_management_pb2.ReloadConfigRequest, context: grpc.ServicerContext
+    ) -> model_management_pb2.ReloadConfigResponse:
+        self._models.reload(model_configs(request.config), by_request=True)
+        return model_management_pb2.ReloadConfigResponse()

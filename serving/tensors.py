@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
@@ -27,6 +28,9 @@ _VALUE_FIELDS = {
 
 # A TensorProto may hold fewer values than its shape and mean "the last one, repeated". Up to this many elements.
 _MAX_REPEATED_ELEMENTS = 1 << 16
+_MAX_VALUES_ONE_BY_ONE = 1 << 10
+# NumPy's, before version 2.
+_MAX_RANK = 32
 
 
 def dtype_name(dtype: int) -> str:
@@ -34,8 +38,8 @@ def dtype_name(dtype: int) -> str:
     return types_pb2.DataType.Name(dtype).removeprefix("DT_").lower()
 
 
-def read_tensor(name: str, proto: tensor_pb2.TensorProto, dtype: int, index: int) -> tf.Tensor:
-    """The tensor that a request sends for one input.
+def read_tensor(name: str, proto: tensor_pb2.TensorProto, dtype: int, index: int) -> np.ndarray:
+    """The array that a request sends for one input.
 
     Args:
         name: name of the input.
@@ -44,7 +48,7 @@ def read_tensor(name: str, proto: tensor_pb2.TensorProto, dtype: int, index: int
         index: place of the input among the signature's inputs in order of their names.
 
     Returns:
-        A tensor of that dtype and of the shape that `proto` states.
+        An array of that dtype and of the shape that `proto` states.
 
     Raises:
         StatusError: INVALID_ARGUMENT if the dtype is another one, or if shape and values do not fit together.
@@ -59,19 +63,34 @@ def read_tensor(name: str, proto: tensor_pb2.TensorProto, dtype: int, index: int
     sizes = [dim.size for dim in proto.tensor_shape.dim]
     # No value is sent in less than a byte. Zeros count as ones: a model may multiply by the huge size beside a zero.
     elements = math.prod(max(size, 1) for size in sizes)
-    if proto.tensor_shape.unknown_rank or elements > max(proto.ByteSize(), _MAX_REPEATED_ELEMENTS):
+    if elements > max(proto.ByteSize(), _MAX_REPEATED_ELEMENTS):
         raise unreadable
+    if len(sizes) > _MAX_RANK or proto.tensor_shape.unknown_rank:
+        raise unreadable
+    numpy_dtype = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+    if numpy_dtype.kind in "iuf" and min(sizes, default=0) >= 0:
+        # The usual forms, several times faster than TensorFlow's own reading, which knows all forms.
+        if proto.tensor_content:
+            if len(proto.tensor_content) != math.prod(sizes) * numpy_dtype.itemsize:
+                raise unreadable
+            return np.frombuffer(proto.tensor_content, numpy_dtype).reshape(sizes)
+        if dtype in _VALUE_FIELDS and numpy_dtype.itemsize >= 4:
+            values = getattr(proto, _VALUE_FIELDS[dtype])
+            if len(values) == math.prod(sizes) <= _MAX_VALUES_ONE_BY_ONE:
+                return np.array(values, numpy_dtype).reshape(sizes)
     try:
-        return tf.io.parse_tensor(proto.SerializeToString(), tf.as_dtype(dtype))
+        return tf.io.parse_tensor(proto.SerializeToString(), tf.as_dtype(dtype)).numpy()
     except tf.errors.InvalidArgumentError:
         raise unreadable from None
 
 
-def write_tensor(tensor: tf.Tensor) -> tensor_pb2.TensorProto:
+def write_tensor(array: np.ndarray) -> tensor_pb2.TensorProto:
     """The TensorProto of an output, its values in the typed field, where TensorFlow Serving puts them too."""
-    dtype = tensor.dtype.as_datatype_enum
+    dtype = tf.as_dtype(array.dtype).as_datatype_enum
     if dtype not in _VALUE_FIELDS:
-        return tf.make_tensor_proto(tensor.numpy())
-    proto = tensor_pb2.TensorProto(dtype=dtype, tensor_shape=tensor.shape.as_proto())
-    getattr(proto, _VALUE_FIELDS[dtype]).extend(tf.reshape(tensor, [-1]).numpy().tolist())
+        return tf.make_tensor_proto(array)
+    proto = tensor_pb2.TensorProto(dtype=dtype)
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    getattr(proto, _VALUE_FIELDS[dtype]).extend(array.ravel().tolist())
     return proto

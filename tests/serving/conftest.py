@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tensorflow as tf
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.conformance import ReferenceModel
 from serving.server import ModelServer
 
 ROWS = [None]
@@ -17,35 +19,20 @@ TABLE = [None, None]
 K = 2
 
 
-class ReferenceModel(tf.Module):
-    """The signatures that the behaviour table was read off with. Score: how often the candidate is in the history, and
-    the version."""
+class BatchModel(tf.Module):
+    """Tells how many rows it was given at once, and the sum of each row; refuses negative numbers."""
 
-    def __init__(self, version: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.version = tf.Variable(float(version))
+        self.one = tf.Variable(1, dtype=tf.int64)
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec(TABLE, tf.int64, "history"),
-            tf.TensorSpec(ROWS, tf.int64, "history_length"),
-            tf.TensorSpec(TABLE, tf.int64, "candidates"),
-        ]
-    )
-    def rank(self, history: tf.Tensor, history_length: tf.Tensor, candidates: tf.Tensor) -> dict[str, tf.Tensor]:
-        real = tf.sequence_mask(history_length, tf.shape(history)[1])
-        hits = tf.equal(candidates[:, :, None], history[:, None, :]) & real[:, None, :]
-        return {"probability": tf.reduce_sum(tf.cast(hits, tf.float32), axis=2) + self.version}
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec(TABLE, tf.int64, "history"),
-            tf.TensorSpec(ROWS, tf.int64, "history_length"),
-            tf.TensorSpec(ROWS, tf.int64, "candidate"),
-        ]
-    )
-    def pointwise(self, history: tf.Tensor, history_length: tf.Tensor, candidate: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"probability": self.rank(history, history_length, candidate[:, None])["probability"][:, 0]}
+    @tf.function(input_signature=[tf.TensorSpec(TABLE, tf.int64, "x"), tf.TensorSpec(ROWS, tf.string, "name")])
+    def __call__(self, x: tf.Tensor, name: tf.Tensor) -> dict[str, tf.Tensor]:
+        check = tf.debugging.Assert(tf.reduce_all(x >= 0), ["`x` must not be negative. Received:", x])
+        with tf.control_dependencies([check]):
+            total = tf.reduce_sum(x, axis=1) * self.one
+        rows = tf.fill(tf.shape(name), tf.shape(name)[0])
+        return {"rows": rows, "total": total, "name": tf.strings.join([name, "!"])}
 
 
 class ContractModel(tf.Module):
@@ -124,12 +111,12 @@ class ContractModel(tf.Module):
 
 @pytest.fixture(scope="session")
 def saved_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """SavedModels to copy from: `1`, `2`, `3` of the reference model, and the contract with each type of id."""
+    """SavedModels to copy from: `1`, `2`, `3` of the reference model, `batch`, the contract with each type of id."""
     folder = tmp_path_factory.mktemp("saved_models")
     for version in (1, 2, 3):
-        model = ReferenceModel(version)
-        signatures = {"serving_default": model.pointwise, "rank": model.rank}
-        tf.saved_model.save(model, str(folder / str(version)), signatures=signatures)
+        ReferenceModel(version).save(folder)
+    batch = BatchModel()
+    tf.saved_model.save(batch, str(folder / "batch"), signatures=batch.__call__)
     for name, dtype in (("int64", tf.int64), ("string", tf.string)):
         contract = ContractModel(dtype)
         tf.saved_model.save(contract, str(folder / name), signatures=contract.concrete)
@@ -153,12 +140,15 @@ def serve() -> Iterator[Callable[..., ModelServer]]:
     """Starts servers on free loopback ports and stops them after the test."""
     servers = []
 
-    def start(base_path: Path, *, poll: float = 0.05, threads: int = 8, **config: object) -> ModelServer:
+    def start(
+        base_path: Path, *, poll: float = 0.05, threads: int = 8, server: dict[str, Any] | None = None, **config: object
+    ) -> ModelServer:
         model = model_server_config_pb2.ModelConfig(name="eta", base_path=str(base_path), **config)
-        server = ModelServer([model], port=0, grpc_max_threads=threads, file_system_poll_wait_seconds=poll)
-        servers.append(server)
-        server.start()
-        return server
+        arguments = {"port": 0, "grpc_max_threads": threads, "file_system_poll_wait_seconds": poll, **(server or {})}
+        started = ModelServer([model], **arguments)
+        servers.append(started)
+        started.start()
+        return started
 
     yield start
     for server in servers:

@@ -418,7 +418,7 @@ def test_server_started_after_the_client(
     with RankingClient(server.address) as client:
         with pytest.raises(ServingError):
             client.status()
-        config = server._models[0]._config
+        config = model_server_config_pb2.ModelConfig(name="eta", base_path=str(tmp_path))
         again = ModelServer([config], port=int(server.address.rpartition(":")[2]))
         with again:
             client.wait_until_ready(timeout=20)

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, session_service_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving import servables, server, services, status, tensors
+from serving import batching, config, models, monitoring, servables, server, services, status, tensors
 from serving.client import RankingClient, ServingError, VersionStatus
 from serving.servables import WARMUP_REQUESTS
 from serving.server import ModelServer, main
@@ -390,7 +390,11 @@ def test_call_whose_deadline_passed_in_the_queue_is_not_run(
     assert len(slow_predict) == 2
 
 
-@pytest.mark.parametrize("module", [server, services, servables, tensors, status], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module",
+    [batching, config, models, monitoring, server, services, servables, tensors, status],
+    ids=lambda module: module.__name__,
+)
 def test_server_knows_no_model(module: ModuleType) -> None:
     """It serves any SavedModel, so nothing of the library belongs in it."""
     assert "keras_eta" not in Path(str(module.__file__)).read_text()
@@ -415,7 +419,7 @@ def test_main_port_taken(push: Push, serve: Serve, tmp_path: Path, capsys: pytes
         ({"grpc_max_threads": 0}, "`grpc_max_threads` must be positive. Received: grpc_max_threads=0"),
         (
             {"file_system_poll_wait_seconds": -1},
-            "`file_system_poll_wait_seconds` must not be negative. Received: file_system_poll_wait_seconds=-1",
+            "`file_system_poll_wait_seconds` must be at least 0. Received: file_system_poll_wait_seconds=-1",
         ),
     ],
 )
@@ -427,7 +431,7 @@ def test_server_arguments(tmp_path: Path, arguments: dict, text: str) -> None:
 
 def test_server_same_model_twice(tmp_path: Path) -> None:
     config = model_server_config_pb2.ModelConfig(name="eta", base_path=str(tmp_path))
-    with pytest.raises(ValueError, match=r"give each model a name of its own. Received: \['eta', 'eta'\]"):
+    with pytest.raises(ValueError, match="Illegal to list model eta multiple times in config list"):
         ModelServer([config, config])
 
 

@@ -1,0 +1,520 @@
+"""What operates the embedded server: flags, configuration, overload, TLS, metrics, reflection, the end."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc, predict_pb2
+from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_grpc
+from tensorflow_serving.config import model_server_config_pb2
+
+from serving import config, servables
+from serving.config import BatchingParameters, MonitoringConfig, SSLConfig, read_config
+from serving.conformance import HITS, rank_request
+from serving.server import ModelServer, main, server_from_flags
+
+Code = grpc.StatusCode
+Push = Callable[..., Path]
+Serve = Callable[..., ModelServer]
+
+
+def predict(address: str, timeout: float = 20, **spec: Any) -> predict_pb2.PredictResponse:
+    with grpc.insecure_channel(address) as channel:
+        return prediction_grpc.PredictionServiceStub(channel).Predict(rank_request(spec=spec), timeout=timeout)
+
+
+def version_of(address: str, **spec: Any) -> int:
+    """The version that answers, by what it says and by its scores."""
+    response = predict(address, **spec)
+    version = response.model_spec.version.value
+    np.testing.assert_array_equal(tf.make_ndarray(response.outputs["probability"]), HITS + version)
+    return version
+
+
+def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code(), caught.value.details()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def model(name: str, base_path: Path, **fields: Any) -> dict[str, Any]:
+    return {"name": name, "base_path": str(base_path), "model_platform": "tensorflow", **fields}
+
+
+def server_config(*models: dict[str, Any]) -> model_server_config_pb2.ModelServerConfig:
+    return model_server_config_pb2.ModelServerConfig(model_config_list={"config": models})
+
+
+def reload(address: str, *models: dict[str, Any]) -> model_management_pb2.ReloadConfigResponse:
+    request = model_management_pb2.ReloadConfigRequest(config=server_config(*models))
+    with grpc.insecure_channel(address) as channel:
+        return model_service_pb2_grpc.ModelServiceStub(channel).HandleReloadConfigRequest(request, timeout=60)
+
+
+BOTH = {"specific": {"versions": [1, 2]}}
+
+
+@pytest.fixture
+def two_versions(push: Push, tmp_path: Path) -> Path:
+    """A base path with versions 1 and 2."""
+    base_path = tmp_path / "models" / "eta"
+    base_path.mkdir(parents=True)
+    push("1", base_path, 1)
+    push("2", base_path, 2)
+    return base_path
+
+
+def test_reload_replaces_policy_and_labels(serve: Serve, two_versions: Path) -> None:
+    address = serve(two_versions).address
+    assert refusal(lambda: version_of(address, version={"value": 1}))[0] is Code.NOT_FOUND
+    response = reload(address, model("eta", two_versions, model_version_policy=BOTH, version_labels={"stable": 1}))
+    assert (response.status.error_code, response.status.error_message) == (0, "")
+    assert version_of(address, version_label="stable") == 1
+    assert version_of(address) == 2
+    reload(address, model("eta", two_versions, model_version_policy=BOTH, version_labels={"stable": 2}))
+    assert version_of(address, version_label="stable") == 2
+    reload(address, model("eta", two_versions, model_version_policy={"specific": {"versions": [1]}}))
+    assert version_of(address) == 1
+    assert refusal(lambda: version_of(address, version={"value": 2}))[0] is Code.NOT_FOUND
+
+
+def test_reload_replaces_models(serve: Serve, two_versions: Path, push: Push) -> None:
+    other = two_versions.parent / "other"
+    other.mkdir()
+    push("3", other, 3)
+    address = serve(two_versions, server={"reload_base_path": str(two_versions.parent)}).address
+    reload(address, model("eta", two_versions), model("second", other))
+    assert (version_of(address), version_of(address, name="second")) == (2, 3)
+    reload(address, model("second", other))
+    assert refusal(lambda: predict(address)) == (Code.NOT_FOUND, "Servable not found for request: Latest(eta)")
+    assert version_of(address, name="second") == 3
+
+
+def test_reloaded_policy_stays_with_new_versions(serve: Serve, two_versions: Path, push: Push) -> None:
+    address = serve(two_versions).address
+    reload(address, model("eta", two_versions, model_version_policy={"all": {}}))
+    push("3", two_versions, 3)
+    wait_for(lambda: version_of(address) == 3)
+    assert version_of(address, version={"value": 1}) == 1
+
+
+@pytest.mark.parametrize(
+    ("models", "code", "text"),
+    [
+        ([], Code.INVALID_ARGUMENT, "The model_config_list is empty."),
+        ([{"name": ""}], Code.INVALID_ARGUMENT, "Each model needs a `name` and a `base_path`"),
+        ([{"base_path": ""}], Code.INVALID_ARGUMENT, "Each model needs a `name` and a `base_path`"),
+        ([{}, {}], Code.INVALID_ARGUMENT, "Illegal to list model eta multiple times in config list"),
+        (
+            [{"model_platform": "pytorch"}],
+            Code.INVALID_ARGUMENT,
+            "`model_platform` of model 'eta' must be 'tensorflow'. Received: 'pytorch'",
+        ),
+        (
+            [{"version_labels": {"stable": 9}}],
+            Code.FAILED_PRECONDITION,
+            "Request to assign label 'stable' to version 9 of model eta, which is not currently available",
+        ),
+        (
+            [{"model_version_policy": {"specific": {"versions": [7]}}}],
+            Code.OK,
+            "",
+        ),
+        (
+            [{"name": "new", "model_version_policy": {"specific": {"versions": [7]}}}],
+            Code.UNKNOWN,
+            "1 servable(s) did not become available: new: it has no version",
+        ),
+        ([{"base_path": "/"}], Code.PERMISSION_DENIED, "base_path of model eta is outside the directories"),
+        ([{"base_path": "/etc/ssl"}], Code.PERMISSION_DENIED, "base_path of model eta is outside the directories"),
+        ([{"base_path": "{}/.."}], Code.PERMISSION_DENIED, "base_path of model eta is outside the directories"),
+        ([{"base_path": "{}/link"}], Code.PERMISSION_DENIED, "base_path of model eta is outside the directories"),
+        ([{"base_path": "{}/../eta2"}], Code.PERMISSION_DENIED, "base_path of model eta is outside the directories"),
+        ([{"base_path": "{}/nowhere"}], Code.NOT_FOUND, "Could not find base path"),
+    ],
+)
+def test_reload_refusal_changes_nothing(
+    serve: Serve, two_versions: Path, models: list[dict[str, Any]], code: grpc.StatusCode, text: str
+) -> None:
+    (two_versions / "link").symlink_to("/etc")
+    (two_versions.parent / "eta2").mkdir()
+    address = serve(two_versions, model_version_policy=BOTH).address
+    wanted = [model("eta", two_versions) | each for each in models]
+    for each in wanted:
+        each["base_path"] = each["base_path"].format(two_versions)
+    if code is Code.OK:
+        reload(address, *wanted)  # what is in memory goes on serving, as when versions vanish from the disk
+    else:
+        answered, details = refusal(lambda: reload(address, *wanted))
+        assert answered is code
+        assert text in details
+    assert (version_of(address), version_of(address, version={"value": 1})) == (2, 1)
+
+
+def test_reload_without_a_model_config_list(serve: Serve, two_versions: Path) -> None:
+    address = serve(two_versions).address
+    with grpc.insecure_channel(address) as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        request = model_management_pb2.ReloadConfigRequest()
+        code, details = refusal(lambda: stub.HandleReloadConfigRequest(request, timeout=20))
+    assert code is Code.INVALID_ARGUMENT
+    assert details.startswith("ServerModelConfig type not supported by HandleReloadConfigRequest.")
+
+
+def test_config_file_is_read_again(
+    two_versions: Path, push: Push, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "models.config"
+    file.write_text(str(server_config(model("eta", two_versions, model_version_policy=BOTH))))
+    flags = ["--port=0", f"--model_config_file={file}", "--model_config_file_poll_wait_seconds=0.05"]
+    with server_from_flags(flags) as server:
+        assert version_of(server.address) == 2
+        file.write_text("model_config_list { config { name: ")
+        wait_for(lambda: "The models stay as they are, because of" in caplog.text)
+        assert version_of(server.address) == 2
+        labelled = model("eta", two_versions, model_version_policy=BOTH, version_labels={"stable": 1})
+        file.write_text(str(server_config(labelled, model("again", two_versions))))
+        wait_for(lambda: "models are now: eta, again" in caplog.text or server._models.find("again") is not None)
+        assert version_of(server.address, version_label="stable") == 1
+        assert version_of(server.address, name="again") == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ([], "Give either --model_base_path or --model_config_file."),
+        (["--model_base_path=/tmp", "--model_config_file=x"], "Give either --model_base_path or --model_config_file."),
+        (["--model_config_file=nowhere"], "Can't read nowhere: [Errno 2]"),
+        (
+            ["--model_base_path={}", "--batching_parameters_file=x"],
+            "--batching_parameters_file needs --enable_batching.",
+        ),
+        (["--model_base_path={}", "--ssl_config_file={}/bad"], "bad is no SSLConfig in text format: 1:1 :"),
+        (["--model_base_path={}", "--monitoring_config_file={}/on"], "--monitoring_config_file needs --rest_api_port"),
+        (["--model_base_path={}", "--rest_api_port=0"], "--rest_api_port needs --monitoring_config_file"),
+        (
+            ["--model_base_path={}", "--rest_api_port=70000", "--monitoring_config_file={}/on"],
+            "`monitoring_port` must be",
+        ),
+        (["--model_base_path={}", "--grpc_channel_arguments=nonsense"], "must be key=value,... Received: 'nonsense'"),
+        (["--model_base_path={}", "--max_queued_calls=-1"], "`max_queued_calls` must be at least 0. Received: max_q"),
+        (["--model_base_path={}", "--model_config_file_poll_wait_seconds=-1"], "must be at least 0."),
+    ],
+)
+def test_flags_that_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], text: str) -> None:
+    (tmp_path / "bad").write_text("sever_key: 'x'")
+    (tmp_path / "on").write_text("prometheus_config { enable: true }")
+    assert main(["--port=0", *(flag.replace("{}", str(tmp_path)) for flag in flags)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert text in error
+
+
+@pytest.mark.parametrize(("flag", "warns"), [("=true", True), ("", True), ("=false", False)])
+def test_switches_as_tensorflow_model_server_takes_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, flag: str, warns: bool
+) -> None:
+    file = tmp_path / "batching.config"
+    file.write_text("pad_variable_length_inputs: true")
+    flags = ["--port=0", f"--model_base_path={tmp_path}", f"--enable_batching{flag}"]
+    server_from_flags([*flags, f"--batching_parameters_file={file}"] if warns else flags).stop(grace=0)
+    assert ("only requests of equal shapes are joined" in caplog.text) is warns
+
+
+@pytest.mark.parametrize(
+    ("message_class", "text", "field", "value"),
+    [
+        (BatchingParameters, "max_batch_size { value: 8 } allowed_batch_sizes: [4, 8]", "allowed_batch_sizes", [4, 8]),
+        (BatchingParameters, 'thread_pool_name { value: "x" }', "pad_variable_length_inputs", False),
+        (SSLConfig, 'server_key: "a\\nb" client_verify: true', "server_key", "a\nb"),
+        (MonitoringConfig, "prometheus_config { enable: true path: '/m' }", "prometheus_config.path", "/m"),
+    ],
+)
+def test_read_config(tmp_path: Path, message_class: Any, text: str, field: str, value: Any) -> None:
+    file = tmp_path / "file"
+    file.write_text(text)
+    message = read_config(file, message_class)
+    for part in field.split("."):
+        message = getattr(message, part)
+    assert (list(message) if isinstance(value, list) else message) == value
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Holds every prediction until `release`; counts those that began."""
+
+    class Gate:
+        began = 0
+        release = threading.Event()
+
+    held = Gate()
+    predict = servables.Servable.predict
+
+    def slow(self: servables.Servable, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
+        held.began += 1
+        assert held.release.wait(30)
+        return predict(self, request)
+
+    monkeypatch.setattr(servables.Servable, "predict", slow)
+    yield held
+    held.release.set()
+
+
+@contextlib.contextmanager
+def calls(address: str, number: int, timeout: float = 30) -> Iterator[list[grpc.Future]]:
+    """Calls under way."""
+    with grpc.insecure_channel(address) as channel:
+        stub = prediction_grpc.PredictionServiceStub(channel)
+        yield [stub.Predict.future(rank_request(), timeout=timeout) for _ in range(number)]
+
+
+def test_overload_is_refused_at_once_and_health_answers(serve: Serve, two_versions: Path, gate: Any) -> None:
+    server = serve(two_versions, threads=2, server={"max_queued_calls": 3})
+    with calls(server.address, 20) as futures:
+        wait_for(lambda: sum(future.done() for future in futures) == 15)
+        refused = [future for future in futures if future.done()]
+        assert {future.code() for future in refused} == {Code.RESOURCE_EXHAUSTED}
+        assert {future.details() for future in refused} == {
+            "2 calls are being worked on and 3 are waiting. Try again later."
+        }
+        assert gate.began == 2
+        with grpc.insecure_channel(server.address) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        assert check.status == health_pb2.HealthCheckResponse.SERVING
+        gate.release.set()
+        answers = [future.result(timeout=20) for future in futures if future not in refused]
+    assert len(answers) == 5
+    assert version_of(server.address) == 2
+
+
+def queued(server: ModelServer) -> float | None:
+    return server._metrics.registry.get_sample_value("serving_requests_queued")
+
+
+def test_nothing_is_done_for_a_caller_that_has_gone(serve: Serve, two_versions: Path, gate: Any) -> None:
+    server = serve(two_versions, threads=1, server={"max_queued_calls": 8})
+    with calls(server.address, 1):
+        wait_for(lambda: gate.began == 1)
+        with calls(server.address, 2, timeout=0.3) as late, calls(server.address, 2) as cancelled:
+            wait_for(lambda: queued(server) == 4)
+            for future in cancelled:
+                future.cancel()
+            assert [future.code() for future in late] == [Code.DEADLINE_EXCEEDED] * 2
+        wait_for(lambda: queued(server) == 0)
+        assert gate.began == 1
+        gate.release.set()
+    assert version_of(server.address) == 2
+    assert gate.began == 2
+
+
+def test_message_limit(serve: Serve, two_versions: Path) -> None:
+    limit = ("grpc.max_receive_message_length", 1_000)
+    server = serve(two_versions, server={"grpc_channel_arguments": [limit]})
+    code, details = refusal(lambda: predict(server.address))
+    assert code is Code.RESOURCE_EXHAUSTED
+    assert re.search("larger than max .*1000", details)
+
+
+def test_channel_arguments() -> None:
+    text = "grpc.max_receive_message_length=-1,grpc.primary_user_agent=a=b"
+    assert config.channel_arguments(text) == [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.primary_user_agent", "a=b"),
+    ]
+    assert config.channel_arguments("") == []
+
+
+class Authority:
+    """A certificate authority, and the certificates that it signs."""
+
+    def __init__(self, name: str) -> None:
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self.certificate = self._signed(self._name, self._key, x509.BasicConstraints(ca=True, path_length=None))
+
+    def issue(self, name: str) -> tuple[str, str]:
+        """Key and certificate, as PEM texts, of `name` at 127.0.0.1."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return pem.decode(), self._signed(subject, key, address)
+
+    def _signed(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType) -> str:
+        now = datetime.datetime.now(datetime.timezone.utc)
+        builder = x509.CertificateBuilder(self._name, subject, key.public_key(), x509.random_serial_number())
+        builder = builder.not_valid_before(now - datetime.timedelta(days=1))
+        builder = builder.not_valid_after(now + datetime.timedelta(days=1)).add_extension(extension, critical=False)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority("ours")
+
+
+def secure_predict(address: str, root: str, key: str | None = None, certificate: str | None = None) -> Any:
+    credentials = grpc.ssl_channel_credentials(
+        root.encode(), key and key.encode(), certificate and certificate.encode()
+    )
+    with grpc.secure_channel(address, credentials) as channel:
+        return prediction_grpc.PredictionServiceStub(channel).Predict(rank_request(), timeout=5)
+
+
+def test_tls(two_versions: Path, tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    key, certificate = authority.issue("server")
+    file = tmp_path / "ssl.config"
+    file.write_text(str(SSLConfig(server_key=key, server_cert=certificate)))
+    flags = [f"--model_base_path={two_versions}", "--port=0", "--host=0.0.0.0", f"--ssl_config_file={file}"]
+    with server_from_flags(flags) as server:
+        address = server.address.replace("0.0.0.0", "127.0.0.1")
+        assert secure_predict(address, authority.certificate).model_spec.version.value == 2
+        assert refusal(lambda: predict(address, timeout=5))[0] is Code.UNAVAILABLE
+        assert refusal(lambda: secure_predict(address, Authority("theirs").certificate))[0] is Code.UNAVAILABLE
+    assert "without TLS" not in caplog.text
+
+
+def test_mutual_tls(serve: Serve, two_versions: Path, authority: Authority) -> None:
+    key, certificate = authority.issue("server")
+    ssl_config = SSLConfig(server_key=key, server_cert=certificate, custom_ca=authority.certificate, client_verify=True)
+    address = serve(two_versions, server={"ssl_config": ssl_config}).address
+    answer = secure_predict(address, authority.certificate, *authority.issue("client"))
+    assert answer.model_spec.version.value == 2
+    assert refusal(lambda: secure_predict(address, authority.certificate))[0] is Code.UNAVAILABLE
+    stranger = Authority("theirs").issue("client")
+    assert refusal(lambda: secure_predict(address, authority.certificate, *stranger))[0] is Code.UNAVAILABLE
+    assert refusal(lambda: predict(address, timeout=5))[0] is Code.UNAVAILABLE
+
+
+PEM = "-----BEGIN X-----"
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"server_key": PEM}, "An SSLConfig must hold `server_key` and `server_cert`, as PEM texts."),
+        (
+            {"server_key": "server.key", "server_cert": PEM},
+            "`server_key` of an SSLConfig must be a PEM text, not a path.",
+        ),
+        ({"server_key": PEM, "server_cert": PEM, "client_verify": True}, "`client_verify` needs `custom_ca`"),
+    ],
+)
+def test_tls_incomplete(tmp_path: Path, fields: dict[str, Any], text: str) -> None:
+    models = [model_server_config_pb2.ModelConfig(name="eta", base_path=str(tmp_path))]
+    with pytest.raises(ValueError, match=text):
+        ModelServer(models, port=0, ssl_config=SSLConfig(**fields))
+
+
+def test_metrics(serve: Serve, two_versions: Path, gate: Any) -> None:
+    server = serve(two_versions, threads=1, model_version_policy=BOTH, server={"monitoring_port": 0})
+    assert server.monitoring_address.startswith("127.0.0.1:")
+
+    def metrics() -> dict[str, float]:
+        url = f"http://{server.monitoring_address}/monitoring/prometheus/metrics"
+        lines = urllib.request.urlopen(url, timeout=10).read().decode().splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[0] != "#"}
+
+    with calls(server.address, 3) as futures:
+        wait_for(lambda: metrics()["serving_requests_queued"] == 2)
+        assert metrics()["serving_requests_running"] == 1
+        gate.release.set()
+        for future in futures:
+            future.result(timeout=20)
+    assert version_of(server.address, version={"value": 1}) == 1
+    refusal(lambda: predict(server.address, name="nope"))
+    refusal(lambda: predict(server.address, name="nope either"))
+    found = metrics()
+    assert found["serving_requests_queued"] == found["serving_requests_running"] == 0
+    labels = '{model="eta",signature="rank",version="2"}'
+    assert found["serving_request_latency_seconds_count" + labels] == 3
+    assert found["serving_request_latency_seconds_count" + labels.replace('"2"', '"1"')] == 1
+    assert 0 < found["serving_request_latency_seconds_sum" + labels] < 90
+    assert found['serving_requests_total{code="OK",method="Predict"}'] == 4
+    assert found['serving_requests_total{code="NOT_FOUND",method="Predict"}'] == 2
+    assert found['serving_model_version_available{model="eta",version="1"}'] == 1
+    assert found['serving_model_version_available{model="eta",version="2"}'] == 1
+    # A caller can't make series.
+    assert not any("nope" in name for name in found)
+
+
+def test_metrics_port_taken(serve: Serve, two_versions: Path) -> None:
+    server = serve(two_versions, server={"monitoring_port": 0})
+    port = int(server.monitoring_address.rpartition(":")[2])
+    with pytest.raises(RuntimeError, match=f"Failed to bind the metrics to 127.0.0.1:{port}"):
+        serve(two_versions, server={"monitoring_port": port})
+
+
+def test_reflection(serve: Serve, two_versions: Path) -> None:
+    with grpc.insecure_channel(serve(two_versions).address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        (answer,) = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    assert {service.name for service in answer.list_services_response.service} == {
+        "tensorflow.serving.PredictionService",
+        "tensorflow.serving.ModelService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+
+
+@pytest.mark.e2e
+def test_sigterm_drains(two_versions: Path, tmp_path: Path) -> None:
+    """Watchers hear of it, calls under way end, new ones are UNAVAILABLE, and an open watch does not hold it up."""
+    command = [sys.executable, "-m", "serving.server", "--port=0", f"--model_base_path={two_versions}"]
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_for(lambda: "Running gRPC ModelServer at" in log.read_text() or process.poll() is not None, 120)
+        (address,) = re.findall(r"ModelServer at (\S+)", log.read_text())
+        with grpc.insecure_channel(address) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            big = np.ones((1, 400_000), np.int64)
+            inputs = {"history": big, "history_length": np.array([400_000]), "candidates": np.ones((1, 300), np.int64)}
+            request = rank_request(**{name: tf.make_tensor_proto(value) for name, value in inputs.items()})
+            call = prediction_grpc.PredictionServiceStub(channel).Predict.future(request, timeout=60)
+            time.sleep(0.1)
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            answer = tf.make_ndarray(call.result(timeout=60).outputs["probability"])
+            np.testing.assert_array_equal(answer, np.full((1, 300), 400_002))
+            assert process.wait(timeout=20) == 0
+        assert time.monotonic() - began < 15
+        assert refusal(lambda: predict(address, timeout=5))[0] is Code.UNAVAILABLE
+        assert "Stopping; calls under way are finished first." in log.read_text()
+    finally:
+        process.kill()
+        process.wait()
