@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -59,11 +60,11 @@ def plot(path: Path, test: Impressions, logits: dict[str, np.ndarray], eta: ETA,
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     counts = test.history_counts
     for name, values in logits.items():
-        scores = [
+        aucs = [
             benchmark.metrics.auc(test.label[rows], values[rows])
             for rows in ((counts >= low) & (counts < high) for low, high in HISTORY_BUCKETS)
         ]
-        left.plot(range(len(scores)), scores, "o-", label=benchmark.DESCRIPTIONS[name])
+        left.plot(range(len(aucs)), aucs, "o-", label=benchmark.DESCRIPTIONS[name])
     left.set_xticks(
         range(len(HISTORY_BUCKETS)),
         [f"{low}-{high - 1}" if high < 10_000 else f"{low}+" for low, high in HISTORY_BUCKETS],
@@ -74,7 +75,7 @@ def plot(path: Path, test: Impressions, logits: dict[str, np.ndarray], eta: ETA,
     long = test[np.flatnonzero(counts >= benchmark.LONG_HISTORY)].sample(256)
     depth = np.zeros(eta.features.max_history_length)
     for inputs, _ in long.to_dataset(eta.features, 64, lookup=protocol.lookup):
-        scores = eta.score({**inputs, "item_id": inputs["item_id"][:, tf.newaxis]})
+        scores: Any = eta.score({**inputs, "item_id": inputs["item_id"][:, tf.newaxis]})
         weights = tf.reduce_mean(scores.attention, axis=-2)
         np.add.at(depth, scores.retrieved.positions.numpy().ravel(), weights.numpy().ravel())
     right.plot(np.arange(1, len(depth) + 1), np.cumsum(depth) / depth.sum())
@@ -159,7 +160,7 @@ def ask(base_path: Path, protocol: benchmark.Protocol, seed: int, output: Path) 
         RankingClient(target, model_name=base_path.name, timeout=60) as client,
     ):
         console.print(f"Serving {base_path} over gRPC at {target}; status: {client.status()}")
-        asked = {
+        asked: dict[str, Any] = {
             "candidates": {"item_id": request.candidates},
             "history": {"item_id": request.films, "liked": request.liked},
             "user": {"user_id": request.user_id},

@@ -45,7 +45,7 @@ def test_demo_trains_exports_serves_and_ranks(tmp_path):
 
 @pytest.mark.parametrize(("auc", "code"), [(0.79, 0), (0.78, 1), (0.77, 1)])
 def test_demo_fails_unless_eta_beats_the_short_history(auc, code, capsys):
-    short = benchmark.Result("short", 0, *[0.78] * 7, training_seconds=1.0)
+    short = benchmark.Result("short", 0, 0.78, 0.78, 0.78, 0.5, 0.78, 0.78, 0.5, 1.0)
     eta = dataclasses.replace(short, model="eta", auc=auc)
     assert demo.exit_code(short, eta) == code
     expected = f"ETA (AUC {auc:.4f}) did not beat the short history (0.7800).\n" if code else ""

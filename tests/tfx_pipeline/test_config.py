@@ -32,7 +32,7 @@ def test_configuration_survives_json() -> None:
         evaluation=Evaluation(0.7, 0.01, "50-199"),
         bulk_inference=True,
         beam_args=["--runner=FlinkRunner"],  # type: ignore[arg-type]
-        **REQUIRED,  # type: ignore[arg-type]
+        **REQUIRED,
     )
     again = PipelineConfig.from_json(config.to_json())
     assert again == config
