@@ -122,8 +122,8 @@ def config_from_flags(flags: argparse.Namespace) -> PipelineConfig:
         )
     if not flags.schema and flags.max_history_length > SCHEMA_HISTORY_LENGTH:
         raise ValueError(
-            f"The schema of --layout {flags.layout} allows histories of {SCHEMA_HISTORY_LENGTH}. Give a --schema of your "
-            f"own for longer ones. Received: --max_history_length {flags.max_history_length}"
+            f"The schema of --layout {flags.layout} allows histories of {SCHEMA_HISTORY_LENGTH}. Give a --schema of "
+            f"your own for longer ones. Received: --max_history_length {flags.max_history_length}"
         )
     return PipelineConfig(
         data=flags.data,

@@ -22,7 +22,7 @@ import pyarrow.parquet
 import pytest
 import tensorflow as tf
 from ml_metadata.metadata_store import metadata_store
-from ml_metadata.proto.metadata_store_pb2 import Artifact
+from ml_metadata.proto import Artifact
 from tfx import v1 as tfx
 from tfx.types import standard_artifacts
 
@@ -537,6 +537,7 @@ def test_quantile_split_is_temporal_and_ties_do_not_straddle_it(tmp_path):
     assert max(times["validation"]) == last_validation
 
 
+@pytest.mark.slow
 def test_user_of_100_000_events_takes_time_and_memory_linear_in_them(tmp_path):
     layout = custom(
         "log.csv", Label("clicked"), header=("user_id", "item_id", "timestamp", "clicked"), max_history_length=512

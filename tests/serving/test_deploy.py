@@ -1,0 +1,100 @@
+"""The configuration files for TensorFlow Serving say what they are meant to, in the server's own messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorflow_serving.config import model_server_config_pb2
+
+from serving.config import BatchingParameters, MonitoringConfig, SSLConfig, check_batching, model_configs, read_config
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "serving" / "deploy"
+
+
+def test_models_have_a_stable_and_a_canary_version() -> None:
+    [model] = model_configs(read_config(DEPLOY / "models.config", model_server_config_pb2.ModelServerConfig))
+    assert (model.name, model.base_path) == ("eta", "/models/eta")
+    assert list(model.model_version_policy.specific.versions) == [1, 2]
+    assert dict(model.version_labels) == {"stable": 1, "canary": 2}
+
+
+def test_batching_parameters_agree_with_each_other() -> None:
+    parameters = read_config(DEPLOY / "batching.config", BatchingParameters)
+    check_batching(parameters)
+    assert list(parameters.allowed_batch_sizes) == [1, 2, 4, 8]
+    assert parameters.max_batch_size.value == 8
+    assert parameters.pad_variable_length_inputs
+
+
+def test_monitoring_serves_prometheus_where_it_scrapes() -> None:
+    monitoring = read_config(DEPLOY / "monitoring.config", MonitoringConfig)
+    assert monitoring.prometheus_config.enable
+    [job] = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    assert job["metrics_path"] == monitoring.prometheus_config.path
+    assert job["static_configs"] == [{"targets": ["serving:8501"]}]
+
+
+def test_tls_template_asks_for_client_certificates() -> None:
+    tls = read_config(DEPLOY / "ssl.config", SSLConfig)
+    assert tls.client_verify
+    assert tls.server_key.startswith("-----BEGIN PRIVATE KEY-----\n")
+    assert tls.server_cert.startswith("-----BEGIN CERTIFICATE-----\n")
+    assert tls.custom_ca.startswith("-----BEGIN CERTIFICATE-----\n")
+
+
+def test_images_match_the_locked_serving_api() -> None:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    version = next(line.split()[0].partition("==")[2] for line in lines if line.startswith("tensorflow-serving-api=="))
+    compose = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())
+    assert compose["services"]["serving"]["image"] == f"tensorflow/serving:{version}"
+    [container] = _manifests()["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"tensorflow/serving:{version}"
+
+
+def test_files_named_by_flags_are_mounted() -> None:
+    compose = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())["services"]["serving"]
+    named = [flag.partition("=/config/")[2] for flag in compose["command"] if "=/config/" in flag]
+    assert named == ["models.config", "monitoring.config"]
+    assert all((DEPLOY / name).is_file() for name in named)
+    assert ".:/config:ro" in compose["volumes"]
+
+
+def test_kubernetes_manifests_fit_together(tmp_path: Path) -> None:
+    manifests = _manifests()
+    assert set(manifests) == {"ConfigMap", "Deployment", "Service", "HorizontalPodAutoscaler"}
+    data = manifests["ConfigMap"]["data"]
+    for name, text in data.items():
+        (tmp_path / name).write_text(text)
+    [model] = model_configs(read_config(tmp_path / "models.config", model_server_config_pb2.ModelServerConfig))
+    assert model.model_version_policy.latest.num_versions == 1
+    assert read_config(tmp_path / "monitoring.config", MonitoringConfig).prometheus_config.enable
+    pod = manifests["Deployment"]["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    assert [flag.rpartition("/")[2] for flag in container["args"] if "=/config/" in flag] == list(data)
+    assert container["readinessProbe"]["httpGet"] == {"path": f"/v1/models/{model.name}", "port": "rest"}
+    assert pod["metadata"]["labels"] == manifests["Service"]["spec"]["selector"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert {port["targetPort"]: port["port"] for port in manifests["Service"]["spec"]["ports"]} == ports
+    assert (
+        manifests["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"]
+        == manifests["Deployment"]["metadata"]["name"]
+    )
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == [model.base_path, "/config"]
+
+
+@pytest.mark.parametrize("name", ["models.config", "batching.config", "monitoring.config", "ssl.config"])
+def test_every_file_says_what_flag_takes_it(name: str) -> None:
+    flag = {
+        "models.config": "--model_config_file",
+        "batching.config": "--batching_parameters_file",
+        "monitoring.config": "--monitoring_config_file",
+        "ssl.config": "--ssl_config_file",
+    }[name]
+    assert (DEPLOY / name).read_text().startswith(f"# {flag}")
+
+
+def _manifests() -> dict[str, dict]:
+    return {document["kind"]: document for document in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
