@@ -9,6 +9,8 @@ INSTALLED := .venv/.installed
 MODEL_NAME := eta
 MODEL_DIR := build/serving/eta
 PORT := 8500
+# Variable of `make test`.
+JOBS := 2
 # More flags for `make pipeline`.
 PIPELINE_ARGS :=
 # Variable of `make notebooks`.
@@ -25,8 +27,8 @@ demo: $(INSTALLED) ## Train ETA on MovieLens-1M, compare, export, serve and rank
 pipeline: $(INSTALLED) ## Run the TFX pipeline on MovieLens-1M, from raw logs to a version in MODEL_DIR; `make serve` serves it
 	$(PYTHON) -m tfx_pipeline.run --layout movielens --serving_dir $(MODEL_DIR) $(PIPELINE_ARGS)
 
-test: $(INSTALLED) ## Run all tests
-	$(PYTHON) -m pytest
+test: $(INSTALLED) ## Run all tests, JOBS files at a time
+	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test-py313: ## Run check and test on Python 3.13 and TFX 1.21, in a Debian 13 that debootstrap makes under build (as root)
 	@.ci/test-py313
