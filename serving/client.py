@@ -283,7 +283,11 @@ class RankingClient:
     def _ask(self, signature_name: str, outputs: Sequence[str], *columns: Any) -> tuple[dict[str, np.ndarray], int]:
         inputs, several = ranking_inputs(*columns)
         answers, version = self._predict(signature_name, inputs, outputs)
-        return {name: answers[name] if several else answers[name][0] for name in outputs}, version
+        # A batching server fills candidates up to the longest list of the batch, and leaves the answers so.
+        requests = inputs[next(iter(columns[0]))][1]
+        num_candidates = max(map(len, requests), default=0)
+        cut = {name: answers[name][:, :num_candidates] for name in outputs}
+        return {name: answer if several else answer[0] for name, answer in cut.items()}, version
 
     def _predict(
         self, signature_name: str, inputs: Mapping[str, tuple[str, Any]], outputs: Sequence[str] = ()

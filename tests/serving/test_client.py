@@ -402,6 +402,19 @@ def test_new_version_with_another_signature(
         assert client.predict(reference, "rank")["probability"].tolist() == [[5.0]]
 
 
+def test_answers_are_cut_to_the_candidates(client: RankingClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorFlow Serving with `pad_variable_length_inputs` answers for the longest list of candidates of a batch."""
+    predict = client._predict
+
+    def padded(*arguments: Any) -> tuple[dict[str, np.ndarray], int]:
+        outputs, version = predict(*arguments)
+        return {name: np.concatenate([x, x[:, :1]], axis=1) for name, x in outputs.items()}, version
+
+    monkeypatch.setattr(client, "_predict", padded)
+    np.testing.assert_allclose(client.rank(**REQUEST).probability, SCORES, rtol=1e-6)
+    assert client.explain(**REQUEST).distances.shape[0] == len(SCORES)
+
+
 def test_results_are_frozen(client: RankingClient) -> None:
     ranking = client.rank(**REQUEST)
     with pytest.raises(dataclasses.FrozenInstanceError):
