@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from tfx import v1 as tfx
 
-from tfx_pipeline.config import HISTORY_BUCKET, PipelineConfig
+from tfx_pipeline.config import HISTORY_BUCKET, HISTORY_BUCKETS, PipelineConfig
 from tfx_pipeline.evaluation import AUC, CALIBRATION, EXAMPLE_COUNT, GROUPED_AUC, LOG_LOSS
 from tfx_pipeline.infra_validator import BLESSED_PROPERTY, REASON_PROPERTY
 from tfx_pipeline.ingestion import REPORT_FILE
@@ -73,7 +73,8 @@ def read_slices(evaluation_uri: str) -> list[Slice]:
         name = ", ".join(f"{column}={value}" for column, value in key) or OVERALL
         count = int(values.pop(EXAMPLE_COUNT))
         slices.append(Slice(name, count, {metric: values[metric] for metric in METRICS}))
-    return sorted(slices, key=lambda part: (part.name != OVERALL, not part.name.startswith(HISTORY_BUCKET), part.name))
+    first = [OVERALL, *(f"{HISTORY_BUCKET}={bucket}" for bucket in HISTORY_BUCKETS)]
+    return sorted(slices, key=lambda part: (first.index(part.name) if part.name in first else len(first), part.name))
 
 
 def _number(value: Mapping[str, Any]) -> float:
@@ -177,7 +178,7 @@ def _timing_table(timings: Sequence[Timing]) -> Table:
 
 def _metrics_table(slices: Sequence[Slice]) -> Table:
     table = Table(title="The eval part")
-    table.add_column("slice")
+    table.add_column("slice", no_wrap=True, min_width=max(len(part.name) for part in slices))
     for column in ("impressions", *METRICS):
         table.add_column(column.replace("_", " "), justify="right")
     for part in slices:
