@@ -114,7 +114,7 @@ def report(config: PipelineConfig, timings: Sequence[Timing], console: Console) 
     plot_slices(slices[:_MAX_SLICES_SHOWN], plot)
 
     ingestion = json.loads((Path(artifacts["ImpressionGen"]["examples"][0].uri) / REPORT_FILE).read_text())
-    console.print(_ingestion_line(ingestion), highlight=False)
+    console.print(_ingestion_line(ingestion), highlight=False, soft_wrap=True)
     console.print(_timing_table(timings))
     console.print(_metrics_table(slices[:_MAX_SLICES_SHOWN]))
     if len(slices) > _MAX_SLICES_SHOWN:
