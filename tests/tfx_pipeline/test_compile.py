@@ -47,10 +47,9 @@ def test_compiled_pipeline_holds_every_component_in_order(tmp_path: Path, capsys
     executors = job["pipelineSpec"]["deploymentSpec"]["executors"]
     images = {e["container"]["image"] for e in executors.values() if "container" in e}
     assert images == {"image:1"}
-    trainer = json.dumps(executors["Trainer_executor"])
-    assert "tfx_pipeline" in json.dumps(tasks["Trainer"])
-    assert "--runner=DataflowRunner" in json.dumps(executors["Transform_executor"])
-    assert "--runner=DataflowRunner" not in trainer
+    parameters = tasks["Trainer"]["inputs"]["parameters"]
+    assert parameters["run_fn"]["runtimeValue"] == {"constantValue": {"stringValue": "tfx_pipeline.trainer.run_fn"}}
+    assert "--runner=DataflowRunner" in executors["Transform_executor"]["container"]["args"]
 
 
 def test_bad_flags_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
