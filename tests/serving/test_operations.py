@@ -294,7 +294,9 @@ def calls(address: str, number: int, timeout: float = 30) -> Iterator[list[grpc.
     """Calls under way."""
     with grpc.insecure_channel(address) as channel:
         stub = prediction_grpc.PredictionServiceStub(channel)
-        yield [stub.Predict.future(rank_request(), timeout=timeout) for _ in range(number)]
+        # Held here: a call whose future nobody holds is cancelled.
+        futures = [stub.Predict.future(rank_request(), timeout=timeout) for _ in range(number)]
+        yield futures
 
 
 def test_overload_is_refused_at_once_and_health_answers(serve: Serve, two_versions: Path, gate: Any) -> None:

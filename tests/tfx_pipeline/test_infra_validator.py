@@ -212,7 +212,10 @@ def test_server_ends_with_whoever_started_it(tmp_path, monkeypatch):
     put_on_path(tmp_path, monkeypatch, f"#!/bin/sh\necho $$ >> {process_file}\nexec sleep 1000\n")
     code = textwrap.dedent(
         f"""
+        import signal
         from tfx_pipeline.model_server import ModelServer
+        # Ignored where the tests run in the background of a shell.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with ModelServer({str(tmp_path)!r}, loading_seconds=1000, request_seconds=1):
             pass
         """
