@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
+import prometheus_client
 import pytest
 import yaml
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.config import BatchingParameters, MonitoringConfig, SSLConfig, check_batching, model_configs, read_config
+from serving.monitoring import Metrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "serving" / "deploy"
@@ -83,6 +87,42 @@ def test_kubernetes_manifests_fit_together(tmp_path: Path) -> None:
         == manifests["Deployment"]["metadata"]["name"]
     )
     assert [mount["mountPath"] for mount in container["volumeMounts"]] == [model.base_path, "/config"]
+
+
+def test_grafana_is_provisioned_with_the_dashboard() -> None:
+    compose = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())
+    grafana = compose["services"]["grafana"]
+    [mount] = grafana["volumes"]
+    source, target, _ = mount.split(":")
+    assert (DEPLOY / source).is_file()
+    contents = {name: yaml.safe_load(config["content"]) for name, config in compose["configs"].items()}
+    assert [config["source"] for config in grafana["configs"]] == list(contents)
+    assert contents["grafana_datasource"]["datasources"][0]["url"] == "http://prometheus:9090"
+    [provider] = contents["grafana_dashboards"]["providers"]
+    assert provider["options"]["path"] == str(Path(target).parent)
+
+
+def test_dashboard_asks_for_metrics_that_the_servers_have() -> None:
+    dashboard = json.loads((DEPLOY / "grafana.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    # Ours, as this server names them, and TensorFlow Serving's, whose names begin with a colon.
+    metrics = Metrics()
+    metrics.watch_versions(dict)
+    ours = set(re.findall(r"^# TYPE (\S+)", prometheus_client.generate_latest(metrics.registry).decode(), re.M))
+    asked = {name for query in queries for name in re.findall(r"\bserving_\w+", query) if not name.startswith(":")}
+    assert {name.removesuffix("_bucket") for name in asked} == ours
+    theirs = {name for query in queries for name in re.findall(r":tensorflow:[a-z_:]+", query)}
+    assert theirs == {
+        ":tensorflow:cc:saved_model:load_attempt_count",
+        ":tensorflow:serving:batching_session:queuing_latency_bucket",
+        ":tensorflow:serving:request_count",
+        ":tensorflow:serving:request_latency_bucket",
+        ":tensorflow:serving:runtime_latency_bucket",
+    }
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]}
+    assert {name for query in queries for name in re.findall(r"\$(\w+)", query)} <= variables | {"__rate_interval"}
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
+    assert len(set(places)) == len(places)
 
 
 @pytest.mark.parametrize("name", ["models.config", "batching.config", "monitoring.config", "ssl.config"])
