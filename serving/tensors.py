@@ -27,7 +27,7 @@ _VALUE_FIELDS = {
 }
 
 # A TensorProto may hold fewer values than its shape and mean "the last one, repeated". Up to this many elements.
-_MAX_REPEATED_ELEMENTS = 1 << 16
+_MAX_REPEATED_ELEMENTS = 1 << 10
 _MAX_VALUES_ONE_BY_ONE = 1 << 10
 # NumPy's, before version 2.
 _MAX_RANK = 32
@@ -79,7 +79,8 @@ def read_tensor(name: str, proto: tensor_pb2.TensorProto, dtype: int, index: int
             if len(values) == math.prod(sizes) <= _MAX_VALUES_ONE_BY_ONE:
                 return np.array(values, numpy_dtype).reshape(sizes)
     try:
-        return tf.io.parse_tensor(proto.SerializeToString(), tf.as_dtype(dtype)).numpy()
+        # TensorFlow makes bytes, not an array, of one string without a shape.
+        return np.asarray(tf.io.parse_tensor(proto.SerializeToString(), tf.as_dtype(dtype)).numpy(), numpy_dtype)
     except tf.errors.InvalidArgumentError:
         raise unreadable from None
 
