@@ -1,116 +1,161 @@
-"""The command line of the client: reads a request as JSON, prints a table."""
+"""The command line of the client: reads a request as JSON or CSV, prints tables or JSON."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from serving.client import Explanation, Metadata, Ranking, RankingClient, ServingError, VersionStatus
+from serving.answers import Explanation, Metadata, Ranking, ServingError, Signature, VersionStatus
+from serving.client import RankingClient
+from serving.page import check_page_path, explanation_page, write_page
+from serving.request_files import read_csv, read_json
 
-_ROLES = ("candidates", "history", "user", "context", "history_length")
-
-_EXAMPLE = """\
-example:
-  python -m serving.client rank --target 127.0.0.1:8500 --request - <<'JSON'
-  {
-    "user": {"user_id": 5},
-    "context": {"hour": 20},
-    "history": {"item_id": [318, 50], "rating": [5, 4]},
-    "candidates": {"item_id": [260, 1193, 2571]}
-  }
+_EXAMPLES = """\
+examples:
+  python -m serving.client {command} --target 127.0.0.1:8500 --request - <<'JSON'
+  {{
+    "user": {{"user_id": 5}},
+    "context": {{"hour": 20}},
+    "history": {{"item_id": [318, 50], "rating": [5, 4]}},
+    "candidates": {{"item_id": [260, 1193, 2571]}}
+  }}
   JSON
 
-The history has the most recent behaviour first. For several requests at once, put a list around every value.
-Exit codes: 0, an answer; 1, the server refused or can't be reached; 2, the request or the command is wrong."""
+  # candidates.csv: item_id          history.csv: item_id,rating
+  #                 260                           318,5
+  #                 1193                          50,4
+  python -m serving.client {command} --candidates candidates.csv --history history.csv --user user_id=5 \\
+      --context hour=20 --top 10
+
+  python -m serving.client {command} --target ranking.example.com:443 --tls_ca ca.pem --request request.json --json
+
+Columns go by the names of the data contract, those of the history without their prefix `history_`. The history has the
+most recent behaviour first. For several requests at once, put a list around every value of the JSON."""
+_PLAIN_EXAMPLES = """\
+examples:
+  python -m serving.client {command}
+  python -m serving.client {command} --target ranking.example.com:443 --tls_ca ca.pem --json"""
+_EXIT_CODES = """
+
+exit codes: 0, an answer; 1, no answer, for the reason on stderr; 2, the command can't be understood"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        The exit code: 0 for an answer, 1 where the server has none, 2 for a wrong request.
+        The exit code: 0 for an answer, 1 where there is none.
     """
-    parser = _parser()
-    flags = parser.parse_args(argv)
-    if getattr(flags, "top", None) is not None and flags.top < 1:
-        parser.error(f"--top must be a positive integer. Received: {flags.top}")
+    flags = _flags(argv)
+    page = Path(flags.html) if flags.command == "explain" and flags.html is not None else None
     try:
-        with RankingClient(flags.target, flags.model_name, timeout=flags.timeout) as client:
+        if page is not None:
+            check_page_path(page)
+        with RankingClient(
+            flags.target, flags.model_name, timeout=flags.timeout, credentials=_credentials(flags)
+        ) as client:
             if flags.command in ("rank", "explain"):
-                request = _read_request(flags.request)
-                answer = client.rank(**request) if flags.command == "rank" else client.explain(**request)
-                _print_answer(answer, request, flags.top, flags.json)
+                request = _read_request(flags, client)
+                answer: Any = client.rank(**request) if flags.command == "rank" else client.explain(**request)
+                if page is not None:
+                    made = datetime.datetime.now(datetime.timezone.utc)
+                    write_page(page, explanation_page(answer, **request, model_name=flags.model_name, made=made))
+                    print(f"Wrote {page}", file=sys.stderr)
+                if page is None or flags.json:
+                    _print_answer(answer, request, flags.top, flags.json)
             elif flags.command == "status":
                 _print_status(client.status(), flags.json)
             else:
                 _print_metadata(client.metadata(), flags.json)
-    except ServingError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ServingError, ValueError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m serving.client",
         description="Ask a ranking model on the embedded server or on TensorFlow Serving.",
-        epilog=_EXAMPLE,
+        epilog=_EXAMPLES.format(command="rank") + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--target", default="127.0.0.1:8500", metavar="HOST:PORT", help="default: 127.0.0.1:8500")
     shared.add_argument("--model_name", default="eta", metavar="NAME", help="default: eta")
     shared.add_argument("--timeout", type=float, default=10.0, metavar="S", help="deadline in seconds (default: 10)")
-    shared.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    shared.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    shared.add_argument("--tls_ca", metavar="FILE", help="TLS: PEM of the authorities that may vouch for the server")
+    shared.add_argument("--tls_cert", metavar="FILE", help="mutual TLS: PEM of the certificate to show, with --tls_key")
+    shared.add_argument("--tls_key", metavar="FILE", help="mutual TLS: PEM of its private key")
     asking = argparse.ArgumentParser(add_help=False)
-    asking.add_argument("--request", default="-", metavar="FILE", help="the request as JSON; -, the default: stdin")
+    asking.add_argument("--request", metavar="FILE", help="the request as JSON; -, the default: stdin")
+    asking.add_argument("--candidates", metavar="FILE", help="in place of --request: CSV, a line for each candidate")
+    asking.add_argument("--history", metavar="FILE", help="with it: CSV, a line for each behaviour, most recent first")
+    asking.add_argument("--user", action="append", default=[], metavar="NAME=VALUE", help="with it: a user's column")
+    asking.add_argument("--context", action="append", default=[], metavar="NAME=VALUE", help="with it: of the context")
     asking.add_argument("--top", type=int, metavar="N", help="print the N best candidates only")
+    showing = argparse.ArgumentParser(add_help=False)
+    showing.add_argument(
+        "--html", metavar="FILE", help="for one request: write a page of all candidates in place of tables"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, parents, text in (
         ("rank", [shared, asking], "score the candidates and print them best first"),
-        ("explain", [shared, asking], "rank, with the behaviours that each score rests on"),
+        ("explain", [shared, asking, showing], "rank, with the behaviours that each score rests on"),
         ("status", [shared], "print the state of every version"),
         ("metadata", [shared], "print what the signatures take and give"),
     ):
+        examples = _EXAMPLES if asking in parents else _PLAIN_EXAMPLES
         commands.add_parser(
             name,
             parents=parents,
             help=text,
             description=text.capitalize() + ".",
-            epilog=_EXAMPLE if asking in parents else None,
+            epilog=examples.format(command=name) + _EXIT_CODES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-    return parser
+    flags = parser.parse_args(argv)
+    if bool(flags.tls_cert) != bool(flags.tls_key):
+        parser.error("--tls_cert and --tls_key go together.")
+    if flags.command in ("rank", "explain"):
+        if flags.top is not None and flags.top < 1:
+            parser.error(f"--top must be a positive integer. Received: {flags.top}")
+        if bool(flags.candidates) != bool(flags.history) or (flags.user + flags.context and not flags.candidates):
+            parser.error("--candidates and --history go together, and --user and --context go with them.")
+        if flags.request and flags.candidates:
+            parser.error("Give either --request or --candidates and --history.")
+    return flags
 
 
-def _read_request(path: str) -> dict[str, Any]:
-    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    try:
-        request = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(request, dict) or not {"candidates", "history"} <= set(request) <= set(_ROLES):
-        found = sorted(request) if isinstance(request, dict) else type(request).__name__
-        raise ValueError(
-            f"{path} must be a JSON object with `candidates` and `history`, and maybe `user`, `context` and "
-            f"`history_length`. Received: {found}"
-        )
-    for role in _ROLES[:4]:
-        if not isinstance(request.get(role, {}), dict):
-            raise ValueError(f"`{role}` must be an object of columns by name. Received: {request[role]!r}")
-    return request
+def _credentials(flags: argparse.Namespace) -> grpc.ChannelCredentials | None:
+    pems = []
+    for flag in ("tls_ca", "tls_key", "tls_cert"):
+        path = getattr(flags, flag)
+        pem = Path(path).read_bytes() if path else None
+        # gRPC would only say that it can't connect.
+        if pem is not None and b"-----BEGIN " not in pem:
+            raise ValueError(f"--{flag} must be a PEM file. Received: {path}")
+        pems.append(pem)
+    return grpc.ssl_channel_credentials(*pems) if any(pems) else None
+
+
+def _read_request(flags: argparse.Namespace, client: RankingClient) -> dict[str, Any]:
+    if not flags.candidates:
+        return read_json(flags.request or "-")
+    signature = client.metadata().signatures.get(flags.command, Signature({}, {}))
+    return read_csv(flags.candidates, flags.history, flags.user, flags.context, signature)
 
 
 def _requests(answer: Ranking, request: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime
+import ipaddress
 import shutil
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
+import grpc
+import numpy as np
 import pytest
 import tensorflow as tf
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.client import AsyncRankingClient, RankingClient
 from serving.conformance import ReferenceModel
 from serving.server import ModelServer
 
@@ -109,6 +125,43 @@ class ContractModel(tf.Module):
         }
 
 
+class Authority:
+    """A certificate authority, and the certificates that it signs."""
+
+    def __init__(self, name: str) -> None:
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self.certificate = self._signed(self._name, self._key, x509.BasicConstraints(ca=True, path_length=None))
+
+    def issue(self, name: str) -> tuple[str, str]:
+        """Key and certificate, as PEM texts, of `name` at 127.0.0.1."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return pem.decode(), self._signed(subject, key, address)
+
+    def _signed(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType) -> str:
+        now = datetime.datetime.now(datetime.timezone.utc)
+        builder = x509.CertificateBuilder(self._name, subject, key.public_key(), x509.random_serial_number())
+        builder = builder.not_valid_before(now - datetime.timedelta(days=1))
+        builder = builder.not_valid_after(now + datetime.timedelta(days=1)).add_extension(extension, critical=False)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    return Authority("ours")
+
+
+@pytest.fixture(scope="session")
+def stranger() -> Authority:
+    """An authority that nobody here trusts."""
+    return Authority("theirs")
+
+
 @pytest.fixture(scope="session")
 def saved_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """SavedModels to copy from: `1`, `2`, `3` of the reference model, `batch`, the contract with each type of id."""
@@ -172,3 +225,128 @@ def contract_servers(
     yield addresses
     for server in servers:
         server.stop(grace=1)
+
+
+@pytest.fixture
+def free_target() -> str:
+    """An address at which nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+class FakeServer(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Answers as it is told, to see what a client makes of it. Inputs: item_id, history_item_id, history_length.
+
+    A candidate's probability is its item id + 1,000 times the version; its positions, distances and weights are its
+    item id, + 1 and + 2, once. `padding` candidates more are answered than asked for. Predict calls get the codes of
+    `failures` first, each once, then the versions of `versions`, the last one for good. A call that asks for a version
+    of `gone` gets NOT_FOUND.
+    """
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.failures: list[grpc.StatusCode] = []
+        self.versions = [1]
+        self.gone: set[int] = set()
+        self.padding = 0
+        self.seconds = 0.0
+        self.fails_at_once = False
+        self.metadata_seconds = 0.0
+        self.together: threading.Barrier | None = None
+        self.requests: list[predict_pb2.PredictRequest] = []
+        self.running = self.most_running = 0
+        self.ended = 0
+        self._lock = threading.Lock()
+
+    def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
+        time.sleep(self.metadata_seconds)
+        shape = {"unknown_rank": True}
+        tensors = {
+            name: meta_graph_pb2.TensorInfo(dtype=dtype, tensor_shape=shape)
+            for names, dtype in (
+                (("item_id", "history_item_id", "history_length", "positions", "distances"), tf.int64.as_datatype_enum),
+                (("probability", "weights"), tf.float32.as_datatype_enum),
+            )
+            for name in names
+        }
+        inputs = {name: tensors[name] for name in ("item_id", "history_item_id", "history_length")}
+        signature = meta_graph_pb2.SignatureDef(
+            inputs=inputs, outputs={name: info for name, info in tensors.items() if name not in inputs}
+        )
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        response.metadata["signature_def"].Pack(
+            get_model_metadata_pb2.SignatureDefMap(signature_def={"rank": signature, "explain": signature})
+        )
+        return response
+
+    def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
+        context.add_callback(self._end)
+        with self._lock:
+            self.requests.append(request)
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+            failure = self.failures.pop(0) if self.failures else None
+            version = request.model_spec.version.value or self.versions[0]
+            if not request.model_spec.HasField("version") and len(self.versions) > 1:
+                self.versions.pop(0)
+        if self.together is not None:
+            self.together.wait(timeout=10)
+        if failure is None or not self.fails_at_once:
+            time.sleep(self.seconds)
+        with self._lock:
+            self.running -= 1
+        if failure is not None:
+            context.abort(failure, "told so")
+        if request.model_spec.version.value in self.gone:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no version {version}")
+        response = predict_pb2.PredictResponse(model_spec={"name": "eta", "version": {"value": version}})
+        item_id = tf.make_ndarray(request.inputs["item_id"])
+        outputs = {
+            "probability": (item_id + 1_000 * version).astype(np.float32),
+            "positions": item_id[..., None],
+            "distances": item_id[..., None] + 1,
+            "weights": (item_id[..., None] + 2).astype(np.float32),
+        }
+        for name in request.output_filter:
+            padding = [(0, 0), (0, self.padding), *[(0, 0)] * (outputs[name].ndim - 2)]
+            response.outputs[name].CopyFrom(tf.make_tensor_proto(np.pad(outputs[name], padding)))
+        return response
+
+    def candidates(self) -> list[list[int]]:
+        """The candidates of the first request of each call, in order."""
+        return sorted(tf.make_ndarray(request.inputs["item_id"])[0].tolist() for request in self.requests)
+
+    def _end(self) -> None:
+        with self._lock:
+            self.ended += 1
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    """A server that answers as it is told, at `fake.address`."""
+    fake = FakeServer()
+    server = grpc.server(futures.ThreadPoolExecutor(24), options=[("grpc.max_receive_message_length", -1)])
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(fake, server)
+    fake.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield fake
+    server.stop(grace=None).wait()
+
+
+@pytest.fixture(params=["sync", "asyncio"])
+def ask(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Calls a method of a client of either kind: `ask(target, "rank", {arguments}, **options_of_the_client)`."""
+
+    def ask_(target: str, method: str, arguments: dict[str, Any] | None = None, **options: Any) -> Any:
+        if request.param == "sync":
+            with RankingClient(target, **options) as client:
+                return getattr(client, method)(**arguments or {})
+
+        async def awaited() -> Any:
+            async with AsyncRankingClient(target, **options) as client:
+                return await getattr(client, method)(**arguments or {})
+
+        return asyncio.run(awaited())
+
+    return ask_

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,10 @@ from tensorflow_serving.config import model_server_config_pb2
 from keras_eta import ETA, Age, Feature, Features
 from keras_eta.export import export_model
 from serving.client import Explanation, Ranking, RankingClient, ServingError, TensorSpec
+from serving.config import SSLConfig
 from serving.server import ModelServer
+
+Ask = Callable[..., Any]
 
 # Item 30 of category 3 is in the history with ratings 5 and 2, item 10 of category 1 with rating 4.
 ITEMS = [10, 20, 30, 40]
@@ -45,17 +47,18 @@ def changed(**roles: Any) -> dict[str, Any]:
     return request
 
 
+def fake_request(candidates: Any, history: Any = (7,)) -> dict[str, Any]:
+    return {"candidates": {"item_id": candidates}, "history": {"item_id": list(history)}}
+
+
+def scores(candidates: list[int], version: int = 1) -> list[float]:
+    return [float(1_000 * version + candidate) for candidate in candidates]
+
+
 @pytest.fixture
 def client(contract_servers: dict[str, str]) -> Iterator[RankingClient]:
     with RankingClient(contract_servers["int64"]) as client:
         yield client
-
-
-@pytest.fixture
-def free_target() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def test_rank_one_request(client: RankingClient) -> None:
@@ -273,20 +276,10 @@ def test_rank_numbers_for_string_ids(contract_servers: dict[str, str]) -> None:
         client.rank(**REQUEST)
 
 
-def test_wrong_names_are_refused_before_any_call(client: RankingClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
-    predict = client._predictions.Predict
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        called.append(1)
-        return predict(*arguments, **options)
-
-    monkeypatch.setattr(client._predictions, "Predict", counted)
-    with pytest.raises(ValueError, match="Missing: user_id"):
-        client.rank(**changed(user={"user_id": None}))
-    assert called == []
-    client.rank(**REQUEST)
-    assert called == [1]
+def test_wrong_names_are_refused_before_any_call(fake: Any, ask: Ask) -> None:
+    with pytest.raises(ValueError, match="Unknown: user_id"):
+        ask(fake.address, "rank", fake_request([5]) | {"user": {"user_id": 5}})
+    assert fake.requests == []
 
 
 def test_predict_unknown_signature(client: RankingClient) -> None:
@@ -320,16 +313,15 @@ def test_server_error_carries_code_and_details(client: RankingClient) -> None:
     assert str(refused.value) == f"Model 'eta' at {client.target} answered INVALID_ARGUMENT: {refused.value.details}"
 
 
-def test_unknown_model(contract_servers: dict[str, str]) -> None:
-    with RankingClient(contract_servers["int64"], "nope") as client:
-        with pytest.raises(ServingError, match="Servable not found for request: Latest\\(nope\\)") as refused:
-            client.rank(**REQUEST)
-        assert refused.value.code is grpc.StatusCode.NOT_FOUND
+def test_unknown_model(contract_servers: dict[str, str], ask: Ask) -> None:
+    with pytest.raises(ServingError, match="Servable not found for request: Latest\\(nope\\)") as refused:
+        ask(contract_servers["int64"], "rank", REQUEST, model_name="nope")
+    assert refused.value.code is grpc.StatusCode.NOT_FOUND
 
 
-def test_server_unavailable(free_target: str) -> None:
-    with RankingClient(free_target) as client, pytest.raises(ServingError) as refused:
-        client.rank(**REQUEST)
+def test_server_unavailable(free_target: str, ask: Ask) -> None:
+    with pytest.raises(ServingError) as refused:
+        ask(free_target, "rank", REQUEST)
     assert refused.value.code is grpc.StatusCode.UNAVAILABLE
     port = free_target.partition(":")[2]
     assert f"Model 'eta' at {free_target} answered UNAVAILABLE: " in str(refused.value)
@@ -344,16 +336,10 @@ def test_wait_until_ready_gives_up(free_target: str) -> None:
         assert 0.5 <= time.monotonic() - started < 5
 
 
-def test_deadline(contract_servers: dict[str, str]) -> None:
-    with RankingClient(contract_servers["int64"], timeout=1e-6) as client:
-        with pytest.raises(ServingError, match="Deadline Exceeded") as refused:
-            client.rank(**REQUEST)
-        assert refused.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-
-
-def test_timeout_must_be_positive() -> None:
-    with pytest.raises(ValueError, match=r"`timeout` must be a positive number of seconds\. Received: timeout=0"):
-        RankingClient(timeout=0)
+def test_deadline(contract_servers: dict[str, str], ask: Ask) -> None:
+    with pytest.raises(ServingError, match="Deadline Exceeded") as refused:
+        ask(contract_servers["int64"], "rank", REQUEST, timeout=1e-6)
+    assert refused.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_concurrent_calls_get_their_own_answers(client: RankingClient) -> None:
@@ -402,17 +388,223 @@ def test_new_version_with_another_signature(
         assert client.predict(reference, "rank")["probability"].tolist() == [[5.0]]
 
 
-def test_answers_are_cut_to_the_candidates(client: RankingClient, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("max_candidates", "sizes"), [(3, [3]), (2, [2, 1])])
+def test_answers_are_cut_to_the_candidates(fake: Any, ask: Ask, max_candidates: int, sizes: list[int]) -> None:
     """TensorFlow Serving with `pad_variable_length_inputs` answers for the longest list of candidates of a batch."""
-    predict = client._predict
+    fake.padding = 2
+    for method in ("rank", "explain"):
+        answer = ask(fake.address, method, fake_request([5, 6, 8]), max_candidates=max_candidates)
+        assert answer.probability.tolist() == scores([5, 6, 8])
+    assert answer.distances.tolist() == [[6], [7], [9]]
+    assert [len(part) for part in fake.candidates()] == [size for size in sizes for _ in range(2)]
 
-    def padded(*arguments: Any) -> tuple[dict[str, np.ndarray], int]:
-        outputs, version = predict(*arguments)
-        return {name: np.concatenate([x, x[:, :1]], axis=1) for name, x in outputs.items()}, version
 
-    monkeypatch.setattr(client, "_predict", padded)
-    np.testing.assert_allclose(client.rank(**REQUEST).probability, SCORES, rtol=1e-6)
-    assert client.explain(**REQUEST).distances.shape[0] == len(SCORES)
+# Retries
+
+
+@pytest.mark.parametrize("method", ["rank", "explain"])
+def test_unavailable_is_tried_again(fake: Any, ask: Ask, method: str) -> None:
+    fake.failures = [grpc.StatusCode.UNAVAILABLE] * 4
+    assert ask(fake.address, method, fake_request([5])).probability.tolist() == scores([5])
+    assert len(fake.requests) == 5
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2, 5])
+def test_unavailable_for_too_long(fake: Any, ask: Ask, max_attempts: int) -> None:
+    fake.failures = [grpc.StatusCode.UNAVAILABLE] * 9
+    with pytest.raises(ServingError, match="answered UNAVAILABLE: told so") as refused:
+        ask(fake.address, "rank", fake_request([5]), max_attempts=max_attempts)
+    assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+    assert "\n" not in str(refused.value)
+    assert len(fake.requests) == max_attempts
+
+
+def test_large_request_is_tried_again(fake: Any, ask: Ask) -> None:
+    """gRPC forgets what does not fit into its buffer, 256 KiB by default, and can't send it again."""
+    fake.failures = [grpc.StatusCode.UNAVAILABLE] * 2
+    request = fake_request([5], np.arange(200_000))
+    assert ask(fake.address, "rank", request).probability.tolist() == scores([5])
+    assert len(fake.requests) == 3
+    assert fake.requests[0].ByteSize() > 1 << 20
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code.name not in ("OK", "UNAVAILABLE")])
+def test_other_errors_are_not_tried_again(fake: Any, ask: Ask, code: grpc.StatusCode) -> None:
+    fake.failures = [code]
+    with pytest.raises(ServingError, match=f"answered {code.name}: told so") as refused:
+        ask(fake.address, "rank", fake_request([5]))
+    assert (refused.value.code, refused.value.details) == (code, "told so")
+    assert len(fake.requests) == 1
+
+
+def test_deadline_covers_all_attempts(fake: Any, ask: Ask) -> None:
+    fake.failures = [grpc.StatusCode.UNAVAILABLE] * 9
+    fake.seconds = 0.4
+    began = time.monotonic()
+    with pytest.raises(ServingError) as refused:
+        ask(fake.address, "rank", fake_request([5]), timeout=1)
+    assert refused.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert 0.9 <= time.monotonic() - began < 2
+    assert 2 <= len(fake.requests) <= 3
+
+
+def test_deadline_covers_metadata_too(fake: Any, ask: Ask) -> None:
+    fake.metadata_seconds = fake.seconds = 0.7
+    with pytest.raises(ServingError) as refused:
+        ask(fake.address, "rank", fake_request([5]), timeout=1)
+    assert refused.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"max_attempts": 0}, "`max_attempts` must be a positive integer. Received: max_attempts=0"),
+        ({"max_attempts": 6}, "`max_attempts` must be at most 5, gRPC's limit. Received: max_attempts=6"),
+        ({"max_attempts": 2.0}, "`max_attempts` must be a positive integer. Received: max_attempts=2.0"),
+        ({"max_candidates": 0}, "`max_candidates` must be a positive integer. Received: max_candidates=0"),
+        ({"timeout": 0}, "`timeout` must be a positive number of seconds. Received: timeout=0"),
+        ({"timeout": float("nan")}, "`timeout` must be a positive number of seconds. Received: timeout=nan"),
+    ],
+)
+def test_options_are_checked(ask: Ask, free_target: str, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        ask(free_target, "status", **options)
+
+
+# Long lists of candidates
+
+
+@pytest.mark.parametrize("method", ["rank", "explain"])
+def test_long_list_is_split_over_parallel_calls(fake: Any, ask: Ask, method: str) -> None:
+    fake.together = threading.Barrier(3)
+    items = [30, 10, 50, 20, 40, 60, 80, 70, 90, 15]
+    answer = ask(fake.address, method, fake_request(items), max_candidates=4)
+    assert fake.candidates() == sorted([[30, 10, 50, 20], [40, 60, 80, 70], [90, 15]])
+    assert answer.probability.tolist() == scores(items)
+    assert answer.model_version == 1
+    if method == "explain":
+        assert answer.positions.tolist() == [[item] for item in items]
+        assert answer.distances.tolist() == [[item + 1] for item in items]
+        assert answer.weights.tolist() == [[item + 2] for item in items]
+
+
+def test_long_lists_of_several_requests(fake: Any, ask: Ask) -> None:
+    rows = [[1, 2, 3, 4, 5], [10, 20, 30, 40, 50]]
+    request = fake_request(rows) | {"history": {"item_id": [[7, 8], []]}}
+    answer = ask(fake.address, "explain", request, max_candidates=2)
+    assert answer.probability.tolist() == [scores(row) for row in rows]
+    assert answer.positions.tolist() == [[[item] for item in row] for row in rows]
+    assert fake.candidates() == [[1, 2], [3, 4], [5]]
+    histories = [tf.make_ndarray(request.inputs["history_item_id"]).tolist() for request in fake.requests]
+    assert histories == [[[7, 8], [0, 0]]] * 3
+
+
+@pytest.mark.parametrize(("count", "calls"), [(0, 1), (999, 1), (1_000, 1), (1_001, 2)])
+def test_lists_are_split_from_1001_candidates_on(fake: Any, ask: Ask, count: int, calls: int) -> None:
+    items = list(range(count))
+    assert ask(fake.address, "rank", fake_request(items)).probability.tolist() == scores(items)
+    assert len(fake.requests) == calls
+
+
+def test_no_more_than_eight_parallel_calls(fake: Any, ask: Ask) -> None:
+    fake.seconds = 0.1
+    items = list(range(20))
+    assert ask(fake.address, "rank", fake_request(items), max_candidates=1).probability.tolist() == scores(items)
+    assert len(fake.requests) == 20
+    assert fake.most_running == 8
+
+
+def test_one_part_refused(fake: Any, ask: Ask) -> None:
+    """The answer is there at once, whatever the other parts are at."""
+    fake.failures = [grpc.StatusCode.RESOURCE_EXHAUSTED]
+    fake.seconds, fake.fails_at_once = 3.0, True
+    began = time.monotonic()
+    with pytest.raises(ServingError, match="answered RESOURCE_EXHAUSTED: told so"):
+        ask(fake.address, "rank", fake_request([1, 2, 3]), max_candidates=1)
+    assert time.monotonic() - began < 2
+
+
+def test_one_part_refused_cancels_the_others(fake: Any) -> None:
+    fake.failures = [grpc.StatusCode.RESOURCE_EXHAUSTED]
+    fake.seconds, fake.fails_at_once = 3.0, True
+    with RankingClient(fake.address, max_candidates=1) as client:
+        began = time.monotonic()
+        with pytest.raises(ServingError):
+            client.rank(**fake_request([1, 2, 3]))
+        while fake.ended < len(fake.requests):
+            assert time.monotonic() - began < 2
+            time.sleep(0.01)
+
+
+def test_parts_of_an_older_version_are_asked_again(fake: Any, ask: Ask) -> None:
+    fake.versions = [1, 2, 1, 2, 3]
+    answer = ask(fake.address, "explain", fake_request([1, 2, 3, 4]), max_candidates=1)
+    assert answer.probability.tolist() == scores([1, 2, 3, 4], version=2)
+    assert answer.positions.tolist() == [[1], [2], [3], [4]]
+    assert answer.model_version == 2
+    assert sorted(request.model_spec.version.value for request in fake.requests) == [0, 0, 0, 0, 2, 2]
+
+
+def test_parts_of_a_version_rolled_back_meanwhile(fake: Any, ask: Ask) -> None:
+    """Version 2 has answered one part and is gone when the other is to be asked again."""
+    fake.versions, fake.gone = [2, 1], {2}
+    answer = ask(fake.address, "rank", fake_request([1, 2]), max_candidates=1)
+    assert answer.probability.tolist() == scores([1, 2], version=1)
+    assert answer.model_version == 1
+    assert [request.model_spec.version.value for request in fake.requests] == [0, 0, 2, 0, 0]
+
+
+def test_versions_that_never_settle(fake: Any, ask: Ask) -> None:
+    fake.versions, fake.gone = [1, 2] * 20, {1, 2}
+    with pytest.raises(ServingError, match="answered ABORTED: no version stayed long enough to answer all 2 parts"):
+        ask(fake.address, "rank", fake_request([1, 2]), max_candidates=1)
+    assert len(fake.requests) == 2 + 5 * 3
+
+
+def test_split_explanation_equals_the_whole(contract_servers: dict[str, str], ask: Ask) -> None:
+    explanation = ask(contract_servers["int64"], "explain", REQUEST, max_candidates=3)
+    np.testing.assert_allclose(explanation.probability, SCORES, rtol=1e-6)
+    assert explanation.positions.tolist() == [[1, 0], [0, 1], [0, 2], [0, 1]]
+    assert explanation.distances.tolist() == [[0, 1], [1, 1], [0, 0], [1, 1]]
+    assert explanation.weights.tolist() == [[4, 5], [5, 4], [5, 2], [5, 4]]
+
+
+# TLS
+
+
+def credentials(root: str, key: str | None = None, certificate: str | None = None) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(root.encode(), key and key.encode(), certificate and certificate.encode())
+
+
+def test_tls(
+    push: Callable, serve: Callable[..., ModelServer], tmp_path: Path, authority: Any, stranger: Any, ask: Ask
+) -> None:
+    push("int64", tmp_path, 7)
+    key, certificate = authority.issue("server")
+    ssl_config = SSLConfig(server_key=key, server_cert=certificate)
+    address = serve(tmp_path, server={"ssl_config": ssl_config}).address
+    trusting = credentials(authority.certificate)
+    np.testing.assert_allclose(ask(address, "rank", REQUEST, credentials=trusting).probability, SCORES, rtol=1e-6)
+    for wrong in (None, credentials(stranger.certificate)):
+        with pytest.raises(ServingError) as refused:
+            ask(address, "rank", REQUEST, credentials=wrong, max_attempts=1)
+        assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_mutual_tls(
+    push: Callable, serve: Callable[..., ModelServer], tmp_path: Path, authority: Any, stranger: Any, ask: Ask
+) -> None:
+    push("int64", tmp_path, 7)
+    key, certificate = authority.issue("server")
+    ssl_config = SSLConfig(server_key=key, server_cert=certificate, custom_ca=authority.certificate, client_verify=True)
+    address = serve(tmp_path, server={"ssl_config": ssl_config}).address
+    known = credentials(authority.certificate, *authority.issue("client"))
+    np.testing.assert_allclose(ask(address, "rank", REQUEST, credentials=known).probability, SCORES, rtol=1e-6)
+    for keys in ((), stranger.issue("client")):
+        with pytest.raises(ServingError) as refused:
+            ask(address, "rank", REQUEST, credentials=credentials(authority.certificate, *keys), max_attempts=1)
+        assert refused.value.code is grpc.StatusCode.UNAVAILABLE
 
 
 def test_results_are_frozen(client: RankingClient) -> None:

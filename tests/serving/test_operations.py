@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import ipaddress
 import re
 import signal
 import subprocess
@@ -20,10 +18,6 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc, predict_pb2
@@ -355,37 +349,6 @@ def test_channel_arguments() -> None:
     assert config.channel_arguments("") == []
 
 
-class Authority:
-    """A certificate authority, and the certificates that it signs."""
-
-    def __init__(self, name: str) -> None:
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self.certificate = self._signed(self._name, self._key, x509.BasicConstraints(ca=True, path_length=None))
-
-    def issue(self, name: str) -> tuple[str, str]:
-        """Key and certificate, as PEM texts, of `name` at 127.0.0.1."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        return pem.decode(), self._signed(subject, key, address)
-
-    def _signed(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType) -> str:
-        now = datetime.datetime.now(datetime.timezone.utc)
-        builder = x509.CertificateBuilder(self._name, subject, key.public_key(), x509.random_serial_number())
-        builder = builder.not_valid_before(now - datetime.timedelta(days=1))
-        builder = builder.not_valid_after(now + datetime.timedelta(days=1)).add_extension(extension, critical=False)
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
-
-
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority("ours")
-
-
 def secure_predict(address: str, root: str, key: str | None = None, certificate: str | None = None) -> Any:
     credentials = grpc.ssl_channel_credentials(
         root.encode(), key and key.encode(), certificate and certificate.encode()
@@ -394,7 +357,9 @@ def secure_predict(address: str, root: str, key: str | None = None, certificate:
         return prediction_grpc.PredictionServiceStub(channel).Predict(rank_request(), timeout=5)
 
 
-def test_tls(two_versions: Path, tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+def test_tls(
+    two_versions: Path, tmp_path: Path, authority: Any, stranger: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     key, certificate = authority.issue("server")
     file = tmp_path / "ssl.config"
     file.write_text(str(SSLConfig(server_key=key, server_cert=certificate)))
@@ -403,19 +368,19 @@ def test_tls(two_versions: Path, tmp_path: Path, authority: Authority, caplog: p
         address = server.address.replace("0.0.0.0", "127.0.0.1")
         assert secure_predict(address, authority.certificate).model_spec.version.value == 2
         assert refusal(lambda: predict(address, timeout=5))[0] is Code.UNAVAILABLE
-        assert refusal(lambda: secure_predict(address, Authority("theirs").certificate))[0] is Code.UNAVAILABLE
+        assert refusal(lambda: secure_predict(address, stranger.certificate))[0] is Code.UNAVAILABLE
     assert "without TLS" not in caplog.text
 
 
-def test_mutual_tls(serve: Serve, two_versions: Path, authority: Authority) -> None:
+def test_mutual_tls(serve: Serve, two_versions: Path, authority: Any, stranger: Any) -> None:
     key, certificate = authority.issue("server")
     ssl_config = SSLConfig(server_key=key, server_cert=certificate, custom_ca=authority.certificate, client_verify=True)
     address = serve(two_versions, server={"ssl_config": ssl_config}).address
     answer = secure_predict(address, authority.certificate, *authority.issue("client"))
     assert answer.model_spec.version.value == 2
     assert refusal(lambda: secure_predict(address, authority.certificate))[0] is Code.UNAVAILABLE
-    stranger = Authority("theirs").issue("client")
-    assert refusal(lambda: secure_predict(address, authority.certificate, *stranger))[0] is Code.UNAVAILABLE
+    theirs = stranger.issue("client")
+    assert refusal(lambda: secure_predict(address, authority.certificate, *theirs))[0] is Code.UNAVAILABLE
     assert refusal(lambda: predict(address, timeout=5))[0] is Code.UNAVAILABLE
 
 
