@@ -23,7 +23,7 @@ from keras_eta.features import (
     history_name,
 )
 from keras_eta.models.ranker import Inputs, Ranker, Scores
-from keras_eta.ops import age_bucket
+from keras_eta.ops import age_bucket, history_buckets
 from keras_eta.search.hamming import HammingSearch
 from keras_eta.validation import check_positive_integers
 
@@ -33,11 +33,17 @@ DISTANCES = "distances"
 WEIGHTS = "weights"
 EXAMPLES = "examples"
 
-WARMUP_CANDIDATES = 100
+# Enough for `ops.hamming_top_k` to count rather than sort, whatever the length.
+WARMUP_CANDIDATES = 512
 
 
 def export_model(
-    model: Ranker, base_path: str | os.PathLike[str], version: int | None = None, *, warmup: bool = True
+    model: Ranker,
+    base_path: str | os.PathLike[str],
+    version: int | None = None,
+    *,
+    warmup: bool = True,
+    jit_compile: bool = False,
 ) -> Path:
     """Writes a servable version of the model: `base_path/version`, whole or not at all.
 
@@ -60,6 +66,9 @@ def export_model(
         version: positive integer. `None`: one more than the highest version there.
         warmup: whether to add warm-up requests, which TF Serving replays before a version takes traffic. Needs
             tensorflow-serving-api.
+        jit_compile: whether `rank` and `explain` search long histories by a function that XLA compiles when the version
+            is loaded, several times faster than without. TF Serving needs `--xla_cpu_compilation_enabled` for it. The
+            warm-up requests cover every shape that is ever compiled: keep them.
 
     Returns:
         The path of the version.
@@ -84,7 +93,7 @@ def export_model(
         model.build()
     if model.search_unit is not None:
         model.search_unit.refresh()
-    signatures = _Signatures(model)
+    signatures = _Signatures(model, jit_compile)
     base.mkdir(parents=True, exist_ok=True)
     # TF Serving looks at directories with numeric names only, so nobody sees the version before it is whole.
     temporary = base / f".{version}.{uuid.uuid4().hex}"
@@ -108,17 +117,18 @@ class _Signatures(tf.Module):
     The Keras model itself is left out, since saving it would trace every layer's call as well.
     """
 
-    def __init__(self, model: Ranker) -> None:
+    def __init__(self, model: Ranker, jit_compile: bool = False) -> None:
         super().__init__()
         # Keras counts handles of lookup tables among the variables.
         self.model_variables = [variable for variable in model.variables if isinstance(variable, tf.Variable)]
         self.vocabularies = [] if model.lookup is None else [t.lookup_table for t in model.lookup.tables.values()]
         self.features = features = model.features
+        self.jit_compile = jit_compile
         item = [feature.name for feature in features.item_features]
         encode = model.lookup or _index_guard(features)
 
         def score(inputs: Inputs) -> Scores:
-            return model.score(encode(inputs))
+            return model.score(encode(inputs), jit_compile=jit_compile)
 
         def pointwise(inputs: Inputs) -> dict[str, tf.Tensor]:
             logits = score({name: x[:, tf.newaxis] if name in item else x for name, x in inputs.items()}).logits
@@ -133,12 +143,14 @@ class _Signatures(tf.Module):
         def explain(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
             scores = score(_checked(inputs, features, _RANK_AXES))
             found: Any = scores.retrieved
-            return {
-                PROBABILITY: tf.sigmoid(scores.logits),
+            columns = {
                 POSITIONS: tf.where(found.mask, found.positions, -1),
                 DISTANCES: tf.where(found.mask, found.distances, -1),
                 WEIGHTS: tf.cast(tf.reduce_mean(scores.attention, axis=-2), tf.float32),
             }
+            nearest_first = tf.argsort(found.distances, stable=True)
+            ordered = {name: tf.gather(column, nearest_first, batch_dims=2) for name, column in columns.items()}
+            return {PROBABILITY: tf.sigmoid(scores.logits), **ordered}
 
         def examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
             return pointwise(_checked(_parsed(examples, features, dtypes), features, _AXES))
@@ -153,9 +165,15 @@ class _Signatures(tf.Module):
         if isinstance(model.search_unit, HammingSearch):
             self.functions["explain"] = _concrete(explain, rank_specs)
 
-    def warmup_inputs(self, signature: str) -> dict[str, np.ndarray]:
-        """Inputs of one typical request to a signature."""
-        length = self.features.max_history_length
+    def warmup_inputs(self, signature: str) -> list[dict[str, np.ndarray]]:
+        """Inputs of typical requests to a signature: one, or one for each shape that XLA compiles."""
+        longest = self.features.max_history_length
+        lengths = [longest]
+        if self.jit_compile and signature in ("rank", "explain"):
+            lengths = [min(bucket, longest) for bucket in history_buckets(longest)]
+        return [self._warmup_inputs(signature, length) for length in lengths]
+
+    def _warmup_inputs(self, signature: str, length: int) -> dict[str, np.ndarray]:
         sizes = {"N": 1, "R": 1, "C": WARMUP_CANDIDATES, "L": length}
         axes = _RANK_AXES if signature in ("rank", "explain") else _AXES
         specs = self.functions["serving_default"].structured_input_signature[1]
@@ -287,7 +305,7 @@ def _index_guard(features: Features) -> Callable[[Inputs], dict[str, tf.Tensor]]
 
 
 def _write_warmup_requests(path: Path, signatures: _Signatures, model_name: str) -> None:
-    """One request a signature: one row, a full history, `WARMUP_CANDIDATES` candidates."""
+    """Requests for every signature: one row, a full history, `WARMUP_CANDIDATES` candidates."""
     try:
         from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
     except ImportError as error:
@@ -298,10 +316,11 @@ def _write_warmup_requests(path: Path, signatures: _Signatures, model_name: str)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for name in signatures.functions:
             request = predict_pb2.PredictRequest(model_spec=model_pb2.ModelSpec(name=model_name, signature_name=name))
-            for column, values in signatures.warmup_inputs(name).items():
-                request.inputs[column].CopyFrom(tf.make_tensor_proto(values))
-            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
-            writer.write(log.SerializeToString())
+            for inputs in signatures.warmup_inputs(name):
+                for column, values in inputs.items():
+                    request.inputs[column].CopyFrom(tf.make_tensor_proto(values))
+                log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+                writer.write(log.SerializeToString())
 
 
 def _example(columns: Mapping[str, np.ndarray]) -> bytes:

@@ -1,5 +1,6 @@
 """The exported SavedModel: agreement with the model in Python, checks in the graph, and how it is written."""
 
+import collections
 import dataclasses
 import json
 import subprocess
@@ -322,6 +323,63 @@ def test_warmup_requests_cover_every_signature_and_replay(path, signatures):
         assert np.isfinite(outputs["probability"]).all()
     assert tf.make_ndarray(requests["rank"].inputs["item_id"]).shape == (1, export.WARMUP_CANDIDATES)
     assert tf.make_ndarray(requests["rank"].inputs["history_length"]).tolist() == [MAX_HISTORY]
+
+
+@pytest.fixture(scope="module")
+def long_model():
+    tf.keras.utils.set_random_seed(0)
+    features = Features(item_id=Feature("item_id", vocabulary_size=50, embedding_dim=8), max_history_length=600)
+    model = ETA(features, top_k=TOP_K, num_bits=16, short_history_length=3, hidden_units=(8,))
+    model.build()
+    model.embeddings["item_id"].embeddings.assign(tf.random.normal([52, 8]))
+    return model
+
+
+@pytest.fixture(scope="module")
+def compiled_path(long_model, tmp_path_factory):
+    return export_model(long_model, tmp_path_factory.mktemp("compiled") / "eta", jit_compile=True)
+
+
+@pytest.mark.parametrize(("rows", "candidates", "length"), [(1, 400, 600), (2, 300, 300), (2, 5, 20), (1, 400, 700)])
+def test_compiled_export_answers_as_one_that_is_not(long_model, compiled_path, tmp_path, rows, candidates, length):
+    """(1, 400, 600) and (2, 300, 300) are counted by XLA, (2, 5, 20) sorted."""
+    generator = np.random.default_rng(0)
+    columns = {
+        "item_id": generator.integers(2, 52, (rows, candidates)),
+        "history_item_id": generator.integers(2, 52, (rows, length)),
+        "history_length": generator.integers(length // 2, length + 1, rows),
+    }
+    plain = tf.saved_model.load(str(export_model(long_model, tmp_path / "eta"))).signatures
+    compiled = tf.saved_model.load(str(compiled_path)).signatures
+    expected, answer = call(plain, "explain", columns), call(compiled, "explain", columns)
+    for name in ("positions", "distances"):
+        np.testing.assert_array_equal(answer[name], expected[name])
+    np.testing.assert_allclose(answer["weights"], expected["weights"], atol=1e-6)
+    for name in ("rank", "explain"):
+        np.testing.assert_allclose(call(compiled, name, columns)["probability"], expected["probability"], atol=1e-6)
+
+
+def test_only_a_compiled_export_holds_functions_for_xla(path, compiled_path):
+    def must_compile(folder):
+        functions = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+        library = functions.meta_graphs[0].graph_def.library.function
+        return [function for function in library if function.attr["_XlaMustCompile"].b]
+
+    assert not must_compile(path)
+    assert must_compile(compiled_path)
+
+
+def test_warmup_requests_cover_every_shape_that_is_compiled(compiled_path):
+    records = tf.data.TFRecordDataset(str(compiled_path / "assets.extra" / "tf_serving_warmup_requests"))
+    shapes = collections.defaultdict(list)
+    for record in records:
+        request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+        if request.model_spec.signature_name in ("rank", "explain"):
+            sizes = [tf.make_ndarray(request.inputs[name]).shape[1] for name in ("item_id", "history_item_id")]
+            assert bool(ops._counting_pays(*map(tf.constant, sizes)))
+            shapes[request.model_spec.signature_name].append(int(ops._history_bucket(tf.constant(sizes[1]))))
+    live = {int(ops._history_bucket(tf.constant(length))) for length in range(1, 601)}
+    assert shapes == {"rank": sorted(live), "explain": sorted(live)}
 
 
 def test_features_travel_with_the_export(model, path):

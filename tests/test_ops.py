@@ -281,6 +281,109 @@ def test_hamming_top_k_equals_reference(search: tuple[np.ndarray, np.ndarray, in
         np.testing.assert_array_equal(actual, expected, strict=True, err_msg=name)
 
 
+def _count(candidate: Any, history: Any, top_k: int, mask: Any, sorted: bool = True) -> ops.TopK:
+    """`hamming_top_k` by counting, however few the distances are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "_counting_pays", lambda candidates, length: tf.constant(True))
+        return ops.hamming_top_k(candidate, history, top_k, mask, sorted, jit_compile=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(search=_searches(), top_k=st.sampled_from([1, 5]))
+def test_hamming_top_k_by_counting_equals_reference(
+    search: tuple[np.ndarray, np.ndarray, int, np.ndarray | None], top_k: int
+) -> None:
+    candidate, history, _, mask = search
+    found = _count(candidate, history, top_k, mask)
+    for name, actual, expected in zip(
+        ops.TopK._fields, found, reference.hamming_top_k(candidate, history, top_k, mask), strict=True
+    ):
+        np.testing.assert_array_equal(actual, expected, strict=True, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "length", "num_words", "top_k"),
+    [
+        (3, 1_300, 1, 48),
+        (2, 5_000, 1, 126),
+        (2, 300, 1, 128),  # more than lanes of 8 bits can count
+        (2, 4_500, 2, 200),
+        (ops.CANDIDATE_BLOCK + 1, 20, 1, 3),
+    ],
+)
+@pytest.mark.parametrize("kind", ["random", "few", "ties"])
+def test_counting_finds_what_sorting_finds(candidates: int, length: int, num_words: int, top_k: int, kind: str) -> None:
+    rng = np.random.default_rng(length)
+    candidate = rng.integers(-(2**63), 2**63, (2, candidates, num_words))
+    history = rng.integers(-(2**63), 2**63, (2, length, num_words))
+    if kind != "random":
+        history = history[:, rng.integers(0, 5 if kind == "few" else 1, length)]
+    mask = rng.random((2, length)) < 0.8
+    found = _count(candidate, history, top_k, mask)
+    for name, actual, expected in zip(
+        ops.TopK._fields, found, ops.hamming_top_k(candidate, history, top_k, mask), strict=True
+    ):
+        np.testing.assert_array_equal(actual, expected, strict=True, err_msg=name)
+    unsorted = _count(candidate, history, top_k, mask, sorted=False)
+    np.testing.assert_array_equal(np.sort(unsorted.positions), np.sort(found.positions))
+    np.testing.assert_array_equal(np.sort(unsorted.distances), found.distances)
+
+
+def test_counting_is_the_same_in_a_graph_of_unknown_sizes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    module = tf.Module()
+    module.search = tf.function(
+        lambda candidate, history, mask: _count(candidate, history, 9, mask)._asdict(),
+        input_signature=[
+            tf.TensorSpec([None, None, 1], tf.int64),
+            tf.TensorSpec([None, None, 1], tf.int64),
+            tf.TensorSpec([None, None], tf.bool),
+        ],
+        autograph=False,
+    )
+    tf.saved_model.save(module, str(tmp_path))
+    reloaded = tf.saved_model.load(str(tmp_path))
+    for rows, candidates, length in ((1, 3, 30), (2, 300, 700), (0, 3, 5), (2, 0, 5), (2, 3, 0)):
+        candidate, history = rng.integers(0, 99, (rows, candidates, 1)), rng.integers(0, 99, (rows, length, 1))
+        mask = rng.random((rows, length)) < 0.9
+        expected = ops.hamming_top_k(candidate, history, 9, mask)._asdict()
+        for function in (module.search, reloaded.search):
+            found = function(tf.constant(candidate), tf.constant(history), tf.constant(mask))
+            for name, value in expected.items():
+                np.testing.assert_array_equal(found[name], value, strict=True, err_msg=name)
+
+
+def test_only_large_searches_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple[int, ...]] = []
+    by_sorting = ops._top_k_by_sorting
+
+    def by_counting(candidate: tf.Tensor, history: tf.Tensor, top_k: int, mask: tf.Tensor) -> ops.TopK:
+        counted.append((candidate.shape[1], history.shape[1]))
+        return by_sorting(candidate, history, top_k, mask)
+
+    monkeypatch.setattr(ops, "_top_k_by_counting", by_counting)
+    for candidates, length in ((1, 65_536), (20, 10_240), (100, 512), (100, 1_024), (512, 256)):
+        words = tf.zeros([1, candidates, 1], tf.int64), tf.zeros([1, length, 1], tf.int64)
+        ops.hamming_top_k(*words, 4, jit_compile=True)
+        ops.hamming_top_k(*words, 4)
+    assert counted == [(100, 1_024), (512, 256)]
+
+
+def test_history_buckets() -> None:
+    assert ops.history_buckets(1) == [256]
+    assert ops.history_buckets(1_000) == [256, 512, 768, 1_024]
+    assert ops.history_buckets(10_240)[3:] == [
+        *(1_024, 1_280, 1_536, 1_792, 2_048, 2_560, 3_072, 3_584, 4_096, 5_120, 6_144, 7_168, 8_192, 10_240)
+    ]
+
+
+@given(st.integers(0, 1 << 20))
+def test_every_length_has_the_smallest_bucket_that_holds_it(length: int) -> None:
+    bucket = int(ops._history_bucket(tf.constant(length)))
+    assert bucket == next(bucket for bucket in ops.history_buckets(1 << 20) if bucket >= length)
+    assert length <= 1_024 or bucket < 1.25 * length
+
+
 def test_hamming_top_k_worked_by_hand() -> None:
     # Distances from 0: 2, 1, 1, 64, 0, 1; position 4 is padding.
     history = np.array([[3], [4], [8], [-1], [0], [1]], np.int64)
@@ -355,7 +458,7 @@ def test_hamming_top_k_refuses_a_bad_top_k(top_k: Any) -> None:
 
 
 def test_hamming_top_k_refuses_different_numbers_of_words() -> None:
-    message = "Fingerprints must have the same static number of words. Received: shapes (1, 1, 2) and (1, 3, 1)"
+    message = "Fingerprints must have the same static number of words. Received: shapes (1, 2) and (3, 1)"
     with pytest.raises(ValueError, match=_message(message)):
         ops.hamming_top_k(tf.zeros([1, 2], tf.int64), tf.zeros([3, 1], tf.int64), 2)
 

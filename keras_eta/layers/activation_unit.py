@@ -61,21 +61,7 @@ class ActivationUnit(tf.keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, query: tf.Tensor, behaviours: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
-        return self.attend(query, self.project(behaviours), mask)[0]
-
-    def project(self, behaviours: tf.Tensor) -> tf.Tensor:
-        """Behaviours in the width of the candidate.
-
-        Args:
-            behaviours: float32 [..., K, D'].
-
-        Returns:
-            float32 [..., K, D]: the behaviours themselves where D' = D.
-        """
-        behaviours = tf.convert_to_tensor(behaviours)
-        if behaviours.shape[-1] == self.behaviour_projection.units:
-            return behaviours
-        return self.behaviour_projection(behaviours)
+        return self.attend(query, behaviours, mask)[0]
 
     def attend(
         self,
@@ -84,11 +70,11 @@ class ActivationUnit(tf.keras.layers.Layer):
         mask: tf.Tensor | None = None,
         similarity: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Attends to projected behaviours.
+        """What the call computes, always with the weights.
 
         Args:
             query: as in the call.
-            behaviours: what `project` returned for the behaviours, or rows gathered from it.
+            behaviours: as in the call.
             mask: as in the call.
             similarity: must be `None`: the unit has no similarity bias.
 
@@ -97,7 +83,11 @@ class ActivationUnit(tf.keras.layers.Layer):
         """
         if similarity is not None:
             raise ValueError(f"ActivationUnit takes no `similarity`. Received: similarity={similarity}")
-        if behaviours_are_shared(query, behaviours):
+        query, behaviours = tf.convert_to_tensor(query), tf.convert_to_tensor(behaviours)
+        shared = behaviours_are_shared(query, behaviours)
+        if behaviours.shape[-1] != self.behaviour_projection.units:
+            behaviours = self.behaviour_projection(behaviours)
+        if shared:
             # [..., C, D] and [..., K, D] -> [..., C, K, D]
             behaviours = behaviours[..., tf.newaxis, :, :]
             mask = None if mask is None else mask[..., tf.newaxis, :]

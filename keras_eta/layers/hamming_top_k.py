@@ -23,9 +23,11 @@ class HammingTopK(tf.keras.layers.Layer):
         candidate: int64 [..., C, W] fingerprints of the candidates.
         history: int64 [..., L, W] fingerprints of the behaviours, most recent first.
         mask: bool [..., L], false at padding. `None`: every behaviour is real.
+        sorted: whether the nearest come first.
+        jit_compile: whether XLA may compile the search, which pays where many candidates share a long history.
 
     Returns:
-        `ops.TopK(positions, distances, mask)`, each [..., C, K], nearest first.
+        `ops.TopK(positions, distances, mask)`, each [..., C, K], nearest first if `sorted`.
 
     Raises:
         ValueError: if `top_k` is not a positive integer.
@@ -45,8 +47,15 @@ class HammingTopK(tf.keras.layers.Layer):
         check_positive_integers(top_k=top_k)
         self.top_k = top_k
 
-    def call(self, candidate: tf.Tensor, history: tf.Tensor, mask: tf.Tensor | None = None) -> ops.TopK:
-        return ops.hamming_top_k(candidate, history, self.top_k, mask)
+    def call(
+        self,
+        candidate: tf.Tensor,
+        history: tf.Tensor,
+        mask: tf.Tensor | None = None,
+        sorted: bool = True,
+        jit_compile: bool = False,
+    ) -> ops.TopK:
+        return ops.hamming_top_k(candidate, history, self.top_k, mask, sorted, jit_compile)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "top_k": self.top_k}

@@ -19,8 +19,10 @@ class TargetAttention(tf.keras.layers.Layer):
     `similarity_bias`, the bias is a learned scale for each head (starting at 1) times the `similarity` of each
     behaviour.
 
-    Behaviours are either a candidate's own, or shared by all candidates of a row. The two halves of the layer can be
-    called apart: `project` once for a history, `attend` for whatever of the projections was gathered.
+    Behaviours are either a candidate's own, or shared by all candidates of a row. A query's own behaviours are never
+    projected: q . (W_K e) = (W_K^T q) . e, and the weighted sum of W_V e is W_V of the weighted sum of e, so that H
+    vectors a query are projected in place of K behaviours. The bias of the keys adds the same to all logits of a head,
+    which softmax cancels. Behaviours that many candidates share are projected once.
 
     Args:
         num_heads: H.
@@ -78,53 +80,60 @@ class TargetAttention(tf.keras.layers.Layer):
         similarity: tf.Tensor | None = None,
         return_attention_weights: bool = False,
     ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
-        interest, weights = self.attend(query, self.project(behaviours), mask, similarity)
+        interest, weights = self.attend(query, behaviours, mask, similarity)
         return (interest, weights) if return_attention_weights else interest
-
-    def project(self, behaviours: tf.Tensor) -> tf.Tensor:
-        """Keys and values of behaviours, side by side.
-
-        Args:
-            behaviours: float32 [..., K, D'].
-
-        Returns:
-            float32 [..., K, 2 * H * key_dim].
-        """
-        return self.key_value_projection(behaviours)
 
     def attend(
         self,
         query: tf.Tensor,
-        key_value: tf.Tensor,
+        behaviours: tf.Tensor,
         mask: tf.Tensor | None = None,
         similarity: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Attends to projected behaviours.
+        """What the call computes, always with the weights.
 
         Args:
             query: as in the call.
-            key_value: what `project` returned for the behaviours, or rows gathered from it.
+            behaviours: as in the call.
             mask: as in the call.
             similarity: as in the call.
 
         Returns:
             float32 [..., H * key_dim] interest vectors and float32 [..., H, K] weights.
         """
-        shared = behaviours_are_shared(query, key_value)
+        query, behaviours = tf.convert_to_tensor(query), tf.convert_to_tensor(behaviours)
         if self.similarity_bias != (similarity is not None):
             raise ValueError(
                 f"`similarity` must be given with similarity_bias=True and only then. Received: "
                 f"similarity_bias={self.similarity_bias}, similarity={similarity}"
             )
+        shared = behaviours_are_shared(query, behaviours)
+        if shared and query.shape[-2] == 1:
+            # A single candidate shares with nobody.
+            similarity = None if similarity is None else similarity[..., 0, :]
+            interest, weights = self.attend(query[..., 0, :], behaviours, mask, similarity)
+            return interest[..., tf.newaxis, :], weights[..., tf.newaxis, :, :]
         heads = [self.num_heads, self.key_dim]
-        query = _split_last(self.query_projection(query), heads)
-        # `split`, not slices: its gradient is one concatenation.
-        key, value = (_split_last(half, heads) for half in tf.split(key_value, 2, axis=-1))
-        logits = tf.einsum("...chd,...khd->...chk" if shared else "...hd,...khd->...hk", query, key)
-        logits = logits / math.sqrt(self.key_dim)
+        if not self.key_value_projection.built:
+            # Its kernel is read below, and only a call makes it as Keras saves it.
+            self.key_value_projection(behaviours)
+        query = self.query_projection(query) / math.sqrt(self.key_dim)
+        if shared:
+            query = _split_last(query, heads)
+            # `split`, not slices: its gradient is one concatenation.
+            key, value = (_split_last(half, heads) for half in tf.split(self.key_value_projection(behaviours), 2, -1))
+            logits = tf.einsum("...chd,...khd->...chk", query, key)
+        else:
+            behaviours = tf.cast(behaviours, query.dtype)
+            kernel, bias = (tf.cast(x, query.dtype) for x in self.key_value_projection.weights)
+            (key_kernel, value_kernel), value_bias = tf.split(kernel, 2, axis=-1), tf.split(bias, 2)[1]
+            # [H, H * key_dim], each head's own units. One matmul with the units of the others at 0 beats one a head.
+            own_units = tf.repeat(tf.eye(self.num_heads, dtype=query.dtype), self.key_dim, axis=-1)
+            projected = tf.tensordot(query[..., tf.newaxis, :] * own_units, tf.transpose(key_kernel), axes=1)
+            logits = tf.linalg.matmul(projected, behaviours, transpose_b=True)
         if similarity is not None:
-            bias = tf.cast(similarity, logits.dtype)[..., tf.newaxis, :]
-            logits += tf.cast(self.similarity_scale, logits.dtype)[:, tf.newaxis] * bias
+            similarity = tf.cast(similarity, logits.dtype)[..., tf.newaxis, :]
+            logits += tf.cast(self.similarity_scale, logits.dtype)[:, tf.newaxis] * similarity
         if mask is None:
             weights = tf.nn.softmax(logits)
         else:
@@ -132,8 +141,14 @@ class TargetAttention(tf.keras.layers.Layer):
             mask = mask[..., tf.newaxis, tf.newaxis, :] if shared else mask[..., tf.newaxis, :]
             weights = tf.nn.softmax(tf.where(mask, logits, logits.dtype.min))
             weights = tf.where(mask, weights, tf.zeros_like(weights))
-        interest = tf.einsum("...chk,...khd->...chd" if shared else "...hk,...khd->...hd", weights, value)
-        interest = tf.reshape(interest, tf.concat([tf.shape(interest)[:-2], [self.num_heads * self.key_dim]], axis=0))
+        if shared:
+            interest = tf.einsum("...chk,...khd->...chd", weights, value)
+            width = self.num_heads * self.key_dim
+            interest = tf.reshape(interest, tf.concat([tf.shape(interest)[:-2], [width]], axis=0))
+        else:
+            pooled = tf.tensordot(tf.linalg.matmul(weights, behaviours), value_kernel, axes=1)
+            pooled += tf.reduce_sum(weights, axis=-1, keepdims=True) * value_bias
+            interest = tf.reduce_sum(pooled * own_units, axis=-2)
         return self.output_projection(interest), weights
 
     def get_config(self) -> dict[str, Any]:

@@ -255,13 +255,14 @@ class Ranker(tfrs.Model):
         history = {name: inputs[name] for name in self.features.encoded_history_names}
         return self.score({**rows, **history, **candidates}, training=bool(training)).logits[:, 0]
 
-    def score(self, inputs: Inputs, training: bool = False) -> Scores:
+    def score(self, inputs: Inputs, training: bool = False, jit_compile: bool = False) -> Scores:
         """Scores C candidates against each user's one history.
 
         Args:
             inputs: dict of indices and floats: `user` and `context` columns [R], item columns [R, C], `history_*` [R,
                 L] most recent first (as in the call), `history_length` [R].
             training: whether gradients must flow by the straight-through path.
+            jit_compile: whether XLA may compile the search of the long history, as `export_model` wants it.
 
         Returns:
             `Scores` of [R, C] candidates.
@@ -273,13 +274,13 @@ class Ranker(tfrs.Model):
         if self.short_attention is not None:
             recent = {name: column[:, : self.short_history_length] for name, column in history.items()}
             behaviours = tf.concat(list(self._behaviour_vectors(recent).values()), axis=-1)
-            interest, _ = self.short_attention.attend(
-                candidate, self.short_attention.project(behaviours), mask[:, : self.short_history_length]
-            )
+            interest, _ = self.short_attention.attend(candidate, behaviours, mask[:, : self.short_history_length])
             parts.append(interest)
         retrieved, attention = None, None
         if self.search_unit is not None:
-            interest, retrieved, attention = self._long_interest(inputs, candidate_vectors, history, mask, training)
+            interest, retrieved, attention = self._long_interest(
+                inputs, candidate_vectors, history, mask, training, jit_compile
+            )
             parts.append(interest)
         shape = tf.shape(candidate)
         for feature in (*self.features.user, *self.features.context):
@@ -330,29 +331,24 @@ class Ranker(tfrs.Model):
         history: dict[str, tf.Tensor],
         mask: tf.Tensor,
         training: bool,
+        jit_compile: bool,
     ) -> tuple[tf.Tensor, Retrieved | None, tf.Tensor]:
         """Interest vectors [R, C, D] from the long history, what was retrieved, and its attention weights."""
         searched = self.search_unit.embeddings
         retrieved = self.search_unit(
-            {name: inputs[name] for name in searched}, {name: history[name] for name in searched}, mask
+            {name: inputs[name] for name in searched}, {name: history[name] for name in searched}, mask, jit_compile
         )
         candidate = tf.concat(list(candidate_vectors.values()), axis=-1)
         if retrieved is None:
             behaviours = tf.concat(list(self._behaviour_vectors(history).values()), axis=-1)
-            interest, weights = self.long_attention.attend(candidate, self.long_attention.project(behaviours), mask)
+            interest, weights = self.long_attention.attend(candidate, behaviours, mask)
             return interest, None, weights
-        vectors: dict[str, tf.Tensor] = {}
-        if training or candidate.shape[1] == 1:
-            # Only what was retrieved is ever gathered as floats.
-            columns = {name: tf.gather(column, retrieved.positions, batch_dims=1) for name, column in history.items()}
-            vectors = self._behaviour_vectors(columns)
-            projected = self.long_attention.project(tf.concat(list(vectors.values()), axis=-1))
-        else:
-            # Many candidates share the history: project it once, then gather.
-            behaviours = tf.concat(list(self._behaviour_vectors(history).values()), axis=-1)
-            projected = tf.gather(self.long_attention.project(behaviours), retrieved.positions, batch_dims=1)
+        # Only what was retrieved is ever gathered as floats.
+        columns = {name: tf.gather(column, retrieved.positions, batch_dims=1) for name, column in history.items()}
+        vectors = self._behaviour_vectors(columns)
+        behaviours = tf.concat(list(vectors.values()), axis=-1)
         similarity = self.search_unit.similarity(candidate_vectors, vectors, retrieved.distances, training)
-        interest, weights = self.long_attention.attend(candidate, projected, retrieved.mask, similarity)
+        interest, weights = self.long_attention.attend(candidate, behaviours, retrieved.mask, similarity)
         return interest, retrieved, weights
 
     def _vectors(self, features: Sequence[Feature], columns: Inputs) -> dict[str, tf.Tensor]:

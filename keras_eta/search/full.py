@@ -14,5 +14,5 @@ class FullSearch(SearchUnit):
     The model over the whole history that the ETA paper compares with (arXiv 2108.04468, Section 4.5).
     """
 
-    def call(self, candidate: Ids, history: Ids, mask: tf.Tensor) -> None:
+    def call(self, candidate: Ids, history: Ids, mask: tf.Tensor, jit_compile: bool = False) -> None:
         return None

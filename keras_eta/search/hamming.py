@@ -79,8 +79,11 @@ class HammingSearch(SearchUnit):
             for index, feature in enumerate(features)
         }
 
-    def call(self, candidate: Ids, history: Ids, mask: tf.Tensor) -> Retrieved:
-        found = self.hamming_top_k(self._fingerprints(candidate), self._fingerprints(history), mask)
+    def call(self, candidate: Ids, history: Ids, mask: tf.Tensor, jit_compile: bool = False) -> Retrieved:
+        fingerprints = self._fingerprints(candidate)
+        # A single candidate never has enough distances to count.
+        jit_compile = jit_compile and fingerprints.shape[-2] != 1
+        found = self.hamming_top_k(fingerprints, self._fingerprints(history), mask, False, jit_compile)
         return Retrieved(found.positions, found.mask, found.distances)
 
     def similarity(

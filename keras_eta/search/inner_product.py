@@ -29,7 +29,7 @@ class InnerProductSearch(SearchUnit):
         check_positive_integers(top_k=top_k)
         self.top_k = top_k
 
-    def call(self, candidate: Ids, history: Ids, mask: tf.Tensor) -> Retrieved:
+    def call(self, candidate: Ids, history: Ids, mask: tf.Tensor, jit_compile: bool = False) -> Retrieved:
         scores = tf.add_n(
             [
                 tf.linalg.matmul(layer(candidate[name]), layer(history[name]), transpose_b=True)

@@ -13,7 +13,7 @@ Ids = Mapping[str, tf.Tensor]
 
 
 class Retrieved(NamedTuple):
-    """The behaviours that a search unit retrieved for each candidate, best first.
+    """The behaviours that a search unit retrieved for each candidate, in any order.
 
     Attributes:
         positions: int32 [R, C, K], indices into the history; 0 where `mask` is false.
@@ -56,13 +56,14 @@ class SearchUnit(tf.keras.layers.Layer):
             for feature in features
         }
 
-    def call(self, candidate: Ids, history: Ids, mask: tf.Tensor) -> Retrieved | None:
+    def call(self, candidate: Ids, history: Ids, mask: tf.Tensor, jit_compile: bool = False) -> Retrieved | None:
         """Searches the history of each row for each of its candidates.
 
         Args:
             candidate: int32 [R, C] embedding rows of the candidates, by feature name.
             history: int32 [R, L] embedding rows of the behaviours, by feature name, most recent first.
             mask: bool [R, L], false at padding.
+            jit_compile: whether XLA may compile the search, where the unit gains by it.
 
         Returns:
             What was retrieved; `None`: every behaviour.

@@ -81,9 +81,7 @@ def test_activation_unit_equals_reference(
     _randomise(layer)
     expected, expected_weights = _expected(layer, inputs)
     np.testing.assert_allclose(layer(**_tensors(inputs)), expected, rtol=1e-4, atol=1e-4)
-    _, weights = layer.attend(
-        tf.constant(inputs["query"]), layer.project(tf.constant(inputs["behaviours"])), inputs["mask"]
-    )
+    _, weights = layer.attend(tf.constant(inputs["query"]), tf.constant(inputs["behaviours"]), inputs["mask"])
     np.testing.assert_allclose(weights, expected_weights, rtol=1e-4, atol=1e-4)
     assert np.abs(expected).max() > 0.1
 
@@ -138,6 +136,4 @@ def test_activation_unit_refuses_a_similarity() -> None:
     inputs = _inputs((4,), (4,))
     layer(**_tensors(inputs))
     with pytest.raises(ValueError, match=r"^ActivationUnit takes no `similarity`\. Received: similarity="):
-        layer.attend(
-            tf.constant(inputs["query"]), layer.project(tf.constant(inputs["behaviours"])), similarity=tf.zeros([4, 5])
-        )
+        layer.attend(tf.constant(inputs["query"]), tf.constant(inputs["behaviours"]), similarity=tf.zeros([4, 5]))

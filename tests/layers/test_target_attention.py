@@ -143,15 +143,18 @@ def test_masked_behaviours_influence_neither_outputs_nor_gradients() -> None:
     assert gradient[inputs["mask"]].any(axis=-1).all()
 
 
-def test_project_and_attend_apart_equal_the_call() -> None:
+def test_shared_behaviours_equal_copies_of_each_candidate() -> None:
+    """One path projects the behaviours, the other the queries."""
     layer = TargetAttention(2, 3)
     inputs = _inputs((3, 5), (3,), 6, False)
-    expected, expected_weights = layer(**_tensors(inputs), return_attention_weights=True)
-    projected = layer.project(inputs["behaviours"])
-    assert projected.shape == (3, 6, 2 * 2 * 3)
-    interest, weights = layer.attend(tf.constant(inputs["query"]), projected, inputs["mask"])
-    np.testing.assert_array_equal(interest, expected)
-    np.testing.assert_array_equal(weights, expected_weights)
+    layer(**_tensors(inputs))
+    _randomise(layer)
+    interest, weights = layer(**_tensors(inputs), return_attention_weights=True)
+    own = {name: np.repeat(inputs[name][:, np.newaxis], 5, axis=1) for name in ("behaviours", "mask")}
+    own_interest, own_weights = layer.attend(inputs["query"], own["behaviours"], own["mask"])
+    np.testing.assert_allclose(own_interest, interest, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(own_weights, weights, rtol=1e-4, atol=1e-5)
+    assert own_weights.shape == (3, 5, 2, 6)
 
 
 def test_similarity_scale_starts_at_one_and_learns_for_each_head() -> None:
@@ -180,7 +183,7 @@ def test_target_attention_refuses_ranks_that_do_not_fit(query: tuple[int, ...], 
     layer = TargetAttention()
     layer(tf.zeros([2, DIM]), tf.zeros([2, 3, DIM]))
     with pytest.raises(ValueError, match=re.escape(message)):
-        layer.attend(tf.zeros(query), layer.project(tf.zeros(behaviours)))
+        layer.attend(tf.zeros(query), tf.zeros(behaviours))
 
 
 @pytest.mark.parametrize("similarity_bias", [False, True])
