@@ -375,19 +375,20 @@ def _select(candidate: tf.Tensor, history: tf.Tensor, mask: tf.Tensor, top_k: in
         functools.reduce(tf.bitwise.bitwise_or, [_shift_right(x, lane - 1 - j) for j, x in enumerate(words)])
         for words in (reached, passed)
     )
-    # Bit b of word w stands for behaviour 64 * w + b. As many of those at the K-th distance as there is room for.
+    # Bit b of word w stands for behaviour 64 * w + b. As many of those at the K-th distance as there is room for; where
+    # there are fewer than K behaviours, those are padding.
+    few = nearest > WORD_BITS * num_words
     tied = tf.bitwise.bitwise_and(not_below, tf.bitwise.invert(beyond_tie))
     last = _nth_set_bits(tied, top_k - 1 - below[tf.newaxis], 16)
     start = WORD_BITS * tf.range(length // WORD_BITS)[:, tf.newaxis]
     until = tf.clip_by_value(last - start, -1, WORD_BITS - 1)
     # 2 << 63 is 0, so that a word wholly inside has all its bits.
-    inside = tf.where(until < 0, _int64(0), tf.bitwise.left_shift(_int64(2), tf.maximum(until, 0)) - 1)
+    inside = tf.where(few | (until < 0), _int64(0), tf.bitwise.left_shift(_int64(2), tf.maximum(until, 0)) - 1)
     selected = tf.bitwise.bitwise_or(tf.bitwise.invert(not_below), tf.bitwise.bitwise_and(tied, inside))
 
     rank = tf.range(top_k, dtype=tf.int64)[:, tf.newaxis]
     position = _nth_set_bits(selected, rank + tf.zeros_like(below), 8 if top_k < 128 else 16)
-    # Where there are fewer than K behaviours, those at the K-th distance are padding.
-    found = rank < tf.where(nearest <= WORD_BITS * num_words, _int64(top_k), below)
+    found = rank < tf.where(few, below, _int64(top_k))
     position = tf.where(found, position, tf.zeros_like(position))
     differing = [
         _popcount(tf.bitwise.bitwise_xor(tf.gather(history[:, word], position), candidate[:, word]))
