@@ -13,10 +13,13 @@ PORT := 8500
 JOBS := 2
 # More flags for `make pipeline`.
 PIPELINE_ARGS :=
+# Variables of `make fuzz` and `make soak`.
+REQUESTS := 20000
+MINUTES := 10
 # Variable of `make notebooks`.
 ROWS := 20000
 
-.PHONY: help demo pipeline test test-py313 check serve conformance notebooks bench clean
+.PHONY: help demo pipeline test test-py313 check serve conformance fuzz soak notebooks bench clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,11 +52,19 @@ serve: $(INSTALLED) ## Serve MODEL_DIR as MODEL_NAME on PORT over gRPC, by Tenso
 conformance: $(INSTALLED) ## Check every answer of the embedded server, or of the server at TARGET=host:port
 	$(PYTHON) -m serving.conformance $(if $(TARGET),--target $(TARGET))
 
+fuzz: $(INSTALLED) ## Send REQUESTS broken requests to the embedded server, good ones between them
+	$(PYTHON) -m serving.fuzz --requests $(REQUESTS)
+
+soak: $(INSTALLED) ## Ask the embedded server for MINUTES while versions are pushed, broken, rolled back and removed
+	$(PYTHON) -m serving.soak --minutes $(MINUTES)
+
 notebooks: $(INSTALLED) ## Execute the notebooks from start to end on ROWS impressions, into build/notebooks
 	KERAS_ETA_ROWS=$(ROWS) KERAS_ETA_BUILD=$(abspath build) $(PYTHON) -m jupyter nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
 
-bench: $(INSTALLED) ## Time the training steps against full target attention
+bench: $(INSTALLED) ## Time training steps, requests and retrieval against full target attention, and the embedded server
 	$(PYTHON) -m benchmarks.training
+	$(PYTHON) -m benchmarks.retrieval
+	$(PYTHON) -m benchmarks.serving overhead
 
 clean: ## Remove everything that the other targets made, except .venv
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

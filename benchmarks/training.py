@@ -1,4 +1,4 @@
-"""Time of one training step: ETA against the same model with full target attention, and against a longer history.
+"""Time of one training step: ETA against the same model with full attention or inner-product search, by length.
 
     python -m benchmarks.training
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
+from benchmarks.timing import measure, summary, table
 from keras_eta import ETA, Feature, Features, Ranker, search
 
 NUM_USERS = 6_040
@@ -68,6 +66,8 @@ def make_model(kind: str, length: int, flags: argparse.Namespace) -> Ranker:
     }
     if kind == "full":
         model = Ranker(features, search_unit=search.FullSearch(), **shared)
+    elif kind == "inner-product":
+        model = Ranker(features, search_unit=search.InnerProductSearch(flags.top_k), **shared)
     else:
         learned = kind == "eta-learned"
         model = ETA(
@@ -92,40 +92,24 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=64, help="M, bits of a fingerprint (default: 64)")
     parser.add_argument("--top_k", type=int, default=48, help="K, behaviours retrieved (default: 48)")
     parser.add_argument("--items", type=int, default=200_000, help="vocabulary of items (default: 200,000)")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096], metavar="L", help="default: 1024 4096")
     parser.add_argument("--rounds", type=int, default=15, help="steps measured of each contestant (default: 15)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of printing it")
     flags = parser.parse_args()
 
-    contestants = [("eta", 1024), ("full", 1024), ("eta", 4096), ("eta-learned", 1024)]
-    steps = {}
-    for kind, length in track(contestants, description="tracing"):
-        step = make_step(make_model(kind, length, flags), flags.rows, length)
-        for _ in range(3):
-            step()
-        steps[kind, length] = step
-    times: dict[tuple[str, int], list[float]] = {contestant: [] for contestant in contestants}
-    for _ in track(range(flags.rounds), description="measuring"):
-        for contestant, step in steps.items():
-            start = time.perf_counter()
-            step()
-            times[contestant].append(1e3 * (time.perf_counter() - start))
-
-    medians = {contestant: float(np.median(values)) for contestant, values in times.items()}
-    base = medians["eta", 1024]
-    table = Table(title=f"training step, N={flags.rows} D={flags.dim} M={flags.bits} K={flags.top_k} V={flags.items:,}")
-    for column in ("model", "L", "median ms", "10 % to 90 %", "over eta, L=1024"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for (kind, length), values in times.items():
-        low, high = np.percentile(values, [10, 90])
-        ratio = medians[kind, length] / base
-        table.add_row(kind, str(length), f"{medians[kind, length]:.1f}", f"{low:.1f} to {high:.1f}", f"{ratio:.2f}")
-    Console().print(table)
-    report = {
-        "settings": {name: value for name, value in vars(flags).items() if name != "json"},
-        "median_ms": {f"{kind} L={length}": median for (kind, length), median in medians.items()},
-        "full_over_eta_at_1024": medians["full", 1024] / base,
-        "eta_at_4096_over_1024": medians["eta", 4096] / base,
+    contestants = [
+        (kind, length) for length in flags.lengths for kind in ("eta", "eta-learned", "inner-product", "full")
+    ]
+    steps = {
+        f"{kind} L={length}": make_step(make_model(kind, length, flags), flags.rows, length)
+        for kind, length in contestants
     }
+    base = f"eta L={flags.lengths[0]}"
+    rows = summary(measure(steps, flags.rounds), base)
+    title = f"training step, N={flags.rows} D={flags.dim} M={flags.bits} K={flags.top_k} V={flags.items:,}"
+    Console().print(table(title, rows, base))
+    settings = {name: value for name, value in vars(flags).items() if name != "json"}
+    report = {"settings": settings, "steps": rows}
     text = json.dumps(report, indent=2)
     if flags.json:
         flags.json.write_text(text)
