@@ -58,9 +58,7 @@ def batched(
     """
     values = {"num_batch_threads": os.cpu_count() or 1, **_DEFAULTS}
     values |= {key: getattr(parameters, key).value for key in values if parameters.HasField(key)}
-    concrete = tf.function(lambda *columns: function(*columns), autograph=False).get_concrete_function(
-        *[tf.TensorSpec(x.shape, x.dtype) for x in inputs]
-    )
+    concrete = tf.function(function, autograph=False).get_concrete_function(*inputs)
     queues = [
         tf.raw_ops.BatchFunction(
             in_tensors=inputs,
@@ -83,10 +81,8 @@ def batched(
             # Nothing to join, or wrong: then the graph says what, better than the op would.
             return direct(*columns)
         (size,) = rows
-        if size > values["max_batch_size"]:
-            raise invalid_argument(
-                f"Task size {size} is larger than maximum input batch size {values['max_batch_size']}"
-            )
+        if size > (limit := values["max_batch_size"]):
+            raise invalid_argument(f"Task size {size} is larger than maximum input batch size {limit}")
         queue = hash(tuple(column.shape[1:] for column in columns)) % _QUEUES
         if queue not in calls:
             calls[queue] = callable_of(session, queues[queue], inputs)

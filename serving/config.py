@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +13,12 @@ import grpc
 from google.protobuf import descriptor_pb2, message_factory, text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.status import StatusError, invalid_argument
+from serving.status import invalid_argument
 
 Configs = Sequence[model_server_config_pb2.ModelConfig]
 
-_PLATFORM = "tensorflow"
+# What the numbers of BatchingParameters must at least be.
+_LEAST = {"max_batch_size": 1, "num_batch_threads": 1, "max_enqueued_batches": 1, "batch_timeout_micros": 0}
 
 # tensorflow-serving-api leaves these messages out. Names and types as in TensorFlow Serving's session_bundle_config,
 # ssl_config and monitoring_config; numbers do not show in text.
@@ -57,6 +60,64 @@ SSLConfig: Any = _CLASSES["serving.SSLConfig"]
 MonitoringConfig: Any = _CLASSES["serving.MonitoringConfig"]
 
 
+def boolean(value: str) -> bool:
+    """`--flag=true` and `--flag=false`, as tensorflow_model_server takes them."""
+    return bool(("false", "true").index(value.lower()))
+
+
+# What argparse is told of such a flag; `--flag` alone is true.
+BOOLEAN: dict[str, Any] = {"type": boolean, "nargs": "?", "const": True}
+_MAX_PORT = 65_535
+
+
+def _flag(default: Any, meaning: str, least: float | None = None, most: float = math.inf, **argument: Any) -> Any:
+    if default:
+        meaning += " (default: %(default)s)"
+    argument = {"type": type(default), "default": default, "help": meaning, **argument}
+    return dataclasses.field(default=default, metadata={"argument": argument, "range": (least, most)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a ModelServer may be told, with its flags: names, defaults, meanings and ranges.
+
+    The names are tensorflow_model_server's, but for `host`, for which it takes 0.0.0.0, `max_queued_calls` and
+    `reload_base_path`.
+
+    Args:
+        ssl_config: an SSLConfig; without one, plaintext. Its flag names a file, `--ssl_config_file`.
+        batching_parameters: BatchingParameters; without them requests are not joined. Its flags are
+            `--enable_batching` and `--batching_parameters_file`.
+
+    Raises:
+        ValueError: if one is out of its range.
+    """
+
+    host: str = _flag("127.0.0.1", "address to listen on")
+    port: int = _flag(8500, "port to listen on; 0: a free one", 0, _MAX_PORT)
+    rest_api_port: int | None = _flag(None, "loopback port of the metrics; 0: a free one", 0, _MAX_PORT, type=int)
+    model_config_file: str | None = _flag(None, "several models, policies, labels: a ModelServerConfig", type=str)
+    model_config_file_poll_wait_seconds: float = _flag(0.0, "seconds between two looks at it; 0: look once", 0)
+    file_system_poll_wait_seconds: float = _flag(1.0, "seconds between two looks for new versions; 0: look once", 0)
+    allow_version_labels_for_unavailable_models: bool = _flag(
+        False, "labels may stand for unloaded versions", **BOOLEAN
+    )
+    reload_base_path: str | None = _flag(None, "where HandleReloadConfigRequest may choose base paths", type=str)
+    grpc_max_threads: int = _flag(4 * (os.cpu_count() or 1), "Predict calls worked on at once", 1)
+    max_queued_calls: int = _flag(64, "Predict calls that wait for that; more get RESOURCE_EXHAUSTED", 0)
+    grpc_channel_arguments: str = _flag("", "gRPC's own: key=value,... Without, a message may have 64 MiB")
+    ssl_config: Any = None
+    batching_parameters: Any = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            least, most = field.metadata.get("range", (None, None))
+            value = getattr(self, field.name)
+            if least is not None and value is not None and not least <= value <= most:
+                allowed = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+                raise ValueError(f"`{field.name}` must be {allowed}. Received: {field.name}={value}")
+
+
 def read_config(path: str | Path, message_class: Any) -> Any:
     """Reads a text proto.
 
@@ -65,9 +126,7 @@ def read_config(path: str | Path, message_class: Any) -> Any:
     """
     try:
         return text_format.Parse(Path(path).read_text(encoding="utf-8"), message_class())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"Can't read {path}: {error}") from error
-    except text_format.ParseError as error:
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ValueError(f"{path} is no {message_class.DESCRIPTOR.name} in text format: {error}") from error
 
 
@@ -75,22 +134,14 @@ def model_configs(config: model_server_config_pb2.ModelServerConfig) -> Configs:
     """The models of a configuration file or of a request to reload it.
 
     Raises:
-        StatusError: if it lists none, or one twice, or one without a name, a base path or TensorFlow's platform.
+        StatusError: if it lists none, or one of a platform that is not TensorFlow.
     """
-    if config.WhichOneof("config") != "model_config_list":
-        raise invalid_argument(
-            "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently "
-            "supported"
-        )
     configs = list(config.model_config_list.config)
     if not configs:
-        raise invalid_argument("The model_config_list is empty.")
+        raise invalid_argument("There is no model: only a model_config_list is supported, and not an empty one.")
     for model in configs:
-        if model.model_platform != _PLATFORM:
-            raise invalid_argument(
-                f"`model_platform` of model {model.name!r} must be {_PLATFORM!r}. Received: {model.model_platform!r}"
-            )
-    check_models(configs)
+        if (platform := model.model_platform) != "tensorflow":
+            raise invalid_argument(f"`model_platform` of {model.name!r} must be 'tensorflow'. Received: {platform!r}")
     return configs
 
 
@@ -104,6 +155,8 @@ def check_models(configs: Configs) -> None:
     for config in configs:
         if not config.name or not config.base_path:
             raise invalid_argument(f"Each model needs a `name` and a `base_path`. Received: {config!s}")
+        if "\0" in config.base_path:
+            raise invalid_argument(f"`base_path` must not hold a NUL. Received: base_path={config.base_path!r}")
         if names.count(config.name) > 1:
             raise invalid_argument(f"Illegal to list model {config.name} multiple times in config list")
 
@@ -114,14 +167,10 @@ def check_batching(parameters: Any) -> None:
     Raises:
         ValueError: naming the parameter.
     """
-    for name in ("max_batch_size", "num_batch_threads", "max_enqueued_batches"):
-        if parameters.HasField(name) and getattr(parameters, name).value < 1:
-            raise ValueError(f"`{name}` must be positive. Received: {name}={getattr(parameters, name).value}")
-    if parameters.batch_timeout_micros.value < 0:
-        raise ValueError(
-            "`batch_timeout_micros` must not be negative. "
-            f"Received: batch_timeout_micros={parameters.batch_timeout_micros.value}"
-        )
+    for name, least in _LEAST.items():
+        value = getattr(parameters, name).value
+        if parameters.HasField(name) and value < least:
+            raise ValueError(f"`{name}` must be at least {least}. Received: {name}={value}")
     sizes = list(parameters.allowed_batch_sizes)
     if sizes and (sizes != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] != parameters.max_batch_size.value):
         raise ValueError(f"`allowed_batch_sizes` must increase and end with `max_batch_size`. Received: {sizes}")
@@ -140,39 +189,20 @@ def server_credentials(config: Any) -> grpc.ServerCredentials:
             raise ValueError(f"`{name}` of an SSLConfig must be a PEM text, not a path.")
     if config.client_verify and not config.custom_ca:
         raise ValueError("`client_verify` needs `custom_ca`: the authority that signs clients' certificates.")
-    return grpc.ssl_server_credentials(
-        [(config.server_key.encode(), config.server_cert.encode())],
-        root_certificates=config.custom_ca.encode() or None,
-        require_client_auth=config.client_verify,
-    )
+    pair = config.server_key.encode(), config.server_cert.encode()
+    return grpc.ssl_server_credentials([pair], config.custom_ca.encode() or None, config.client_verify)
 
 
-def channel_arguments(text: str) -> list[tuple[str, int | str]]:
+def channel_arguments(text: str) -> dict[str, int | str]:
     """Options of gRPC from `key=value,key=value`, as TensorFlow Serving reads them.
 
     Raises:
         ValueError: if a part is not of that form.
     """
-    options: list[tuple[str, int | str]] = []
+    options: dict[str, int | str] = {}
     for part in filter(None, text.split(",")):
         key, separator, value = part.partition("=")
         if not key or not separator:
             raise ValueError(f"`grpc_channel_arguments` must be key=value,... Received: {part!r}")
-        options.append((key, int(value) if value.lstrip("-").isdecimal() else value))
+        options[key] = int(value) if value.lstrip("-").isdecimal() else value
     return options
-
-
-def check_inside(configs: Configs, roots: Sequence[Path]) -> None:
-    """Refuses base paths outside `roots`, symbolic links followed.
-
-    Raises:
-        StatusError: PERMISSION_DENIED.
-    """
-    for config in configs:
-        path = Path(os.path.realpath(config.base_path))
-        if not any(path.is_relative_to(root) for root in roots):
-            raise StatusError(
-                grpc.StatusCode.PERMISSION_DENIED,
-                f"base_path of model {config.name} is outside the directories that requests may name. Start the server "
-                "with --reload_base_path to allow others.",
-            )

@@ -8,12 +8,12 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import grpc
-from tensorflow_serving.apis import model_pb2
+from grpc import StatusCode
+from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
+from tensorflow_serving.apis.model_pb2 import ModelSpec
 
-from serving.config import Configs, check_inside, check_models
+from serving.config import Configs, Options, check_models
 from serving.servables import Model, Servable
 from serving.status import StatusError, invalid_argument
 
@@ -25,29 +25,19 @@ class Models:
 
     Args:
         configs: one a model.
-        batching: BatchingParameters, or None for no batching.
-        reload_base_path: directory in which requests may choose base paths, beside those of `configs`.
-        labels_may_wait: whether version labels may stand for versions that are not loaded.
+        options: the server's.
 
     Raises:
         StatusError: if a name or a base path is missing or wrong.
     """
 
-    def __init__(
-        self,
-        configs: Configs,
-        *,
-        batching: Any = None,
-        reload_base_path: str | None = None,
-        labels_may_wait: bool = False,
-    ) -> None:
+    def __init__(self, configs: Configs, options: Options) -> None:
         check_models(configs)
-        self._batching = batching
-        self._labels_may_wait = labels_may_wait
-        paths = [*(config.base_path for config in configs), reload_base_path]
+        self._options = options
+        paths = [*(config.base_path for config in configs), options.reload_base_path]
         self._roots = [Path(os.path.realpath(path)) for path in paths if path]
         # Replaced, never changed: calls read it without a lock.
-        self._models: Mapping[str, Model] = {config.name: Model(config, batching) for config in configs}
+        self._models: Mapping[str, Model] = {config.name: Model(config, options) for config in configs}
         self._changing = threading.Lock()
 
     def load(self) -> None:
@@ -58,14 +48,7 @@ class Models:
         """
         with self._changing:
             for model in self._models.values():
-                model.poll()
-                if model.versions:
-                    self._check_labels(model)
-                elif model.failures:
-                    raise StatusError(
-                        grpc.StatusCode.UNKNOWN,
-                        f"No version of model {model.name} can be loaded: {'; '.join(model.failures)}",
-                    )
+                self._load(model, required=False)
 
     def poll(self) -> None:
         """Looks at every base path once."""
@@ -74,7 +57,7 @@ class Models:
                 try:
                     model.poll()
                 except OSError as error:
-                    _log.error("Could not look for versions of model %s: %s", model.name, error)
+                    _log.error("Could not look for versions of model %s: %s", model.config.name, error)
 
     def reload(self, configs: Configs, *, by_request: bool = False) -> None:
         """Puts other models in place of all there are, once each has a version that answers. Else nothing changes.
@@ -88,32 +71,23 @@ class Models:
                 a version that is not loaded, UNKNOWN for a model without a version that can be loaded.
         """
         check_models(configs)
-        if by_request:
-            check_inside(configs, self._roots)
+        for config in configs if by_request else ():
+            path = Path(os.path.realpath(config.base_path))
+            if not any(path.is_relative_to(root) for root in self._roots):
+                message = f"base_path of model {config.name} is outside the directories that requests may name"
+                raise StatusError(StatusCode.PERMISSION_DENIED, f"{message}; --reload_base_path allows another.")
         with self._changing:
-            models = {}
-            for config in configs:
-                models[config.name] = model = Model(config, self._batching, self._models.get(config.name))
-                model.poll()
-                if not model.versions:
-                    raise StatusError(
-                        grpc.StatusCode.UNKNOWN,
-                        f"1 servable(s) did not become available: {config.name}: "
-                        f"{'; '.join(model.failures) or 'it has no version'}",
-                    )
-                self._check_labels(model)
+            models = {config.name: Model(config, self._options, self._models.get(config.name)) for config in configs}
+            for model in models.values():
+                self._load(model, required=True)
             gone = self._models.keys() - models
             self._models = models
         _log.info("Configuration replaced; models are now: %s", ", ".join(models))
         if gone:
             gc.collect()
 
-    def find(self, name: str) -> Model | None:
-        """The model of a name."""
-        return self._models.get(name)
-
-    def servable(self, spec: model_pb2.ModelSpec) -> Servable:
-        """The model version that a request asks for.
+    def servable(self, spec: ModelSpec) -> Servable:
+        """The model version that a request asks for: by number, by label, or the newest.
 
         Raises:
             StatusError: if there is none.
@@ -121,22 +95,39 @@ class Models:
         if not spec.name:
             raise invalid_argument("ModelSpec has no name specified.")
         model = self._models.get(spec.name)
-        if model is not None:
-            return model.servable(spec)
+        available = model.available if model else {}
+        if model and not available:
+            raise StatusError(StatusCode.UNAVAILABLE, f"No version of model {spec.name} is loaded yet.")
         if spec.HasField("version_label"):
-            raise invalid_argument(f"Unrecognized servable version label: {spec.version_label}")
-        choice = f"Specific({spec.name}, {spec.version.value})" if spec.HasField("version") else f"Latest({spec.name})"
-        raise StatusError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {choice}")
+            if not model or spec.version_label not in model.config.version_labels:
+                raise invalid_argument(f"Unrecognized servable version label: {spec.version_label}")
+            version = model.config.version_labels[spec.version_label]
+        else:
+            version = spec.version.value if spec.HasField("version") else max(available, default=None)
+        if version not in available:
+            choice = f"Latest({spec.name})" if version is None else f"Specific({spec.name}, {version})"
+            raise StatusError(StatusCode.NOT_FOUND, f"Servable not found for request: {choice}")
+        return available[version]
 
     def versions(self) -> dict[str, list[int]]:
         """The versions that answer, by model."""
-        return {name: model.versions for name, model in self._models.items()}
+        return {name: sorted(model.available) for name, model in self._models.items()}
 
-    def _check_labels(self, model: Model) -> None:
+    def statuses(self, name: str) -> list[ModelVersionStatus]:
+        """What has become of every version of a model; none of a model that is not there."""
+        model = self._models.get(name)
+        return [status for _, status in sorted(dict(model.states).items())] if model else []
+
+    def _load(self, model: Model, *, required: bool) -> None:
+        """Loads a model's versions; raises StatusError if there is none that answers, or none that a label wants."""
+        model.poll()
+        failures = "; ".join(filter(None, (status.status.error_message for status in model.states.values())))
+        if not model.available and (required or failures):
+            message = f"No version of model {model.config.name} can be loaded: {failures or 'there is none'}"
+            raise StatusError(StatusCode.UNKNOWN, message)
+        may_wait = self._options.allow_version_labels_for_unavailable_models
         for label, version in model.config.version_labels.items():
-            if version not in model.versions and not self._labels_may_wait:
-                raise StatusError(
-                    grpc.StatusCode.FAILED_PRECONDITION,
-                    f"Request to assign label {label!r} to version {version} of model {model.name}, which is not "
-                    "currently available for inference",
-                )
+            if model.available and version not in model.available and not may_wait:
+                wanted = f"label {label!r} to version {version} of model {model.config.name}"
+                message = f"Request to assign {wanted}, which is not currently available for inference"
+                raise StatusError(StatusCode.FAILED_PRECONDITION, message)

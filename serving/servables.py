@@ -5,29 +5,55 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
-from tensorflow_serving.apis import get_model_status_pb2, model_pb2, predict_pb2, prediction_log_pb2
-from tensorflow_serving.config import model_server_config_pb2
+from grpc import StatusCode
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
+from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
+from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+from tensorflow_serving.config.model_server_config_pb2 import ModelConfig
 
 from serving.batching import Call, batched, callable_of
-from serving.status import CODES, StatusError, invalid_argument, status_of
+from serving.config import Options
+from serving.status import StatusError, invalid_argument, status_of
 from serving.tensors import read_tensor, write_tensor
 
 WARMUP_REQUESTS = Path("assets.extra", "tf_serving_warmup_requests")
 
-_MAX_WARMUP_RECORDS = 1_000
 _TAGS = ["serve"]
-_State = get_model_status_pb2.ModelVersionStatus.State
 
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What a call must send for one input of a signature, worked out once.
+
+    Args:
+        name: its name.
+        dtype: its DataType.
+        sizes: of its dimensions, `None` for any; `None` for any number of them.
+    """
+
+    name: str
+    dtype: int
+    sizes: Sequence[int | None] | None
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Refuses arrays of other shapes: a graph that was traced for one rank is not safe with another.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT, naming the input.
+        """
+        sizes = shape if self.sizes is None else self.sizes
+        if len(sizes) != len(shape) or any(size not in (None, sent) for size, sent in zip(sizes, shape, strict=True)):
+            raise invalid_argument(f"input `{self.name}` must have shape {tf.TensorShape(sizes)}. Received: {shape}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +64,13 @@ class Servable:
         version: its number.
         signature_defs: the signatures as the SavedModel describes them.
         calls: for each signature a function of its inputs in order of their names, which returns its outputs so too.
+        inputs: for each signature its inputs in that order.
     """
 
     version: int
-    signature_defs: Mapping[str, meta_graph_pb2.SignatureDef]
+    signature_defs: Mapping[str, SignatureDef]
     calls: Mapping[str, Call]
+    inputs: Mapping[str, Sequence[Input]]
 
     @classmethod
     def load(cls, path: Path, version: int, batching: Any = None) -> Servable:
@@ -60,24 +88,21 @@ class Servable:
         try:
             saved_model = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
         except DecodeError as error:
-            raise StatusError(grpc.StatusCode.DATA_LOSS, f"{path / 'saved_model.pb'} is corrupt: {error}") from error
+            raise StatusError(StatusCode.DATA_LOSS, f"{path / 'saved_model.pb'} is corrupt: {error}") from error
         graphs = [graph for graph in saved_model.meta_graphs if list(graph.meta_info_def.tags) == _TAGS]
         if not graphs:
-            raise StatusError(grpc.StatusCode.NOT_FOUND, f"The SavedModel in {path} has no graph with the tag 'serve'.")
+            raise StatusError(StatusCode.NOT_FOUND, f"The SavedModel in {path} has no graph with the tag 'serve'.")
+        signature_defs = dict(graphs[0].signature_def)
+        inputs = {name: _inputs(signature) for name, signature in signature_defs.items()}
+        v1 = tf.compat.v1
         # As in TensorFlow Serving a session of its own, which takes variables, tables, threads and batch queues with
         # it when it goes; what eager functions leave behind would add up from version to version.
         with tf.Graph().as_default():
-            session = tf.compat.v1.Session()
+            session = v1.Session()
             loaded = tf.saved_model.load(str(path), tags=_TAGS)
             calls = {name: _call(session, name, function, batching) for name, function in loaded.signatures.items()}
-            session.run(
-                [
-                    tf.compat.v1.global_variables_initializer(),
-                    tf.compat.v1.local_variables_initializer(),
-                    tf.compat.v1.tables_initializer(),
-                ]
-            )
-        servable = cls(version, dict(graphs[0].signature_def), calls)
+            session.run([v1.global_variables_initializer(), v1.local_variables_initializer(), v1.tables_initializer()])
+        servable = cls(version, signature_defs, calls, inputs)
         servable._warm_up(path / WARMUP_REQUESTS)
         return servable
 
@@ -87,24 +112,20 @@ class Servable:
         replayed = 0
         try:
             for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-                if replayed == _MAX_WARMUP_RECORDS:
-                    raise invalid_argument(f"More than {_MAX_WARMUP_RECORDS} warm-up records at {path}")
-                log = prediction_log_pb2.PredictionLog.FromString(record)
-                kind = log.WhichOneof("log_type")
-                if kind != "predict_log":
-                    raise StatusError(grpc.StatusCode.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
+                log = PredictionLog.FromString(record)
+                if not log.HasField("predict_log"):
+                    kind = log.WhichOneof("log_type")
+                    raise StatusError(StatusCode.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
                 self.predict(log.predict_log.request)
                 replayed += 1
         except tf.errors.DataLossError as error:
-            _, message = status_of(error)
-            raise StatusError(
-                grpc.StatusCode.DATA_LOSS, f"{message}. Please verify your warmup data is in TFRecord format: {path}"
-            ) from error
+            message = f"{status_of(error)[1]}. Please verify your warmup data is in TFRecord format: {path}"
+            raise StatusError(StatusCode.DATA_LOSS, message) from error
         except DecodeError as error:
             raise invalid_argument(f"Failed to parse warmup record {replayed} from {path}") from error
         _log.info("Replayed %d warm-up requests of %s", replayed, path)
 
-    def predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
+    def predict(self, request: PredictRequest) -> PredictResponse:
         """Answers a Predict request as TensorFlow Serving does, up to the choice of the model, which is the caller's.
 
         Raises:
@@ -113,26 +134,26 @@ class Servable:
         """
         name = request.model_spec.signature_name or tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
         if name not in self.calls:
-            raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
-        signature = self.signature_defs[name]
-        _check_names(request, signature)
+            raise StatusError(StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
+        names = sorted(self.signature_defs[name].outputs)
+        _check_names(request, {wanted.name for wanted in self.inputs[name]}, names)
         columns = []
-        for index, (key, wanted) in enumerate(sorted(signature.inputs.items())):
-            column = read_tensor(key, request.inputs[key], wanted.dtype, index)
-            # A graph that was traced for one rank is not safe with another.
-            if not tf.TensorShape(wanted.tensor_shape).is_compatible_with(column.shape):
-                raise invalid_argument(
-                    f"input `{key}` must have shape {tf.TensorShape(wanted.tensor_shape)}. Received: {column.shape}"
-                )
+        for index, wanted in enumerate(self.inputs[name]):
+            column = read_tensor(wanted.name, request.inputs[wanted.name], wanted.dtype, index)
+            wanted.check_shape(column.shape)
             columns.append(column)
-        outputs = dict(zip(sorted(signature.outputs), self.calls[name](*columns), strict=True))
-        response = predict_pb2.PredictResponse()
-        response.model_spec.CopyFrom(
-            model_pb2.ModelSpec(name=request.model_spec.name, version={"value": self.version}, signature_name=name)
+        outputs = dict(zip(names, self.calls[name](*columns), strict=True))
+        response = PredictResponse(
+            model_spec={"name": request.model_spec.name, "version": {"value": self.version}, "signature_name": name}
         )
-        for key in request.output_filter or signature.outputs:
-            response.outputs[key].CopyFrom(write_tensor(outputs[key]))
+        for key in request.output_filter or names:
+            write_tensor(outputs[key], response.outputs[key])
         return response
+
+
+def _inputs(signature: SignatureDef) -> list[Input]:
+    shapes = [(name, info.dtype, tf.TensorShape(info.tensor_shape)) for name, info in sorted(signature.inputs.items())]
+    return [Input(name, dtype, None if shape.rank is None else shape.as_list()) for name, dtype, shape in shapes]
 
 
 def _call(session: tf.compat.v1.Session, name: str, function: Any, batching: Any) -> Call:
@@ -148,20 +169,16 @@ def _call(session: tf.compat.v1.Session, name: str, function: Any, batching: Any
     return direct if batching is None else batched(session, name, outputs, inputs, direct, batching)
 
 
-def _check_names(request: predict_pb2.PredictRequest, signature: meta_graph_pb2.SignatureDef) -> None:
-    sent, wanted = set(request.inputs), set(signature.inputs)
-    if sent != wanted:
-        raise invalid_argument(
-            f"input size does not match signature: {len(sent)}!={len(wanted)} "
-            f"len({_set(sent)}) != len({_set(wanted)}). "
-            f"Sent extra: {_set(sent - wanted)}. Missing but required: {_set(wanted - sent)}."
-        )
+def _check_names(request: PredictRequest, inputs: set[str], outputs: Sequence[str]) -> None:
+    sent = set(request.inputs)
+    if sent != inputs:
+        sizes = f"{len(sent)}!={len(inputs)} len({_set(sent)}) != len({_set(inputs)})"
+        difference = f"Sent extra: {_set(sent - inputs)}. Missing but required: {_set(inputs - sent)}."
+        raise invalid_argument(f"input size does not match signature: {sizes}. {difference}")
     for position, alias in enumerate(request.output_filter):
-        if alias not in signature.outputs:
-            raise invalid_argument(
-                f"output tensor alias not found in signature: {alias} "
-                f"Outputs expected to be in the set {_set(signature.outputs)}."
-            )
+        if alias not in outputs:
+            expected = f"Outputs expected to be in the set {_set(outputs)}."
+            raise invalid_argument(f"output tensor alias not found in signature: {alias} {expected}")
         if alias in request.output_filter[:position]:
             raise invalid_argument(f"duplicate output tensor alias: {alias}")
 
@@ -180,148 +197,75 @@ class Model:
 
     Args:
         config: TensorFlow Serving's own message: name, base path, version policy, version labels.
-        batching: BatchingParameters, or None.
+        options: the server's.
         previous: the model until now, whose versions this one takes over where the base path is the same.
 
     Raises:
         StatusError: if the base path is no directory.
     """
 
-    def __init__(
-        self, config: model_server_config_pb2.ModelConfig, batching: Any = None, previous: Model | None = None
-    ) -> None:
-        self.name = config.name
+    def __init__(self, config: ModelConfig, options: Options, previous: Model | None = None) -> None:
         self.config = config
-        self._batching = batching
+        same = previous if previous is not None and previous.config.base_path == config.base_path else None
+        # The versions that answer. Replaced, never changed: calls read it without a lock.
+        self.available: Mapping[int, Servable] = same.available if same else {}
+        self.states: dict[int, ModelVersionStatus] = dict(same.states) if same else {}
+        self._failed: dict[int, object] = dict(same._failed) if same else {}
+        self._last_seen: object = None
+        self._options = options
         self._base_path = Path(config.base_path)
         if not self._base_path.is_dir():
-            raise StatusError(
-                grpc.StatusCode.NOT_FOUND,
-                f"Could not find base path {config.base_path!r} for servable {config.name}.",
-            )
-        # Replaced, never changed: calls read it without a lock.
-        self._available: Mapping[int, Servable] = {}
-        self._states: dict[int, get_model_status_pb2.ModelVersionStatus] = {}
-        self._failed: dict[int, object] = {}
-        self._last_seen: object = None
-        if previous is not None and previous.config.base_path == config.base_path:
-            self._available, self._states = previous._available, dict(previous._states)
-            self._failed = dict(previous._failed)
-
-    @property
-    def versions(self) -> list[int]:
-        """The versions that answer."""
-        return sorted(self._available)
-
-    @property
-    def failures(self) -> list[str]:
-        """What is wrong with each version that could not be loaded."""
-        return [
-            f"version {version}: {CODES[status.status.error_code].name}: {status.status.error_message}"
-            for version, status in sorted(self._states.items())
-            if status.status.error_code
-        ]
-
-    def servable(self, spec: model_pb2.ModelSpec) -> Servable:
-        """The version that a request asks for: by number, by label, or the newest.
-
-        Raises:
-            StatusError: if there is no such version.
-        """
-        available = self._available
-        if not available:
-            raise StatusError(grpc.StatusCode.UNAVAILABLE, f"No version of model {self.name} is loaded yet.")
-        choice = spec.WhichOneof("version_choice")
-        if choice is None:
-            return available[max(available)]
-        if choice == "version_label":
-            if spec.version_label not in self.config.version_labels:
-                raise invalid_argument(f"Unrecognized servable version label: {spec.version_label}")
-            version = self.config.version_labels[spec.version_label]
-        else:
-            version = spec.version.value
-        if version not in available:
-            raise StatusError(
-                grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Specific({self.name}, {version})"
-            )
-        return available[version]
-
-    def statuses(self) -> list[get_model_status_pb2.ModelVersionStatus]:
-        """What has become of every version seen so far, in order of their numbers."""
-        return [status for _, status in sorted(dict(self._states).items())]
+            message = f"Could not find base path {config.base_path!r} for servable {config.name}."
+            raise StatusError(StatusCode.NOT_FOUND, message)
 
     def poll(self) -> None:
         """Looks at the base path once, loads what is new and lets go of what is no longer wanted."""
-        on_disk = self._versions_on_disk()
         policy = self.config.model_version_policy
-        count = policy.latest.num_versions or 1
-        if policy.WhichOneof("policy_choice") in ("all", "specific"):
-            count = len(on_disk)
+        names = [path.name for path in self._base_path.iterdir() if path.is_dir()]
+        on_disk = {int(name): self._base_path / name for name in names if name.isascii() and name.isdigit()}
+        if policy.HasField("specific"):
+            on_disk = {version: on_disk[version] for version in policy.specific.versions if version in on_disk}
+        latest_only = policy.WhichOneof("policy_choice") in (None, "latest")
+        count = (policy.latest.num_versions or 1) if latest_only else len(on_disk)
         wanted: list[int] = []
         for version in sorted(on_disk, reverse=True):
-            if len(wanted) < count and (version in self._available or self._load(version, on_disk[version])):
+            if len(wanted) < count and (version in self.available or self._load(version, on_disk[version])):
                 wanted.append(version)
-        news = on_disk.keys() != self._last_seen
+        if not wanted and on_disk.keys() != self._last_seen:
+            path = self._base_path
+            nothing = f"No version of servable {self.config.name} found under base path {path}, such as {path / '1'}"
+            _log.warning("%s, that can be loaded; what is in memory goes on serving: %s", nothing, list(self.available))
         self._last_seen = on_disk.keys()
-        if not wanted:
-            if news:
-                _log.warning(
-                    "No version of servable %s found under base path %s that can be loaded; %s",
-                    self.name,
-                    self._base_path,
-                    "what is in memory goes on serving." if self._available else "waiting for one in a directory '1/'.",
-                )
+        unwanted = self.available.keys() - wanted
+        if not wanted or not unwanted:
             return
-        unwanted = set(self._available) - set(wanted)
-        self._available = {version: self._available[version] for version in wanted}
+        self.available = {version: self.available[version] for version in wanted}
         for version in unwanted:
-            self._set_state(version, _State.END)
-            _log.info("Unloaded version %d of model %s", version, self.name)
-        if unwanted:
-            # TensorFlow's functions hold each other in cycles; without this, unloaded variables linger.
-            gc.collect()
-
-    def _versions_on_disk(self) -> dict[int, Path]:
-        policy = self.config.model_version_policy
-        wanted = policy.specific.versions if policy.HasField("specific") else None
-        paths = [path for path in self._base_path.iterdir() if path.name.isascii() and path.name.isdigit()]
-        return {
-            int(path.name): path for path in paths if path.is_dir() and (wanted is None or int(path.name) in wanted)
-        }
+            self._set_state(version, ModelVersionStatus.END)
+            _log.info("Unloaded version %d of model %s", version, self.config.name)
+        # TensorFlow's functions hold each other in cycles; without this, unloaded variables linger.
+        gc.collect()
 
     def _load(self, version: int, path: Path) -> bool:
-        files = _files(path)
+        # These change when someone goes on copying the version, or repairs it.
+        stats = [(str(file), file.stat()) for file in path.rglob("*") if file.is_file()]
+        files = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
         if self._failed.get(version) == files:
             return False
-        self._set_state(version, _State.LOADING)
+        self._set_state(version, ModelVersionStatus.LOADING)
         try:
-            servable = Servable.load(path, version, self._batching)
+            servable = Servable.load(path, version, self._options.batching_parameters)
         except Exception as error:  # a broken SavedModel can raise anything, and must not end the server
             self._failed[version] = files
             code, message = status_of(error)
-            _log.error("Version %d of model %s is not served: %s: %s", version, self.name, code.name, message)
-            self._set_state(version, _State.END, code, message)
+            _log.error("Version %d of model %s is not served: %s: %s", version, self.config.name, code.name, message)
+            self._set_state(version, ModelVersionStatus.END, code, message)
             return False
-        self._failed.pop(version, None)
-        self._available = {**self._available, version: servable}
-        self._set_state(version, _State.AVAILABLE)
-        _log.info("Loaded version %d of model %s from %s", version, self.name, path)
+        self.available = {**self.available, version: servable}
+        self._set_state(version, ModelVersionStatus.AVAILABLE)
+        _log.info("Loaded version %d of model %s from %s", version, self.config.name, path)
         return True
 
-    def _set_state(
-        self, version: int, state: int, code: grpc.StatusCode = grpc.StatusCode.OK, message: str = ""
-    ) -> None:
-        status = get_model_status_pb2.ModelVersionStatus(version=version, state=state)
-        status.status.error_code, status.status.error_message = code.value[0], message
-        self._states[version] = status
-
-
-def _files(path: Path) -> object:
-    """What the files of a version look like; it changes when someone goes on copying or repairs them."""
-    found = []
-    for folder, _, names in os.walk(path):
-        for name in names:
-            file = Path(folder, name)
-            if file.exists():
-                found.append((str(file), file.stat().st_size, file.stat().st_mtime_ns))
-    return sorted(found)
+    def _set_state(self, version: int, state: int, code: StatusCode = StatusCode.OK, message: str = "") -> None:
+        status = {"error_code": code.value[0], "error_message": message}
+        self.states[version] = ModelVersionStatus(version=version, state=state, status=status)

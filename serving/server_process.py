@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,6 @@ import psutil
 _STARTED = "Running gRPC ModelServer at "
 _LOG_LINES = 20
 _STOP_SECONDS = 60
-# By default each thread's pool in glibc keeps the most that a large request ever took from it, which looks like a leak.
-_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 
 
 class ServerProcess:
@@ -34,9 +31,7 @@ class ServerProcess:
 
     def __enter__(self) -> ServerProcess:
         with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                self._command, env={**_ENVIRONMENT, **os.environ}, stdout=subprocess.PIPE, stderr=log, text=True
-            )
+            self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=log, text=True)
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line.startswith(_STARTED):
             self.__exit__()

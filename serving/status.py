@@ -4,44 +4,43 @@ from __future__ import annotations
 
 import re
 
-import grpc
 import tensorflow as tf
+from grpc import StatusCode
 
-CODES = {code.value[0]: code for code in grpc.StatusCode}
+CODES = {code.value[0]: code for code in StatusCode}
 
 # gRPC drops an answer whose metadata, the message included, is over 8 KiB; a byte can take three there.
 _MAX_MESSAGE_CHARACTERS = 1_000
 
 
-class StatusError(Exception):
-    """A request or a version that is refused.
+class StatusError(ValueError):
+    """A request, a configuration or a version that is refused.
 
     Args:
         code: the gRPC status code.
         message: what is wrong, in the words of TensorFlow Serving where it has any.
     """
 
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        super().__init__(f"{code.name}: {message}")
+    def __init__(self, code: StatusCode, message: str) -> None:
+        super().__init__(message)
         self.code = code
-        self.message = message
 
 
 def invalid_argument(message: str) -> StatusError:
     """The commonest refusal."""
-    return StatusError(grpc.StatusCode.INVALID_ARGUMENT, message)
+    return StatusError(StatusCode.INVALID_ARGUMENT, message)
 
 
-def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+def status_of(error: Exception) -> tuple[StatusCode, str]:
     """Code and message of any error: TensorFlow's keep their code, what nobody foresaw is INTERNAL."""
     if isinstance(error, StatusError):
-        code, message = error.code, error.message
+        code, message = error.code, str(error)
     elif isinstance(error, tf.errors.OpError):
         code, message = CODES[error.error_code], _graph_message(error.message)
     elif isinstance(error, FileNotFoundError):
-        code, message = grpc.StatusCode.NOT_FOUND, str(error)
+        code, message = StatusCode.NOT_FOUND, str(error)
     else:
-        code, message = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
+        code, message = StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
     if len(message) > _MAX_MESSAGE_CHARACTERS:
         message = message[:_MAX_MESSAGE_CHARACTERS] + "..."
     return code, message

@@ -131,11 +131,11 @@ def test_unequal_rows_reach_the_graph(start: Start) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("max_batch_size { value: 0 }", "`max_batch_size` must be positive. Received: max_batch_size=0"),
-        ("num_batch_threads { value: -1 }", "`num_batch_threads` must be positive. Received: num_batch_threads=-1"),
+        ("max_batch_size { value: 0 }", "`max_batch_size` must be at least 1. Received: max_batch_size=0"),
+        ("num_batch_threads { value: -1 }", "`num_batch_threads` must be at least 1. Received: num_batch_threads=-1"),
         (
             "batch_timeout_micros { value: -1 }",
-            "`batch_timeout_micros` must not be negative. Received: batch_timeout_micros=-1",
+            "`batch_timeout_micros` must be at least 0. Received: batch_timeout_micros=-1",
         ),
         (
             "max_batch_size { value: 4 } allowed_batch_sizes: 2",

@@ -22,6 +22,7 @@ from serving import batching, config, models, monitoring, servables, server, ser
 from serving.client import RankingClient, ServingError, VersionStatus
 from serving.servables import WARMUP_REQUESTS
 from serving.server import ModelServer, main
+from serving.status import StatusError
 
 INPUTS = {"history": [[1, 2, 1]], "history_length": [3], "candidates": [[1, 2, 3]]}
 HITS = np.array([[2, 1, 0]], np.float32)
@@ -314,19 +315,19 @@ def test_empty_base_path_waits_for_a_version(
         with pytest.raises(ServingError, match="No version of model eta is loaded yet") as refused:
             client.metadata()
         assert refused.value.code is grpc.StatusCode.UNAVAILABLE
-        assert not server.wait_until_ready(timeout=0)
+        assert not server.ready
 
         push("1", tmp_path, 1)
         client.wait_until_ready(timeout=20)
         assert ask(client) == 1
-        assert server.wait_until_ready(timeout=20)
-        assert health(server) == health_pb2.HealthCheckResponse.SERVING
+        assert server.ready
+        wait_for(lambda: health(server) == health_pb2.HealthCheckResponse.SERVING)
 
 
 def test_start_with_broken_versions_only_fails(push: Push, serve: Serve, tmp_path: Path) -> None:
     empty_graph(push("1", tmp_path, 1))
     with pytest.raises(
-        RuntimeError, match=r"No version of model eta can be loaded: version 1: NOT_FOUND: The SavedModel"
+        StatusError, match=r"No version of model eta can be loaded: The SavedModel in .*/1 has no graph"
     ):
         serve(tmp_path)
 
@@ -416,7 +417,7 @@ def test_main_port_taken(push: Push, serve: Serve, tmp_path: Path, capsys: pytes
     ("arguments", "text"),
     [
         ({"port": 65_536}, "`port` must be between 0 and 65535. Received: port=65536"),
-        ({"grpc_max_threads": 0}, "`grpc_max_threads` must be positive. Received: grpc_max_threads=0"),
+        ({"grpc_max_threads": 0}, "`grpc_max_threads` must be at least 1. Received: grpc_max_threads=0"),
         (
             {"file_system_poll_wait_seconds": -1},
             "`file_system_poll_wait_seconds` must be at least 0. Received: file_system_poll_wait_seconds=-1",
