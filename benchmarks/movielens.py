@@ -31,9 +31,23 @@ BATCH_SIZE = 512
 LONG_HISTORY = 200
 EMBEDDING_LEARNING_RATE = 0.1
 
+
+def _eta_with_period(lookup: FeatureLookup, seed: int, period: int) -> ETA:
+    return ETA(
+        lookup=lookup,
+        seed=seed,
+        similarity_bias=True,
+        trainable_planes=True,
+        planes_period=period,
+        name=f"eta_period_{period}",
+    )
+
+
 MODELS: dict[str, Callable[[FeatureLookup, int], Ranker]] = {
     "short": lambda lookup, seed: Ranker(lookup=lookup, name="short"),
     "eta": lambda lookup, seed: ETA(lookup=lookup, seed=seed, similarity_bias=True, trainable_planes=True, name="eta"),
+    "eta-period-8": lambda lookup, seed: _eta_with_period(lookup, seed, 8),
+    "eta-period-64": lambda lookup, seed: _eta_with_period(lookup, seed, 64),
     "eta-fixed-planes": lambda lookup, seed: ETA(lookup=lookup, seed=seed, name="eta_fixed_planes"),
     "inner-product": lambda lookup, seed: Ranker(
         lookup=lookup, search_unit=search.InnerProductSearch(), name="inner_product"
@@ -44,6 +58,8 @@ MODELS: dict[str, Callable[[FeatureLookup, int], Ranker]] = {
 DESCRIPTIONS = {
     "short": "target attention over the last 16",
     "eta": "ETA: 48 of 512, learned planes",
+    "eta-period-8": "ETA: 48 of 512, planes that move every 8 steps",
+    "eta-period-64": "ETA: 48 of 512, planes that move every 64 steps",
     "eta-fixed-planes": "ETA: 48 of 512, fixed planes",
     "inner-product": "inner-product top 48 of 512",
     "full": "target attention over all 512",

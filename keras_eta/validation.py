@@ -17,3 +17,13 @@ def check_positive_integers(**arguments: Any) -> None:
     for name, value in arguments.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+
+
+def check_planes_period(planes_period: Any, trainable_planes: bool) -> None:
+    """Raises ValueError unless `planes_period` is a positive integer, and 1 for planes that do not learn."""
+    check_positive_integers(planes_period=planes_period)
+    if planes_period > 1 and not trainable_planes:
+        raise ValueError(
+            "`planes_period` above 1 needs `trainable_planes=True`. "
+            f"Received: planes_period={planes_period}, trainable_planes={trainable_planes}"
+        )

@@ -59,6 +59,7 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
         num_bits: M, bits of a fingerprint.
         seed: seed of the hash's planes.
         trainable_planes: whether an optimiser may move the planes. Each move hashes the whole table again.
+        planes_period: as `SimHash`: above 1 the planes, and with them the table, change at `move_planes` only.
         **kwargs: as `tf.keras.layers.Embedding`.
 
     Call arguments:
@@ -87,11 +88,12 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
         num_bits: int = 64,
         seed: int = 0,
         trainable_planes: bool = False,
+        planes_period: int = 1,
         **kwargs: Any,
     ) -> None:
         check_positive_integers(input_dim=input_dim, output_dim=output_dim)
         super().__init__(input_dim, output_dim, **kwargs)
-        self.hash = SimHash(num_bits, seed, trainable_planes, name="hash")
+        self.hash = SimHash(num_bits, seed, trainable_planes, planes_period, name="hash")
 
     def build(self, input_shape: tf.TensorShape | None = None) -> None:
         if tf.distribute.has_strategy():
@@ -137,6 +139,10 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
             float32 [..., M].
         """
         return self.hash.codes(embeddings)
+
+    def move_planes(self) -> None:
+        """Takes the learned planes into use and hashes the whole table by them; see `SimHash.move_planes`."""
+        self.hash.move_planes()
 
     def refresh(self, ids: tf.Tensor | None = None) -> None:
         """Hashes rows again. Updates of the layer's variables do this by themselves.
@@ -186,6 +192,7 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
             "num_bits": self.hash.num_bits,
             "seed": self.hash.seed,
             "trainable_planes": self.hash.trainable_planes,
+            "planes_period": self.hash.planes_period,
         }
 
 

@@ -26,7 +26,9 @@ class ETA(Ranker):
         seed: seed of the planes.
         similarity_bias: whether the similarity 1 - 2 * distance / M of a retrieved behaviour is added to its attention
             logits, with a learned scale for each head; in training it carries the straight-through gradient.
-        trainable_planes: whether the planes learn by that path. Hashes the whole table again at each step.
+        trainable_planes: whether the planes learn by that path. Hashes the whole table again whenever they move.
+        planes_period: steps between two moves of learned planes; a loop that does not call `train_step` calls
+            `search_unit.after_step`.
         **kwargs: as `Ranker`, without `search_unit`.
 
     Call arguments:
@@ -62,6 +64,7 @@ class ETA(Ranker):
         seed: int = 0,
         similarity_bias: bool = False,
         trainable_planes: bool = False,
+        planes_period: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -72,6 +75,7 @@ class ETA(Ranker):
                 seed=seed,
                 similarity_bias=similarity_bias,
                 trainable_planes=trainable_planes,
+                planes_period=planes_period,
                 name="hamming_search",
             ),
             **kwargs,
@@ -84,6 +88,6 @@ class ETA(Ranker):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["search_unit"]
-        for name in ("top_k", "num_bits", "seed", "similarity_bias", "trainable_planes"):
+        for name in ("top_k", "num_bits", "seed", "similarity_bias", "trainable_planes", "planes_period"):
             config[name] = getattr(self.search_unit, name)
         return config

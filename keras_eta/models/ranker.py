@@ -302,8 +302,10 @@ class Ranker(tfrs.Model):
 
     def train_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
         metrics = super().train_step(inputs)
-        if self.search_unit is not None and _writes_to_handles(self.optimizer):
-            self.search_unit.refresh()
+        if self.search_unit is not None:
+            if _writes_to_handles(self.optimizer):
+                self.search_unit.refresh()
+            self.search_unit.after_step(self.optimizer.iterations)
         return metrics
 
     def _history(self, inputs: Inputs) -> tuple[dict[str, tf.Tensor], tf.Tensor]:

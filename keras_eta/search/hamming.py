@@ -11,7 +11,7 @@ from keras_eta.features import Feature
 from keras_eta.layers.fingerprinted_embedding import FingerprintedEmbedding
 from keras_eta.layers.hamming_top_k import HammingTopK
 from keras_eta.search.search_unit import Ids, Retrieved, SearchUnit
-from keras_eta.validation import check_positive_integers
+from keras_eta.validation import check_planes_period, check_positive_integers
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -30,6 +30,8 @@ class HammingSearch(SearchUnit):
         seed: seed of the planes.
         trainable_planes: whether the planes learn. Needs `similarity_bias`, the only path to them.
         similarity_bias: whether the similarity enters the attention's logits.
+        planes_period: steps between two moves of planes that learn. Each move hashes the whole table again, which takes
+            seconds for millions of items; in between the optimiser moves a copy, and the table stays exact.
 
     Raises:
         ValueError: if an argument is out of its range, or planes are to learn without a similarity bias.
@@ -45,6 +47,7 @@ class HammingSearch(SearchUnit):
         seed: int = 0,
         trainable_planes: bool = False,
         similarity_bias: bool = False,
+        planes_period: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -54,11 +57,13 @@ class HammingSearch(SearchUnit):
                 "`trainable_planes` needs `similarity_bias=True`: no gradient reaches the planes otherwise. "
                 f"Received: trainable_planes={trainable_planes}, similarity_bias={similarity_bias}"
             )
+        check_planes_period(planes_period, trainable_planes)
         self.hamming_top_k = HammingTopK(top_k, name="hamming_top_k")
         self.num_bits = num_bits
         self.seed = seed
         self.trainable_planes = trainable_planes
         self.similarity_bias = similarity_bias
+        self.planes_period = planes_period
 
     @property
     def top_k(self) -> int:
@@ -73,6 +78,7 @@ class HammingSearch(SearchUnit):
                 num_bits=self.num_bits,
                 seed=self.seed + index,
                 trainable_planes=self.trainable_planes,
+                planes_period=self.planes_period,
                 embeddings_regularizer=regularizer,
                 name=feature.name,
             )
@@ -105,6 +111,14 @@ class HammingSearch(SearchUnit):
         for layer in self.embeddings.values():
             layer.refresh()
 
+    def after_step(self, step: tf.Tensor) -> None:
+        def move_planes() -> None:
+            for layer in self.embeddings.values():
+                layer.move_planes()
+
+        if self.planes_period > 1:
+            tf.cond(tf.equal(step % self.planes_period, 0), move_planes, lambda: None)
+
     def _fingerprints(self, ids: Ids) -> tf.Tensor:
         return tf.concat([layer.fingerprints(ids[name]) for name, layer in self.embeddings.items()], axis=-1)
 
@@ -116,4 +130,5 @@ class HammingSearch(SearchUnit):
             "seed": self.seed,
             "trainable_planes": self.trainable_planes,
             "similarity_bias": self.similarity_bias,
+            "planes_period": self.planes_period,
         }

@@ -88,3 +88,6 @@ class SearchUnit(tf.keras.layers.Layer):
 
     def refresh(self) -> None:
         """Derives whatever the unit keeps beside its embeddings from them again; most units keep nothing."""
+
+    def after_step(self, step: tf.Tensor) -> None:
+        """Called by `Ranker.train_step` with the number of steps taken; most units do nothing."""

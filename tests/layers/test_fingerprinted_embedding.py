@@ -89,16 +89,18 @@ def test_fingerprinted_embedding_is_the_same_everywhere(tmp_path: Path) -> None:
 
 
 def test_config_holds_every_argument() -> None:
-    layer = FingerprintedEmbedding(9, 4, num_bits=5, seed=6, trainable_planes=True, name="items")
+    layer = FingerprintedEmbedding(9, 4, num_bits=5, seed=6, trainable_planes=True, planes_period=2, name="items")
     config = layer.get_config()
     twin = FingerprintedEmbedding.from_config(config)
-    assert {name: config[name] for name in ("input_dim", "output_dim", "num_bits", "seed", "trainable_planes")} == {
+    expected = {
         "input_dim": 9,
         "output_dim": 4,
         "num_bits": 5,
         "seed": 6,
         "trainable_planes": True,
+        "planes_period": 2,
     }
+    assert {name: config[name] for name in expected} == expected
     layer.build()
     twin.build()
     np.testing.assert_array_equal(layer.hash.planes, twin.hash.planes)

@@ -91,6 +91,57 @@ def test_codes_pass_the_straight_through_gradient_to_inputs_and_planes() -> None
     assert np.abs(expected_planes).max() > 1.0
 
 
+def _codes(x: tf.Tensor, planes: np.ndarray) -> np.ndarray:
+    return np.where(reference.projections(x.numpy(), planes) > 0, 1.0, -1.0)
+
+
+def test_planes_with_a_period_learn_aside_until_they_are_moved() -> None:
+    rng = np.random.default_rng(1)
+    x, upstream = tf.constant(0.5 * rng.standard_normal((9, 5)), tf.float32), rng.standard_normal((9, 33))
+    layer = SimHash(33, seed=4, trainable_planes=True, planes_period=8)
+    layer.build([None, 5])
+    first = layer.planes.numpy()
+    np.testing.assert_array_equal(layer.learned_planes, first)
+    assert [weight.ref() for weight in layer.trainable_weights] == [layer.learned_planes.ref()]
+    learned = rng.standard_normal((5, 33)).astype(np.float32)
+    layer.learned_planes.assign(learned)
+    with tf.GradientTape() as tape:
+        codes = layer.codes(x)
+        total = tf.reduce_sum(codes * upstream.astype(np.float32))
+    # By the planes in use, for the planes that learn.
+    np.testing.assert_array_equal(codes, _codes(x, first))
+    _, expected = reference.straight_through_gradient(x.numpy(), first, upstream)
+    np.testing.assert_allclose(tape.gradient(total, layer.learned_planes), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(layer.planes, first)
+    layer.move_planes()
+    np.testing.assert_array_equal(layer.planes, learned)
+    np.testing.assert_array_equal(layer.codes(x), _codes(x, learned))
+
+
+def test_planes_without_a_period_have_nothing_to_move() -> None:
+    layer = SimHash(33, trainable_planes=True)
+    layer.build([None, 5])
+    first = layer.planes.numpy()
+    layer.move_planes()
+    np.testing.assert_array_equal(layer.planes, first)
+    assert len(layer.weights) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"planes_period": 0}, "`planes_period` must be a positive integer. Received: planes_period=0"),
+        (
+            {"planes_period": 2},
+            "`planes_period` above 1 needs `trainable_planes=True`. Received: planes_period=2, trainable_planes=False",
+        ),
+    ],
+)
+def test_simhash_refuses_a_bad_period(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        SimHash(**arguments)
+
+
 def test_fingerprints_carry_no_gradient() -> None:
     layer = SimHash(8, trainable_planes=True)
     x = tf.ones([1, 4])

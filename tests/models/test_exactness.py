@@ -148,6 +148,23 @@ def test_tables_are_exact_after_each_step(name: str) -> None:
     _assert_changed(model, first)
 
 
+@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize("name", ["default", "adam"])
+def test_planes_with_a_period_move_every_so_many_steps_and_tables_with_them(name: str, run_eagerly: bool) -> None:
+    model = _eta(similarity_bias=True, trainable_planes=True, planes_period=3)
+    model.compile(OPTIMISERS[name](model), run_eagerly=run_eagerly)
+    hashes = {table: layer.hash for table, layer in _layers(model).items()}
+    for step in range(1, 8):
+        before = {table: hash.planes.numpy() for table, hash in hashes.items()}
+        learned = {table: hash.learned_planes.numpy() for table, hash in hashes.items()}
+        model.train_on_batch(*_batch(step))
+        _assert_exact(model)
+        for table, hash in hashes.items():
+            assert (hash.learned_planes.numpy() != learned[table]).any()
+            expected = hash.learned_planes.numpy() if step % 3 == 0 else before[table]
+            np.testing.assert_array_equal(hash.planes, expected)
+
+
 @pytest.mark.parametrize("make", [_dense_gradients, _learning_planes])
 @pytest.mark.parametrize("name", ["default", "adam", "sgd", "legacy sgd", "composite of legacy adagrad"])
 def test_tables_are_exact_with_dense_gradients_and_learning_planes(make: Callable[[], ETA], name: str) -> None:

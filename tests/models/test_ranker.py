@@ -654,6 +654,7 @@ def test_config_of_eta_makes_the_same_model(features: Features) -> None:
         "seed": 2,
         "similarity_bias": True,
         "trainable_planes": True,
+        "planes_period": 5,
     }
     model = ETA(features, **arguments, short_history_length=2)
     twin = tf.keras.utils.deserialize_keras_object(tf.keras.utils.serialize_keras_object(model))

@@ -203,6 +203,7 @@ def test_config_holds_every_argument() -> None:
         "seed": 7,
         "trainable_planes": True,
         "similarity_bias": True,
+        "planes_period": 4,
     }
     config = tf.keras.utils.serialize_keras_object(HammingSearch(**arguments))
     assert config["registered_name"] == "keras_eta>HammingSearch"
@@ -226,6 +227,10 @@ def test_defaults_are_those_of_the_design() -> None:
             {"trainable_planes": True},
             "`trainable_planes` needs `similarity_bias=True`: no gradient reaches the planes otherwise. "
             "Received: trainable_planes=True, similarity_bias=False",
+        ),
+        (
+            {"planes_period": 2},
+            "`planes_period` above 1 needs `trainable_planes=True`. Received: planes_period=2, trainable_planes=False",
         ),
     ],
 )
