@@ -14,10 +14,11 @@ import os
 import warnings
 
 if __name__ == "__main__":
-    # Before TensorFlow starts threads. Else each thread's pool in glibc keeps the most that a large request ever took
-    # from it, which looks like a leak. The number is M_ARENA_MAX's; other C libraries have no such function.
+    # Before TensorFlow starts threads. By default glibc keeps the most that large requests ever took, in a pool for
+    # each thread and in the holes of its heap, which looks like a leak. Other C libraries have no such function.
     with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(-8, 2)
+        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
+        ctypes.CDLL(None).mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD
     # TensorFlow's notes on stderr, one for each request that a graph refuses, would bury the server's own log.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.filterwarnings("ignore", category=FutureWarning, module="google.api_core")
@@ -187,8 +188,7 @@ def read_models(path: str) -> config.Configs:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serving.server",
-        description="Serve the newest version of a SavedModel over TensorFlow Serving's gRPC API. "
-        "For laptops, tests and small deployments: where tensorflow_model_server can be installed, use that.",
+        description="TensorFlow Serving's gRPC API for laptops, tests and small deployments; no rival to the real one.",
         epilog="example: python -m serving.server --port 8500 --model_name eta --model_base_path models/eta",
         formatter_class=argparse.MetavarTypeHelpFormatter,
     )

@@ -203,6 +203,23 @@ def test_config_file_is_read_again(
         assert version_of(server.address, name="again") == 2
 
 
+def test_config_file_is_tried_again_until_its_versions_are_there(
+    two_versions: Path, push: Push, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "models.config"
+    file.write_text(str(server_config(model("eta", two_versions))))
+    flags = ["--port=0", f"--model_config_file={file}", "--model_config_file_poll_wait_seconds=0.05"]
+    with server_from_flags([*flags, "--file_system_poll_wait_seconds=0"]) as server:
+        policy = {"specific": {"versions": [2, 3]}}
+        wanted = model("eta", two_versions, model_version_policy=policy, version_labels={"canary": 3})
+        file.write_text(str(server_config(wanted)))
+        wait_for(lambda: "Request to assign label 'canary' to version 3 of model eta, which is not" in caplog.text)
+        assert version_of(server.address) == 2
+        push("3", two_versions, 3)
+        wait_for(lambda: server._models.versions() == {"eta": [2, 3]})
+        assert version_of(server.address, version_label="canary") == 3
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [

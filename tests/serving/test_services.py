@@ -30,7 +30,9 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from serving import conformance
 from serving.conformance import HISTORY, HITS, rank_request, raw_tensor, tensor
+from serving.servables import Input
 from serving.server import ModelServer
+from serving.status import StatusError
 
 Code = grpc.StatusCode
 CASES = conformance.cases()
@@ -199,6 +201,21 @@ def test_predict_refusal(
     assert "{{" not in details
     assert "[Op:" not in details
     assert "\n" not in details
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fits", "refused", "text"),
+    [
+        ([None, 3], (2, 3), (2, 4), r"`x` must have shape \(None, 3\). Received: \(2, 4\)"),
+        ([None, 3], (0, 3), (3,), r"`x` must have shape \(None, 3\). Received: \(3,\)"),
+        ([], (), (1,), r"`x` must have shape \(\). Received: \(1,\)"),
+    ],
+)
+def test_input_shape(sizes: list[int | None], fits: tuple[int, ...], refused: tuple[int, ...], text: str) -> None:
+    Input("x", types_pb2.DT_INT64, sizes).check_shape(fits)
+    Input("x", types_pb2.DT_INT64, None).check_shape(refused)
+    with pytest.raises(StatusError, match=text):
+        Input("x", types_pb2.DT_INT64, sizes).check_shape(refused)
 
 
 @pytest.mark.parametrize(
