@@ -98,7 +98,8 @@ class Servable:
         # As in TensorFlow Serving a session of its own, which takes variables, tables, threads and batch queues with
         # it when it goes; what eager functions leave behind would add up from version to version.
         with tf.Graph().as_default():
-            session = v1.Session()
+            # TensorFlow's threads would spin after each call, on the cores that take the next one off the network.
+            session = v1.Session(config=v1.ConfigProto(experimental={"disable_thread_spinning": True}))
             loaded = tf.saved_model.load(str(path), tags=_TAGS)
             calls = {name: _call(session, name, function, batching) for name, function in loaded.signatures.items()}
             session.run([v1.global_variables_initializer(), v1.local_variables_initializer(), v1.tables_initializer()])
