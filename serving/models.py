@@ -13,6 +13,7 @@ from grpc import StatusCode
 from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 
+from serving import memory
 from serving.config import Configs, Options, check_models
 from serving.servables import Model, Servable
 from serving.status import StatusError, invalid_argument
@@ -85,6 +86,7 @@ class Models:
         _log.info("Configuration replaced; models are now: %s", ", ".join(models))
         if gone:
             gc.collect()
+            memory.give_back()
 
     def servable(self, spec: ModelSpec) -> Servable:
         """The model version that a request asks for: by number, by label, or the newest.

@@ -19,6 +19,7 @@ from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tensorflow_serving.config.model_server_config_pb2 import ModelConfig
 
+from serving import memory
 from serving.batching import Call, batched, callable_of
 from serving.config import Options
 from serving.status import StatusError, invalid_argument, status_of
@@ -246,6 +247,7 @@ class Model:
             _log.info("Unloaded version %d of model %s", version, self.config.name)
         # TensorFlow's functions hold each other in cycles; without this, unloaded variables linger.
         gc.collect()
+        memory.give_back()
 
     def _load(self, version: int, path: Path) -> bool:
         # These change when someone goes on copying the version, or repairs it.

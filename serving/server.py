@@ -9,16 +9,13 @@ status codes, so that clients can't tell the two apart. For production traffic u
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import warnings
 
+from serving import memory
+
 if __name__ == "__main__":
-    # Before TensorFlow starts threads. By default glibc keeps the most that large requests ever took, in a pool for
-    # each thread and in the holes of its heap, which looks like a leak. Other C libraries have no such function.
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
-        ctypes.CDLL(None).mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD
+    memory.limit_pools()
     # TensorFlow's notes on stderr, one for each request that a graph refuses, would bury the server's own log.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.filterwarnings("ignore", category=FutureWarning, module="google.api_core")

@@ -22,12 +22,15 @@ from tensorflow_serving.apis.model_service_pb2_grpc import ModelServiceServicer
 from tensorflow_serving.apis.predict_pb2 import PredictResponse
 from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceServicer
 
+from serving import memory
 from serving.config import model_configs
 from serving.models import Models
 from serving.monitoring import Metrics
 from serving.status import StatusError, invalid_argument, status_of
 
 _log = logging.getLogger(__name__)
+# A request of this size leaves the process with free memory that is worth returning.
+_LARGE_BYTES = 4 << 20
 
 
 class Admission:
@@ -101,6 +104,8 @@ class Interceptor(ServerInterceptor):
         method = handler_call_details.method.rpartition("/")[2]
 
         def parse(message: bytes) -> Any:
+            if len(message) > _LARGE_BYTES:
+                memory.give_back_later()
             # grpcio never forgets a call whose request it could not parse itself, and slows down with each.
             try:
                 return handler.request_deserializer(message)

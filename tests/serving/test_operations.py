@@ -24,9 +24,9 @@ from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
 from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving import config, servables
+from serving import config, memory, servables
 from serving.config import BatchingParameters, MonitoringConfig, SSLConfig, read_config
-from serving.conformance import HITS, rank_request
+from serving.conformance import HITS, rank_request, tensor
 from serving.server import ModelServer, main, server_from_flags
 
 Code = grpc.StatusCode
@@ -505,3 +505,37 @@ def test_sigterm_drains(two_versions: Path, tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+# Memory
+
+
+def test_a_large_request_has_memory_given_back(
+    push: Push, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push("1", tmp_path, 1)
+    server = serve(tmp_path)
+    asked: list[int] = []
+    monkeypatch.setattr(memory, "give_back_later", lambda: asked.append(1))
+    with grpc.insecure_channel(server.address) as channel:
+        stub = prediction_grpc.PredictionServiceStub(channel)
+        stub.Predict(rank_request(), timeout=20)
+        assert not asked
+        columns = {"history": np.zeros((1, 600_000)), "history_length": [5], "candidates": [[1]]}
+        stub.Predict(rank_request(**{name: tensor(value) for name, value in columns.items()}), timeout=60)
+        assert asked == [1]
+
+
+def test_memory_is_given_back_once_for_all_that_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    monkeypatch.setattr(memory, "_LATER_SECONDS", 0.1)
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(time.monotonic()))
+    began = time.monotonic()
+    for _ in range(5):
+        memory.give_back_later()
+    wait_for(lambda: bool(given))
+    memory.give_back_later()
+    wait_for(lambda: len(given) == 2)
+    time.sleep(0.2)
+    assert len(given) == 2
+    assert given[0] - began >= 0.1
