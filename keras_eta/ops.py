@@ -295,7 +295,10 @@ def _counting_pays(candidates: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     `python -m benchmarks.retrieval` measures both. Sorting takes time in proportion to C * L; counting, a call of XLA
     and a pass over L for each block of candidates, however few there are.
     """
-    return tf.cast(candidates - 24, tf.int64) * tf.cast(length, tf.int64) > 75_000
+    # Nothing shorter than the first bucket is counted, so that warm-up requests of every bucket's length, if they have
+    # candidates enough, compile all that any request will need.
+    large = tf.cast(candidates - 24, tf.int64) * tf.cast(length, tf.int64) > 75_000
+    return tf.logical_and(large, length >= _BUCKET_STEP)
 
 
 def _top_k_by_counting(candidate: tf.Tensor, history: tf.Tensor, top_k: int, mask: tf.Tensor) -> TopK:

@@ -362,7 +362,7 @@ def test_only_large_searches_are_counted(monkeypatch: pytest.MonkeyPatch) -> Non
         return by_sorting(candidate, history, top_k, mask)
 
     monkeypatch.setattr(ops, "_top_k_by_counting", by_counting)
-    for candidates, length in ((1, 65_536), (20, 10_240), (100, 512), (100, 1_024), (512, 256)):
+    for candidates, length in ((1, 65_536), (20, 10_240), (100, 512), (100, 1_024), (512, 256), (9_000, 255)):
         words = tf.zeros([1, candidates, 1], tf.int64), tf.zeros([1, length, 1], tf.int64)
         ops.hamming_top_k(*words, 4, jit_compile=True)
         ops.hamming_top_k(*words, 4)
