@@ -20,6 +20,12 @@ WORD_BITS = 64
 # some kernels.
 _EXACT_SUM_LENGTH = 64
 
+# Pairs of a candidate and a behaviour whose distances are sorted at a time.
+_SORTED_PAIRS = 1 << 19
+# Behaviours of a block, and how many times K a history must be for a search of blocks first to be faster.
+_SCORE_BLOCK = 16
+_BLOCKS_PAY = 64
+
 # Candidates that the compiled selection works on at a time: what it writes fits in a core's cache, and XLA compiles for
 # one number of candidates only.
 CANDIDATE_BLOCK = 256
@@ -197,16 +203,25 @@ def hamming_top_k(
         mask = tf.ones(tf.shape(history)[:-1], tf.bool)
     if not jit_compile:
         return _top_k_by_sorting(candidate, history, top_k, mask)
-    found = tf.cond(
+    positions = tf.cond(
         _counting_pays(tf.shape(candidate)[-2], tf.shape(history)[-2]),
-        lambda: _top_k_by_counting(candidate, history, top_k, mask),
-        lambda: _top_k_by_sorting(candidate, history, top_k, mask),
+        lambda: _positions_by_counting(candidate, history, top_k, mask),
+        lambda: _top_k_by_sorting(candidate, history, top_k, mask).positions,
     )
+    real = tf.reduce_sum(tf.cast(mask, tf.int32), axis=-1)[..., tf.newaxis, tf.newaxis]
+    found = tf.broadcast_to(tf.range(top_k) < real, tf.shape(positions))
+    positions = tf.where(found, positions, 0)
+    # Of what was found only, and where nobody asks for distances, not at all.
+    rank = history.shape.rank
+    some = tf.pad(history, [[0, 0]] * (rank - 2) + [[0, tf.maximum(1 - tf.shape(history)[-2], 0)], [0, 0]])
+    nearest = tf.gather(some, positions, batch_dims=rank - 2)
+    distances = hamming_distance(candidate[..., tf.newaxis, :], nearest)
+    top = TopK(positions, tf.where(found, distances, WORD_BITS * history.shape[-1] + 1), found)
     if not sorted:
-        return found
+        return top
     # Stable, so that behaviours as near stay in order of position.
-    order = tf.argsort(found.distances, stable=True)
-    return TopK(*(tf.gather(x, order, batch_dims=x.shape.rank - 1) for x in found))
+    order = tf.argsort(top.distances, stable=True)
+    return TopK(*(tf.gather(x, order, batch_dims=x.shape.rank - 1) for x in top))
 
 
 def history_buckets(max_history_length: int) -> list[int]:
@@ -255,6 +270,26 @@ def age_bucket(
 
 
 def _top_k_by_sorting(candidate: tf.Tensor, history: tf.Tensor, top_k: int, mask: tf.Tensor) -> TopK:
+    """`hamming_top_k` by `_sort`, as many candidates at a time as keeps the distances in the cache."""
+    rank, leading, C, W = candidate.shape.rank, tf.shape(candidate)[:-2], tf.shape(candidate)[-2], history.shape[-1]
+    pairs = tf.size(candidate, tf.int64) // W * tf.cast(tf.shape(history)[-2], tf.int64)
+    size = -(-C // tf.maximum(tf.cast(pairs // _SORTED_PAIRS, tf.int32), 1))
+
+    def in_chunks() -> TopK:
+        padded = tf.pad(candidate, [[0, 0]] * (rank - 2) + [[0, -C % size], [0, 0]])
+        chunks = tf.reshape(padded, tf.concat([leading, [-1, size, W]], axis=0))
+        found = tf.map_fn(
+            lambda chunk: _sort(chunk, history, top_k, mask),
+            tf.transpose(chunks, [rank - 2, *range(rank - 2), rank - 1, rank]),
+            fn_output_signature=TopK(tf.int32, tf.int32, tf.bool),
+        )
+        order, shape = [*range(1, rank - 1), 0, rank - 1, rank], tf.concat([leading, [-1, top_k]], axis=0)
+        return TopK(*(tf.reshape(tf.transpose(x, order), shape)[..., :C, :] for x in found))
+
+    return tf.cond(size < C, in_chunks, lambda: _sort(candidate, history, top_k, mask))
+
+
+def _sort(candidate: tf.Tensor, history: tf.Tensor, top_k: int, mask: tf.Tensor) -> TopK:
     """`hamming_top_k` by `tf.math.top_k` over all distances."""
     farther_than_any = WORD_BITS * history.shape[-1] + 1
     # `top_k` sorts one byte a score faster than four.
@@ -263,15 +298,42 @@ def _top_k_by_sorting(candidate: tf.Tensor, history: tf.Tensor, top_k: int, mask
     # Positive for a behaviour, 0 for padding.
     scores = tf.constant(farther_than_any, dtype) - distances
     scores = tf.where(mask[..., tf.newaxis, :], scores, tf.zeros_like(scores))
-    missing = tf.maximum(top_k - tf.shape(scores)[-1], 0)
-    padding = tf.concat([tf.zeros([tf.rank(scores) - 1, 2], tf.int32), [[0, missing]]], axis=0)
-    values, positions = tf.math.top_k(tf.pad(scores, padding), top_k)
+    length = tf.shape(scores)[-1]
+    values, positions = tf.cond(
+        length > _BLOCKS_PAY * top_k,
+        lambda: _top_k_of_blocks(scores, top_k),
+        lambda: tuple(tf.math.top_k(_pad_end(scores, tf.maximum(top_k - length, 0)), top_k)),
+    )
     found = values > 0
     return TopK(
         positions=tf.where(found, positions, tf.zeros_like(positions)),
         distances=farther_than_any - tf.cast(values, tf.int32),
         mask=found,
     )
+
+
+def _top_k_of_blocks(scores: tf.Tensor, top_k: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """`tf.math.top_k` of scores of at least 0, [..., L], that looks only into the K blocks of the largest maxima.
+
+    The same values and indices: were one of the K largest in another block, each of those K blocks would hold a score
+    that is larger, or as large at a lower index.
+    """
+    length = tf.shape(scores)[-1]
+    scores = _pad_end(scores, tf.maximum(-length % _SCORE_BLOCK, top_k * _SCORE_BLOCK - length))
+    blocks = tf.reshape(scores, tf.concat([tf.shape(scores)[:-1], [-1, _SCORE_BLOCK]], axis=0))
+    batch_dims = scores.shape.rank - 1
+    # In order, so that of equal scores the one at the lower index still comes first.
+    chosen = tf.sort(tf.math.top_k(tf.reduce_max(blocks, axis=-1), top_k).indices)
+    best = tf.gather(blocks, chosen, batch_dims=batch_dims)
+    best = tf.reshape(best, tf.concat([tf.shape(scores)[:-1], [top_k * _SCORE_BLOCK]], axis=0))
+    values, index = tf.math.top_k(best, top_k)
+    block = tf.gather(chosen, index // _SCORE_BLOCK, batch_dims=batch_dims)
+    return values, _SCORE_BLOCK * block + index % _SCORE_BLOCK
+
+
+def _pad_end(x: tf.Tensor, zeros: tf.Tensor) -> tf.Tensor:
+    """Zeros after the end of the last axis."""
+    return tf.pad(x, tf.concat([tf.zeros([tf.rank(x) - 1, 2], tf.int32), [[0, zeros]]], axis=0))
 
 
 def _distance(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -301,8 +363,8 @@ def _counting_pays(candidates: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     return tf.logical_and(large, length >= _BUCKET_STEP)
 
 
-def _top_k_by_counting(candidate: tf.Tensor, history: tf.Tensor, top_k: int, mask: tf.Tensor) -> TopK:
-    """`hamming_top_k` by `_select`, unsorted, for a block of candidates at a time."""
+def _positions_by_counting(candidate: tf.Tensor, history: tf.Tensor, top_k: int, mask: tf.Tensor) -> tf.Tensor:
+    """Positions [..., C, K] by `_select`, a block of candidates at a time; anything where nothing was found."""
     leading, C, L, W = tf.shape(candidate)[:-2], tf.shape(candidate)[-2], tf.shape(history)[-2], history.shape[-1]
     blocks = -(-C // CANDIDATE_BLOCK)
     candidate = tf.pad(tf.reshape(candidate, [-1, C, W]), [[0, 0], [0, blocks * CANDIDATE_BLOCK - C], [0, 0]])
@@ -311,13 +373,13 @@ def _top_k_by_counting(candidate: tf.Tensor, history: tf.Tensor, top_k: int, mas
     history = tf.pad(tf.reshape(history, [-1, L, W]), [[0, 0], [0, padding], [0, 0]])
     mask = tf.pad(tf.reshape(mask, [-1, L]), [[0, 0], [0, padding]])
 
-    def block(index: tf.Tensor) -> TopK:
+    def block(index: tf.Tensor) -> tf.Tensor:
         row = index // blocks
-        return TopK(*_select(candidate[index], history[row], mask[row], top_k=top_k)[:3])
+        return _select(candidate[index], history[row], mask[row], top_k=top_k)[0]
 
-    found = tf.map_fn(block, tf.range(tf.shape(candidate)[0]), fn_output_signature=TopK(tf.int32, tf.int32, tf.bool))
+    positions = tf.map_fn(block, tf.range(tf.shape(candidate)[0]), fn_output_signature=tf.int32)
     shape = tf.concat([leading, [blocks * CANDIDATE_BLOCK, top_k]], axis=0)
-    return TopK(*(tf.reshape(x, shape)[..., :C, :] for x in found))
+    return tf.reshape(tf.transpose(positions, [0, 2, 1]), shape)[..., :C, :]
 
 
 def _history_bucket(length: tf.Tensor) -> tf.Tensor:
@@ -337,7 +399,7 @@ def _select(candidate: tf.Tensor, history: tf.Tensor, mask: tf.Tensor, top_k: in
     positions are looked up. C is the last axis everywhere, along which XLA vectorises.
 
     Returns:
-        Positions, distances and mask [C, K], and values of no use to the caller.
+        Positions, int32 [K, C], anything beyond the behaviours that there are; and values of no use to the caller.
     """
     num_words = history.shape[-1]
     C = tf.shape(candidate)[0]
@@ -389,18 +451,10 @@ def _select(candidate: tf.Tensor, history: tf.Tensor, mask: tf.Tensor, top_k: in
     inside = tf.where(few | (until < 0), _int64(0), tf.bitwise.left_shift(_int64(2), tf.maximum(until, 0)) - 1)
     selected = tf.bitwise.bitwise_or(tf.bitwise.invert(not_below), tf.bitwise.bitwise_and(tied, inside))
 
-    rank = tf.range(top_k, dtype=tf.int64)[:, tf.newaxis]
-    position = _nth_set_bits(selected, rank + tf.zeros_like(below), 8 if top_k < 128 else 16)
-    found = rank < tf.where(few, below, _int64(top_k))
-    position = tf.where(found, position, tf.zeros_like(position))
-    differing = [
-        _popcount(tf.bitwise.bitwise_xor(tf.gather(history[:, word], position), candidate[:, word]))
-        for word in range(num_words)
-    ]
-    distance = tf.where(found, functools.reduce(tf.add, differing), _int64(WORD_BITS * num_words + 1))
-    outputs = [tf.transpose(x) for x in (tf.cast(position, tf.int32), tf.cast(distance, tf.int32), found)]
+    rank = tf.range(top_k, dtype=tf.int64)[:, tf.newaxis] + tf.zeros_like(below)
+    position = tf.cast(_nth_set_bits(selected, rank, 8 if top_k < 128 else 16), tf.int32)
     # XLA computes a value again in every loop that reads it, unless the value is returned.
-    return *outputs, distances, tied, last, selected
+    return position, distances, tied, last, selected
 
 
 def _nth_set_bits(words: tf.Tensor, rank: tf.Tensor, lane: int) -> tf.Tensor:

@@ -281,6 +281,64 @@ def test_hamming_top_k_equals_reference(search: tuple[np.ndarray, np.ndarray, in
         np.testing.assert_array_equal(actual, expected, strict=True, err_msg=name)
 
 
+@st.composite
+def _long_searches(draw: Callable[..., Any]) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
+    num_words, rows = draw(st.sampled_from([1, 4])), draw(st.integers(1, 2))
+    word = st.sampled_from([0, -1, 1, 3, 2**63 - 1, -(2**63)])
+    candidate = draw(hnp.arrays(np.int64, (rows, draw(st.integers(1, 7)), num_words), elements=word))
+    history = draw(hnp.arrays(np.int64, (rows, draw(st.integers(33, 80)), num_words), elements=word))
+    mask = draw(hnp.arrays(bool, history.shape[:2]))
+    return candidate, history, draw(st.integers(1, 2)), mask
+
+
+@settings(max_examples=100, deadline=None)
+@given(search=_long_searches())
+def test_blocks_of_behaviours_and_chunks_of_candidates_equal_reference(
+    search: tuple[np.ndarray, np.ndarray, int, np.ndarray],
+) -> None:
+    candidate, history, top_k, mask = search
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "_BLOCKS_PAY", 16)
+        patch.setattr(ops, "_SORTED_PAIRS", 100)
+        found = ops.hamming_top_k(candidate, history, top_k, mask)
+    for row in range(len(candidate)):
+        expected = reference.hamming_top_k(candidate[row], history[row], top_k, mask[row])
+        for name, actual, value in zip(ops.TopK._fields, found, expected, strict=True):
+            np.testing.assert_array_equal(actual[row], value, strict=True, err_msg=name)
+
+
+@pytest.mark.parametrize("num_words", [1, 4])
+def test_a_long_search_is_the_same_everywhere(num_words: int, tmp_path: Path) -> None:
+    # Long enough for blocks and for several chunks of candidates, the last of which is not full.
+    rng = np.random.default_rng(0)
+    candidate = rng.integers(-(2**63), 2**63, (2, 601, num_words))
+    history = rng.integers(-(2**63), 2**63, (2, 1_003, num_words))[:, rng.integers(0, 400, 1_003)]
+    mask = rng.random(history.shape[:2]) < 0.9
+    bits = [np.unpackbits(words.view(np.uint8), axis=-1) for words in (candidate, history)]
+    distances = [
+        np.where(m, [np.sum(bits_of_c != h, axis=-1) for bits_of_c in c], 64 * num_words + 1)
+        for c, h, m in zip(*bits, mask, strict=True)
+    ]
+    positions = np.argsort(distances, axis=-1, kind="stable")[..., :7].astype(np.int32)
+    module = tf.Module()
+    module.search = tf.function(lambda c, h, m: ops.hamming_top_k(c, h, 7, m)._asdict(), autograph=False)
+    arguments = tf.constant(candidate), tf.constant(history), tf.constant(mask)
+    graph = module.search(*arguments)
+    tf.saved_model.save(module, str(tmp_path))
+    everywhere = {
+        "eager": ops.hamming_top_k(*arguments[:2], 7, arguments[2])._asdict(),
+        "graph": graph,
+        "XLA": tf.function(module.search.python_function, jit_compile=True, autograph=False)(*arguments),
+        "reloaded": tf.saved_model.load(str(tmp_path)).search(*arguments),
+    }
+    for name, found in everywhere.items():
+        np.testing.assert_array_equal(found["positions"], positions, strict=True, err_msg=name)
+        np.testing.assert_array_equal(
+            found["distances"], np.take_along_axis(np.array(distances), positions, axis=-1), err_msg=name
+        )
+        assert np.all(found["mask"]), name
+
+
 def _count(candidate: Any, history: Any, top_k: int, mask: Any, sorted: bool = True) -> ops.TopK:
     """`hamming_top_k` by counting, however few the distances are."""
     with pytest.MonkeyPatch.context() as patch:
@@ -355,13 +413,12 @@ def test_counting_is_the_same_in_a_graph_of_unknown_sizes(tmp_path: Path) -> Non
 
 def test_only_large_searches_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[tuple[int, ...]] = []
-    by_sorting = ops._top_k_by_sorting
 
-    def by_counting(candidate: tf.Tensor, history: tf.Tensor, top_k: int, mask: tf.Tensor) -> ops.TopK:
+    def by_counting(candidate: tf.Tensor, history: tf.Tensor, top_k: int, mask: tf.Tensor) -> tf.Tensor:
         counted.append((candidate.shape[1], history.shape[1]))
-        return by_sorting(candidate, history, top_k, mask)
+        return tf.zeros([*candidate.shape[:2], top_k], tf.int32)
 
-    monkeypatch.setattr(ops, "_top_k_by_counting", by_counting)
+    monkeypatch.setattr(ops, "_positions_by_counting", by_counting)
     for candidates, length in ((1, 65_536), (20, 10_240), (100, 512), (100, 1_024), (512, 256), (9_000, 255)):
         words = tf.zeros([1, candidates, 1], tf.int64), tf.zeros([1, length, 1], tf.int64)
         ops.hamming_top_k(*words, 4, jit_compile=True)
