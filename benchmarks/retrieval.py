@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks.timing import measure, summary, table
+from benchmarks.timing import draw, measure, summary, table
 from benchmarks.training import make_model
 from keras_eta import Ranker, ops
 
@@ -103,24 +102,6 @@ def searches(flags: argparse.Namespace, length: int) -> dict[str, Callable[[], o
     }
 
 
-def draw(report: dict[str, dict[str, dict[str, dict[str, float]]]], candidates: int, path: Path) -> None:
-    """Times against L, for the request and for the search."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    for axes, (kind, lengths) in zip(figure.subplots(1, 2), report.items(), strict=True):
-        names = dict.fromkeys(name for contestants in lengths.values() for name in contestants)
-        for name in names:
-            points = [(int(length), row[name]) for length, row in lengths.items() if name in row]
-            x = [length for length, _ in points]
-            axes.plot(x, [row["median_ms"] for _, row in points], marker="o", label=name)
-            axes.fill_between(x, [r["p10_ms"] for _, r in points], [r["p90_ms"] for _, r in points], alpha=0.2)
-        axes.set(xscale="log", yscale="log", xlabel="L, behaviours", ylabel="ms", title=f"{kind}, C = {candidates}")
-        axes.set_xticks([int(length) for length in lengths], [f"{int(length):,}" for length in lengths], minor=False)
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
     """Measures, prints tables and JSON."""
     parser = argparse.ArgumentParser(
@@ -146,7 +127,7 @@ def main() -> None:
             Console().print(table(f"{kind}, C={flags.candidates} L={length:,}", rows, base))
             tf.keras.backend.clear_session()
     if flags.plot:
-        draw(report, flags.candidates, flags.plot)
+        draw({f"{kind}, C = {flags.candidates}": lengths for kind, lengths in report.items()}, flags.plot)
     settings = {name: value for name, value in vars(flags).items() if name not in ("json", "plot")}
     text = json.dumps({"settings": settings, **report}, indent=2)
     if flags.json:

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.progress import track
 from rich.table import Table
 
 
-def measure(contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
-    """Times of each contestant in milliseconds, A B A B ..., after `warm_up` calls of each that trace and compile."""
+def measure(
+    contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 3, settle: int = 0
+) -> dict[str, list[float]]:
+    """Times of each contestant in milliseconds, A B A B ..., after `warm_up` calls of each that trace and compile.
+
+    Before each call that is timed come `settle` calls that are not: contestants that work ahead in the background then
+    neither slow others down nor gain by the time that others took.
+    """
     for call in track(contestants.values(), description="warming up", transient=True):
         for _ in range(warm_up):
             call()
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in track(range(rounds), description="measuring", transient=True):
         for name, call in contestants.items():
+            for _ in range(settle):
+                call()
             start = time.perf_counter()
             call()
             times[name].append(1e3 * (time.perf_counter() - start))
@@ -48,3 +58,21 @@ def table(title: str, report: Mapping[str, Mapping[str, float]], base: str) -> T
         spread = f"{row['p10_ms']:.2f} to {row['p90_ms']:.2f}"
         made.add_row(name, f"{row['median_ms']:.2f}", spread, f"{row['over_base']:.2f}")
     return made
+
+
+def draw(panels: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]], path: Path) -> None:
+    """Draws times against L, one panel a title: title -> L -> a `summary`."""
+    figure = Figure(figsize=(5 * len(panels), 4.2), layout="constrained")
+    for axes, (title, lengths) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        names = dict.fromkeys(name for contestants in lengths.values() for name in contestants)
+        for name in names:
+            points = [(int(length), row[name]) for length, row in lengths.items() if name in row]
+            x = [length for length, _ in points]
+            axes.plot(x, [row["median_ms"] for _, row in points], marker="o", label=name)
+            axes.fill_between(x, [r["p10_ms"] for _, r in points], [r["p90_ms"] for _, r in points], alpha=0.2)
+        axes.set(xscale="log", yscale="log", xlabel="L, behaviours", ylabel="ms", title=title)
+        axes.set_xticks([int(length) for length in lengths], [f"{int(length):,}" for length in lengths], minor=False)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)

@@ -9,8 +9,9 @@ gives the median and the spread of each, and the ratios of medians. Machines are
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,15 @@ HIDDEN_UNITS = (200, 80)
 BATCHES = 4
 
 
-def make_step(model: Ranker, rows: int, length: int) -> Callable[[], None]:
-    """A function that runs one training step of a compiled model on the next of a few random batches."""
+Batch = tuple[dict[str, tf.Tensor], tf.Tensor]
+
+
+def random_batches(model: Ranker, rows: int, length: int) -> list[Batch]:
+    """A few batches of random indices, in memory."""
     generator = np.random.default_rng(0)
     items = model.features.item_id.num_indices
 
-    def batch() -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    def batch() -> Batch:
         inputs = {
             "user_id": generator.integers(1, NUM_USERS, rows),
             "item_id": generator.integers(1, items, rows),
@@ -42,12 +46,15 @@ def make_step(model: Ranker, rows: int, length: int) -> Callable[[], None]:
         }
         return {k: tf.constant(v, tf.int32) for k, v in inputs.items()}, tf.constant(generator.integers(0, 2, rows))
 
-    batches = [batch() for _ in range(BATCHES)]
+    return [batch() for _ in range(BATCHES)]
+
+
+def make_step(model: Ranker, batches: Iterator[Batch]) -> Callable[[], None]:
+    """A function that runs one training step of a compiled model on the next batch."""
     train_step = tf.function(model.train_step, autograph=False)
-    calls = iter(range(1_000_000))
 
     def step() -> None:
-        train_step(batches[next(calls) % BATCHES])["loss"].numpy()
+        train_step(next(batches))["loss"].numpy()
 
     return step
 
@@ -100,10 +107,10 @@ def main() -> None:
     contestants = [
         (kind, length) for length in flags.lengths for kind in ("eta", "eta-learned", "inner-product", "full")
     ]
-    steps = {
-        f"{kind} L={length}": make_step(make_model(kind, length, flags), flags.rows, length)
-        for kind, length in contestants
-    }
+    steps = {}
+    for kind, length in contestants:
+        model = make_model(kind, length, flags)
+        steps[f"{kind} L={length}"] = make_step(model, itertools.cycle(random_batches(model, flags.rows, length)))
     base = f"eta L={flags.lengths[0]}"
     rows = summary(measure(steps, flags.rounds), base)
     title = f"training step, N={flags.rows} D={flags.dim} M={flags.bits} K={flags.top_k} V={flags.items:,}"

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import retrieval, timing, training
+from benchmarks import pipeline, retrieval, timing, training
+from keras_eta import Feature, Features
 
 SIZES = ["--dim", "8", "--top_k", "3", "--items", "50", "--rounds", "2"]
 
@@ -54,11 +55,56 @@ def test_retrieval_reports_requests_and_searches(monkeypatch: pytest.MonkeyPatch
     assert image.read_bytes().startswith(b"\x89PNG")
 
 
+def test_pipeline_reports_steps_with_and_without_both_pipelines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    report, image = tmp_path / "report.json", tmp_path / "times.png"
+    sizes = ("--rows", "4", "--file_rows", "8", "--steps", "2", "--lengths", "20")
+    _run(pipeline.main, monkeypatch, *sizes, "--json", str(report), "--plot", str(image))
+    found = json.loads(report.read_text())["steps"]
+    assert list(found["20"]) == [
+        *("step", "step, log in memory", "step, files", "no step, log in memory", "no step, files"),
+    ]
+    assert found["20"]["step"]["over_base"] == 1.0
+    assert image.read_bytes().startswith(b"\x89PNG")
+
+
+def test_both_pipelines_yield_full_histories_of_known_ids(tmp_path: Path) -> None:
+    features = Features(
+        item_id=Feature("item_id", vocabulary_size=50),
+        user=(Feature("user_id", vocabulary_size=6_040),),
+        max_history_length=20,
+    )
+    record_bytes = pipeline.write_files(tmp_path, rows=8, length=20, items=50)
+    # Five names and lists; 20 ids of a byte each.
+    assert 80 < record_bytes < 200
+    for batches in (
+        pipeline.from_files(tmp_path, features, 4, record_bytes),
+        pipeline.from_log(features, 4, length=20, items=50),
+    ):
+        inputs, label = next(batches)
+        history = inputs["history_item_id"].numpy()
+        assert history.shape == (4, 20)
+        assert history.dtype == np.int32
+        assert history.min() >= 1
+        assert history.max() <= 51
+        assert inputs["history_length"].numpy().tolist() == [20] * 4
+        assert set(label.numpy()) <= {0, 1}
+
+
 def test_contestants_are_measured_in_turn_after_a_warm_up() -> None:
     calls: list[str] = []
     times = timing.measure({name: functools.partial(calls.append, name) for name in "ab"}, rounds=3, warm_up=2)
     assert "".join(calls) == "aabb" + "ab" * 3
     assert [len(values) for values in times.values()] == [3, 3]
+
+
+def test_calls_that_settle_are_not_timed() -> None:
+    calls: list[str] = []
+    contestants = {name: functools.partial(calls.append, name) for name in "ab"}
+    times = timing.measure(contestants, rounds=2, warm_up=1, settle=2)
+    assert "".join(calls) == "ab" + "aaabbb" * 2
+    assert [len(values) for values in times.values()] == [2, 2]
 
 
 def test_summary_worked_by_hand() -> None:

@@ -32,7 +32,7 @@ TRAINING_REPORT = "training.json"
 _WEIGHTS = "weights"
 _MONITORED = "val_auc"
 # Impressions of one user lie side by side in the files.
-_SHUFFLE_BYTES = 2**28
+SHUFFLE_BYTES = 2**28
 _BACKUP_SECONDS = 120.0
 _REPORT_SECONDS = 30.0
 
@@ -142,14 +142,17 @@ def transformed_batches(
     dtypes = {feature.name: tf.int64 if feature.is_id else tf.float32 for feature in features.all_features}
     history = {history_name(name): dtype for name, dtype in dtypes.items()} | {HISTORY_AGE: tf.int64}
     spec: dict[str, Any] = {name: tf.io.FixedLenFeature([], dtypes[name]) for name in features.encoded_row_names}
-    spec |= {name: tf.io.RaggedFeature(history[name]) for name in features.encoded_history_names}
+    # Padded as it is parsed: a ragged tensor would be copied once more.
+    spec |= {
+        name: tf.io.FixedLenSequenceFeature([], history[name], allow_missing=True)
+        for name in features.encoded_history_names
+    }
     spec |= {name: tf.io.FixedLenFeature([], tf.int64) for name in (HISTORY_LENGTH, LABEL)}
 
     def parsed(records: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         columns = tf.io.parse_example(records, spec)
         label = columns.pop(LABEL)
-        dense = {name: x.to_tensor() if isinstance(x, tf.RaggedTensor) else x for name, x in columns.items()}
-        return {name: tf.cast(x, tf.int32) if x.dtype == tf.int64 else x for name, x in dense.items()}, label
+        return {name: tf.cast(x, tf.int32) if x.dtype == tf.int64 else x for name, x in columns.items()}, label
 
     records = _records([name for pattern in patterns for name in sorted(tf.io.gfile.glob(pattern))])
     if shuffle_buffer:
@@ -367,7 +370,7 @@ def _measure(patterns: Sequence[str]) -> _Part:
         )
     )
     count = int(num_examples)
-    buffer = max(1, min(count, _SHUFFLE_BYTES * count // max(1, int(record_bytes))))
+    buffer = max(1, min(count, SHUFFLE_BYTES * count // max(1, int(record_bytes))))
     return _Part(files, count, sum(tf.io.gfile.stat(name).length for name in files), buffer)
 
 
