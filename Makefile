@@ -64,6 +64,7 @@ notebooks: $(INSTALLED) ## Execute the notebooks from start to end on ROWS impre
 bench: $(INSTALLED) ## Time training steps, requests and retrieval against full target attention, and the embedded server
 	$(PYTHON) -m benchmarks.training
 	$(PYTHON) -m benchmarks.pipeline
+	$(PYTHON) -m benchmarks.memory
 	$(PYTHON) -m benchmarks.retrieval
 	$(PYTHON) -m benchmarks.serving overhead
 

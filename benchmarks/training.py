@@ -32,21 +32,21 @@ BATCHES = 4
 Batch = tuple[dict[str, tf.Tensor], tf.Tensor]
 
 
-def random_batches(model: Ranker, rows: int, length: int) -> list[Batch]:
+def random_batches(model: Ranker, rows: int, length: int, count: int = BATCHES) -> list[Batch]:
     """A few batches of random indices, in memory."""
     generator = np.random.default_rng(0)
     items = model.features.item_id.num_indices
 
     def batch() -> Batch:
         inputs = {
-            "user_id": generator.integers(1, NUM_USERS, rows),
-            "item_id": generator.integers(1, items, rows),
-            "history_item_id": generator.integers(1, items, (rows, length)),
-            "history_length": np.full(rows, length),
+            "user_id": generator.integers(1, NUM_USERS, rows, np.int32),
+            "item_id": generator.integers(1, items, rows, np.int32),
+            "history_item_id": generator.integers(1, items, (rows, length), np.int32),
+            "history_length": np.full(rows, length, np.int32),
         }
-        return {k: tf.constant(v, tf.int32) for k, v in inputs.items()}, tf.constant(generator.integers(0, 2, rows))
+        return {name: tf.constant(x) for name, x in inputs.items()}, tf.constant(generator.integers(0, 2, rows))
 
-    return [batch() for _ in range(BATCHES)]
+    return [batch() for _ in range(count)]
 
 
 def make_step(model: Ranker, batches: Iterator[Batch]) -> Callable[[], None]:

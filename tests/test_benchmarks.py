@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import pipeline, retrieval, timing, training
+from benchmarks import memory, pipeline, retrieval, timing, training
 from keras_eta import Feature, Features
 
 SIZES = ["--dim", "8", "--top_k", "3", "--items", "50", "--rounds", "2"]
@@ -90,6 +91,35 @@ def test_both_pipelines_yield_full_histories_of_known_ids(tmp_path: Path) -> Non
         assert history.max() <= 51
         assert inputs["history_length"].numpy().tolist() == [20] * 4
         assert set(label.numpy()) <= {0, 1}
+
+
+def test_memory_reports_peaks_and_what_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    report, image = tmp_path / "report.json", tmp_path / "peaks.png"
+    # Full attention seems to need far more than any machine has.
+    monkeypatch.setattr(memory, "_FULL_COPIES", 10**12)
+    sizes = ("--dim", "8", "--top_k", "3", "--items", "50", "--rows", "4", "--lengths", "20", "40", "--steps", "1")
+    monkeypatch.setattr("sys.argv", ["benchmark", *sizes, "--json", str(report), "--plot", str(image)])
+    memory.main()
+    found = json.loads(report.read_text())["memory"]
+    assert found["20"]["eta"]["growth_mb"] == 0.0
+    # More than an interpreter alone, in megabytes and not in kilobytes.
+    assert 100 < found["40"]["eta"]["peak_mb"] < 2_000
+    assert found["40"]["full"]["error"].startswith("left out: needs about ")
+    # 4 rows x 20 more behaviours x 23 bytes.
+    assert found["40"]["ids, fingerprints and distances"]["growth_mb"] == pytest.approx(0.00184)
+    assert image.read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_of_a_contestant_that_dies_is_told() -> None:
+    flags = argparse.Namespace(rows=4, dim=8, bits=64, top_k=3, items=50, steps=1)
+    assert memory.peak("full", 20, flags, available=2**20) in ("out of memory", "killed")
+
+
+def test_bytes_of_a_history_worked_by_hand() -> None:
+    # Id 4, two words 16, XOR 8, mask 1, distance and score 1 each.
+    assert memory.eta_bytes(rows=2, length=10, bits=65) == 20 * 31
+    # Four words: 257 distances need 4 bytes each.
+    assert memory.eta_bytes(rows=1, length=1, bits=256) == 4 + 32 + 8 + 1 + 8
 
 
 def test_contestants_are_measured_in_turn_after_a_warm_up() -> None:

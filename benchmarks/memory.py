@@ -1,0 +1,163 @@
+"""Peak memory of training by the length of the history: ETA and the same model with full attention.
+
+    python -m benchmarks.memory
+    python -m benchmarks.memory --lengths 1024 4096 --plot memory.png --json memory.json
+
+Each contestant trains a few steps on one batch, in a process of its own, and tells its peak resident set. Below stands
+what ETA's ids, fingerprints and distances take at most: 23 bytes a behaviour with 64 bits, and nothing is as wide as an
+embedding. Where there is not enough memory a contestant is left out or stopped, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import resource
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tensorflow as tf
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.training import make_model, make_step, random_batches
+from keras_eta import ops
+
+KINDS = {"eta": "ETA", "full": "full attention"}
+# Copies of [N, L, D] floats that a step with full attention holds at once: embeddings, gradients, their deduplication.
+_FULL_COPIES = 6
+_MB = 1e6
+
+
+def eta_bytes(rows: int, length: int, bits: int) -> int:
+    """Bytes of what ETA holds for each behaviour of a batch, while it searches.
+
+    The id (int32), its fingerprint, one word's XOR (int64), the mask, the distance and the score by which `top_k` sorts
+    (a byte each; 4 bytes for distances and scores of more than 254 bits).
+    """
+    words = ops.num_words(bits)
+    score = 1 if 64 * words + 1 <= 255 else 4
+    return rows * length * (4 + 8 * words + 8 + 1 + 2 * score)
+
+
+def train(kind: str, length: int, flags: argparse.Namespace, memory: int, results: Connection) -> None:
+    """Trains a few steps and sends the peak resident set in bytes, or what went wrong; runs in its own process."""
+    # An allocation that fails is an error that can be told; the system would kill processes instead.
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    try:
+        model = make_model(kind, length, flags)
+        step = make_step(model, itertools.cycle(random_batches(model, flags.rows, length, count=1)))
+        for _ in range(flags.steps):
+            step()
+        results.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    except (tf.errors.ResourceExhaustedError, MemoryError):
+        results.send("out of memory")
+
+
+def peak(kind: str, length: int, flags: argparse.Namespace, available: int) -> int | str:
+    """Peak resident set of a contestant that may take `available` bytes, or why there is none."""
+    needed = _FULL_COPIES * flags.rows * length * flags.dim * 4 if kind == "full" else 0
+    if needed > available:
+        return f"left out: needs about {needed / 1e9:.0f} GB of {available / 1e9:.0f} GB"
+    context = multiprocessing.get_context("spawn")
+    results, sender = context.Pipe(duplex=False)
+    process = context.Process(target=train, args=(kind, length, flags, available, sender))
+    process.start()
+    sender.close()
+    try:
+        found: int | str = results.recv()
+    except EOFError:
+        found = "killed"
+    process.join()
+    return found
+
+
+def report_of(peaks: dict[str, dict[int, int | str]], flags: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """L -> contestant -> peak and growth in MB, or the reason why there is no peak; and the account of ETA's growth."""
+    first = flags.lengths[0]
+    report: dict[str, dict[str, Any]] = {}
+    for length in flags.lengths:
+        rows: dict[str, Any] = report.setdefault(str(length), {})
+        for kind, of_kind in peaks.items():
+            found, base = of_kind[length], of_kind[first]
+            if isinstance(found, str):
+                rows[kind] = {"error": found}
+            else:
+                rows[kind] = {"peak_mb": found / _MB}
+                if not isinstance(base, str):
+                    rows[kind]["growth_mb"] = (found - base) / _MB
+        account = eta_bytes(flags.rows, length, flags.bits) - eta_bytes(flags.rows, first, flags.bits)
+        rows["ids, fingerprints and distances"] = {"growth_mb": account / _MB}
+    return report
+
+
+def print_table(report: dict[str, dict[str, Any]], flags: argparse.Namespace) -> None:
+    """Peaks, and growth over the shortest history."""
+    table = Table(title=f"peak memory of training, N={flags.rows} D={flags.dim} M={flags.bits} V={flags.items:,}")
+    for column in ("L", "contestant", "peak MB", f"over L={flags.lengths[0]:,}, MB"):
+        table.add_column(column, justify="left" if column == "contestant" else "right")
+    for length, rows in report.items():
+        for kind, row in rows.items():
+            shown = row.get("error") or (f"{row['peak_mb']:,.0f}" if "peak_mb" in row else "")
+            growth = f"{row['growth_mb']:,.0f}" if "growth_mb" in row else ""
+            table.add_row(f"{int(length):,}", KINDS.get(kind, kind), shown, growth)
+        table.add_section()
+    Console().print(table)
+
+
+def draw(report: dict[str, dict[str, Any]], rows: int, path: Path) -> None:
+    """Peaks against L."""
+    figure = Figure(figsize=(5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for kind, name in KINDS.items():
+        points = [(int(length), of[kind]["peak_mb"]) for length, of in report.items() if "peak_mb" in of[kind]]
+        axes.plot([length for length, _ in points], [mb for _, mb in points], marker="o", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="L, behaviours", ylabel="MB", title=f"peak memory, N = {rows}")
+    axes.set_xticks([int(length) for length in report], [f"{int(length):,}" for length in report], minor=False)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measures, prints a table and JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.memory"
+    )
+    lengths = [1_024, 4_096, 16_384, 65_536]
+    parser.add_argument("--lengths", type=int, nargs="+", default=lengths, metavar="L", help=f"default: {lengths}")
+    parser.add_argument("--rows", type=int, default=256, help="N, rows a batch (default: 256)")
+    parser.add_argument("--dim", type=int, default=64, help="D, width of embeddings (default: 64)")
+    parser.add_argument("--bits", type=int, default=64, help="M, bits of a fingerprint (default: 64)")
+    parser.add_argument("--top_k", type=int, default=48, help="K, behaviours retrieved (default: 48)")
+    parser.add_argument("--items", type=int, default=200_000, help="vocabulary of items (default: 200,000)")
+    parser.add_argument("--steps", type=int, default=5, help="training steps of each contestant (default: 5)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw peaks against L")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of printing it")
+    flags = parser.parse_args()
+
+    peaks: dict[str, dict[int, int | str]] = {kind: {} for kind in KINDS}
+    runs = list(itertools.product(flags.lengths, KINDS))
+    for length, kind in track(runs, description="training", transient=True):
+        peaks[kind][length] = peak(kind, length, flags, psutil.virtual_memory().available)
+    report = report_of(peaks, flags)
+    print_table(report, flags)
+    if flags.plot:
+        draw(report, flags.rows, flags.plot)
+    settings = {name: value for name, value in vars(flags).items() if name not in ("json", "plot")}
+    text = json.dumps({"settings": settings, "memory": report}, indent=2)
+    if flags.json:
+        flags.json.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
