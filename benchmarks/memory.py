@@ -13,9 +13,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
 import resource
-from multiprocessing.connection import Connection
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.timing import apart
 from benchmarks.training import make_model, make_step, random_batches
 from keras_eta import ops
 
@@ -46,18 +46,18 @@ def eta_bytes(rows: int, length: int, bits: int) -> int:
     return rows * length * (4 + 8 * words + 8 + 1 + 2 * score)
 
 
-def train(kind: str, length: int, flags: argparse.Namespace, memory: int, results: Connection) -> None:
-    """Trains a few steps and sends the peak resident set in bytes, or what went wrong; runs in its own process."""
+def train(kind: str, length: int, flags: argparse.Namespace, available: int) -> int | str:
+    """Trains a few steps and returns the peak resident set of this process, or what went wrong."""
     # An allocation that fails is an error that can be told; the system would kill processes instead.
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_DATA, (available, available))
     try:
         model = make_model(kind, length, flags)
         step = make_step(model, itertools.cycle(random_batches(model, flags.rows, length, count=1)))
         for _ in range(flags.steps):
             step()
-        results.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     except (tf.errors.ResourceExhaustedError, MemoryError):
-        results.send("out of memory")
+        return "out of memory"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def peak(kind: str, length: int, flags: argparse.Namespace, available: int) -> int | str:
@@ -65,17 +65,10 @@ def peak(kind: str, length: int, flags: argparse.Namespace, available: int) -> i
     needed = _FULL_COPIES * flags.rows * length * flags.dim * 4 if kind == "full" else 0
     if needed > available:
         return f"left out: needs about {needed / 1e9:.0f} GB of {available / 1e9:.0f} GB"
-    context = multiprocessing.get_context("spawn")
-    results, sender = context.Pipe(duplex=False)
-    process = context.Process(target=train, args=(kind, length, flags, available, sender))
-    process.start()
-    sender.close()
     try:
-        found: int | str = results.recv()
-    except EOFError:
-        found = "killed"
-    process.join()
-    return found
+        return apart(train, kind, length, flags, available)
+    except BrokenProcessPool:
+        return "killed"
 
 
 def report_of(peaks: dict[str, dict[int, int | str]], flags: argparse.Namespace) -> dict[str, dict[str, Any]]:

@@ -25,7 +25,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.timing import draw, measure, summary, table
+from benchmarks.timing import draw, measure, repeated, summary, table
 from benchmarks.training import NUM_USERS, Batch, make_model, make_step, random_batches
 from keras_eta import FeatureLookup, Features
 from keras_eta.datasets.impressions import Impressions
@@ -96,11 +96,7 @@ def contestants(folder: Path, length: int, flags: argparse.Namespace) -> dict[st
     }
 
     def turn(step: Callable[[], object]) -> Callable[[], None]:
-        def steps() -> None:
-            for _ in range(flags.steps):
-                step()
-
-        return steps
+        return repeated(step, flags.steps)
 
     def alone(batches: Iterator[Batch]) -> Callable[[], object]:
         return lambda: next(batches)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
 from rich.progress import track
 from rich.table import Table
+
+Result = TypeVar("Result")
 
 
 def measure(
@@ -32,6 +37,26 @@ def measure(
             call()
             times[name].append(1e3 * (time.perf_counter() - start))
     return times
+
+
+def apart(function: Callable[..., Result], *args: object) -> Result:
+    """Calls a function of a module in a process of its own, which gives all memory back.
+
+    Raises:
+        BrokenProcessPool: if the process is killed. Errors of the function come through as they are.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
+    """A function that makes several calls in a row."""
+
+    def calls() -> None:
+        for _ in range(times):
+            call()
+
+    return calls
 
 
 def summary(times: Mapping[str, list[float]], base: str) -> dict[str, dict[str, float]]:

@@ -59,8 +59,8 @@ def make_step(model: Ranker, batches: Iterator[Batch]) -> Callable[[], None]:
     return step
 
 
-def make_model(kind: str, length: int, flags: argparse.Namespace) -> Ranker:
-    """One contestant, compiled with the default optimisers."""
+def make_model(kind: str, length: int, flags: argparse.Namespace, **changes: Any) -> Ranker:
+    """One contestant, compiled with the default optimisers; `changes` are further arguments of the model."""
     features = Features(
         item_id=Feature("item_id", embedding_dim=flags.dim, vocabulary_size=flags.items),
         user=(Feature("user_id", embedding_dim=flags.dim, vocabulary_size=NUM_USERS),),
@@ -70,6 +70,7 @@ def make_model(kind: str, length: int, flags: argparse.Namespace) -> Ranker:
         "short_history_length": SHORT_HISTORY_LENGTH,
         "num_heads": NUM_HEADS,
         "hidden_units": HIDDEN_UNITS,
+        **changes,
     }
     if kind == "full":
         model = Ranker(features, search_unit=search.FullSearch(), **shared)

@@ -1,0 +1,211 @@
+"""Ten million items: what ETA takes to build, train, export, load and serve.
+
+    python -m benchmarks.scale
+    python -m benchmarks.scale --items 1000000 --json scale.json
+
+The model has an adapted `FeatureLookup` of that many integer ids, as a deployment does. It trains steps of N rows with
+L = 1,024 behaviours: with fixed planes, and with learned planes that move at every step or every 64, each time hashing
+the whole table again. It is exported, and the embedded server loads it in a process of its own and ranks C candidates
+for one user with `--length` behaviours. Each model has a process of its own, one after the other, as memory would not
+hold them all. What is exported lies in a temporary directory that is removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.serving import random_inputs
+from benchmarks.timing import apart, measure, repeated, summary
+from benchmarks.training import NUM_USERS, make_model, make_step, random_batches
+from keras_eta import FeatureLookup, Ranker
+from keras_eta.export import export_model
+from serving.client import RankingClient
+from serving.server_process import ServerProcess
+
+TRAINING_LENGTH = 1_024
+PERIODS = (1, 64)
+# Turns of learned planes that are measured; a turn is one period.
+_TURNS = 5
+_TIMEOUT_SECONDS = 120.0
+
+Figures = dict[str, float]
+
+
+@contextmanager
+def timed(name: str, figures: Figures) -> Iterator[None]:
+    """Shows what is being done and notes how many seconds it took."""
+    start = time.perf_counter()
+    with Console().status(name):
+        yield
+    figures[f"{name}, s"] = time.perf_counter() - start
+
+
+def note_memory(name: str, figures: Figures) -> None:
+    """Notes the resident set of this process and its peak until now, in MB."""
+    figures[f"resident {name}, MB"] = psutil.Process().memory_info().rss / 1e6
+    figures[f"peak {name}, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def adapted_lookup(model: Ranker, items: int) -> FeatureLookup:
+    """A lookup of ids in random order, none of which is its own index."""
+    lookup = FeatureLookup(model.features)
+    ids = np.random.default_rng(0).permutation(items) + 1_000_000_000
+    lookup.adapt({"item_id": ids, "user_id": np.arange(NUM_USERS)})
+    return lookup
+
+
+def steps(model: Ranker, rows: int, rounds: int, period: int = 1) -> Figures:
+    """Milliseconds of a training step: the mean of a period, as the median of several."""
+    step = make_step(model, itertools.cycle(random_batches(model, rows, TRAINING_LENGTH)))
+    times = measure({"step": repeated(step, period)}, rounds, warm_up=3 if period == 1 else 1)
+    return summary({"step": [ms / period for ms in times["step"]]}, "step")["step"]
+
+
+def train_and_export(base_path: Path, flags: argparse.Namespace) -> tuple[Figures, Figures]:
+    """Builds a model with fixed planes, trains and exports it; returns what that took, and the step's times."""
+    figures: Figures = {}
+    with timed("adapting the lookup", figures):
+        lookup = adapted_lookup(make_model("eta", flags.length, flags), flags.items)
+    with timed("building", figures):
+        model = make_model("eta", flags.length, flags, lookup=lookup)
+        model.build()
+    note_memory("after building", figures)
+    step = steps(model, flags.rows, flags.rounds)
+    note_memory("after training", figures)
+    layer = model.search_unit.embeddings["item_id"]
+    tables = {"embeddings": layer.embeddings, "fingerprints": layer.fingerprints_table}
+    # One accumulator for each weight of the table.
+    tables["Adagrad's accumulator"] = layer.embeddings
+    figures.update({f"table of {name}, MB": np.prod(x.shape) * x.dtype.size / 1e6 for name, x in tables.items()})
+    with timed("hashing the whole table", figures):
+        model.search_unit.refresh()
+    with timed("exporting", figures):
+        path = export_model(model, base_path, version=1)
+    note_memory("after exporting", figures)
+    figures["version on disk, MB"] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
+    return figures, step
+
+
+def train_learned(period: int, flags: argparse.Namespace) -> Figures:
+    """Times of a step with planes that move every `period` steps."""
+    model = make_model("eta-learned", flags.length, flags, planes_period=period)
+    return steps(model, flags.rows, _TURNS, period)
+
+
+def serve(base_path: Path, flags: argparse.Namespace) -> Figures:
+    """Loads the version and ranks."""
+    figures: Figures = {}
+    with ExitStack() as stack:
+        with timed("starting, loading and warming up", figures):
+            server = ServerProcess("--model_base_path", str(base_path), log=base_path.parent / "server.log")
+            stack.enter_context(server)
+        figures["resident when ready, MB"] = server.memory / 1e6
+        with RankingClient(server.address, timeout=_TIMEOUT_SECONDS) as client:
+            signature = client.metadata().signatures["rank"]
+            sizes = {"candidates": flags.candidates, "history": flags.length, "ids": flags.items}
+            inputs = random_inputs(signature, **sizes, rng=np.random.default_rng(0))
+            # As `adapted_lookup` has them.
+            inputs |= {name: inputs[name] + 1_000_000_000 - 1 for name in ("item_id", "history_item_id")}
+            start = time.perf_counter()
+            client.predict(inputs, "rank")
+            figures["first rank, ms"] = 1e3 * (time.perf_counter() - start)
+            times = measure({"rank": lambda: client.predict(inputs, "rank")}, flags.calls)
+        figures["median rank, ms"] = float(np.median(times["rank"]))
+        figures["resident after ranking, MB"] = server.memory / 1e6
+    return figures
+
+
+def print_tables(report: dict[str, Any], flags: argparse.Namespace) -> None:
+    """Prints what was found."""
+    sizes = f"V={flags.items:,} D={flags.dim} M={flags.bits}"
+    table = Table(title=f"ETA, {sizes}, history of up to {flags.length:,}")
+    table.add_column("figure")
+    table.add_column("", justify="right")
+    for name, value in report["model"].items():
+        table.add_row(name, f"{value:,.1f}")
+    table.add_section()
+    for name, value in report["server"].items():
+        table.add_row(f"server: {name}", f"{value:,.1f}")
+    Console().print(table)
+    table = Table(title=f"training step, N={flags.rows} L={TRAINING_LENGTH:,} {sizes}")
+    for column in ("planes", "median ms", "10 % to 90 %"):
+        table.add_column(column, justify="left" if column == "planes" else "right")
+    for name, row in report["steps"].items():
+        table.add_row(name, f"{row['median_ms']:,.1f}", f"{row['p10_ms']:,.1f} to {row['p90_ms']:,.1f}")
+    Console().print(table)
+
+
+def check_disk(folder: Path, flags: argparse.Namespace) -> None:
+    """Refuses to start where the exported tables would not fit.
+
+    Raises:
+        OSError: if there is too little free space.
+    """
+    # Embeddings, fingerprints, and the ids with their indices; half as much again for safety.
+    needed = 1.5 * flags.items * (4 * flags.dim + flags.bits / 8 + 16)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f"{folder} needs {needed / 1e9:.1f} GB of free space and has {free / 1e9:.1f} GB. Set TMPDIR.")
+
+
+def main() -> int:
+    """Measures, prints tables and JSON.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.scale"
+    )
+    parser.add_argument("--items", type=int, default=10_000_000, help="vocabulary of items (default: 10,000,000)")
+    parser.add_argument("--length", type=int, default=65_536, metavar="L", help="of served histories (default: 65,536)")
+    parser.add_argument("--candidates", type=int, default=500, metavar="C", help="of a request (default: 500)")
+    parser.add_argument("--rows", type=int, default=256, help="N, rows a batch (default: 256)")
+    parser.add_argument("--dim", type=int, default=64, help="D, width of embeddings (default: 64)")
+    parser.add_argument("--bits", type=int, default=64, help="M, bits of a fingerprint (default: 64)")
+    parser.add_argument("--top_k", type=int, default=48, help="K, behaviours retrieved (default: 48)")
+    parser.add_argument("--rounds", type=int, default=15, help="steps measured with fixed planes (default: 15)")
+    parser.add_argument("--calls", type=int, default=20, help="requests measured (default: 20)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of printing it")
+    flags = parser.parse_args()
+
+    report: dict[str, Any] = {"model": {}, "server": {}, "steps": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            check_disk(Path(folder), flags)
+        except OSError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        base_path = Path(folder, "eta")
+        report["model"], report["steps"]["fixed planes"] = apart(train_and_export, base_path, flags)
+        report["server"] = serve(base_path, flags)
+        for period in PERIODS:
+            report["steps"][f"learned planes, moved every {period}"] = apart(train_learned, period, flags)
+    print_tables(report, flags)
+    settings = {name: value for name, value in vars(flags).items() if name != "json"}
+    text = json.dumps({"settings": settings, **report}, indent=2)
+    if flags.json:
+        flags.json.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
