@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import resource
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.flags import make_parser, write_json
 from benchmarks.timing import apart
 from benchmarks.training import make_model, make_step, random_batches
 from keras_eta import ops
@@ -121,19 +121,12 @@ def draw(report: dict[str, dict[str, Any]], rows: int, path: Path) -> None:
 
 def main() -> None:
     """Measures, prints a table and JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.memory"
-    )
+    parser = make_parser("memory", __doc__)
     lengths = [1_024, 4_096, 16_384, 65_536]
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths, metavar="L", help=f"default: {lengths}")
     parser.add_argument("--rows", type=int, default=256, help="N, rows a batch (default: 256)")
-    parser.add_argument("--dim", type=int, default=64, help="D, width of embeddings (default: 64)")
-    parser.add_argument("--bits", type=int, default=64, help="M, bits of a fingerprint (default: 64)")
-    parser.add_argument("--top_k", type=int, default=48, help="K, behaviours retrieved (default: 48)")
-    parser.add_argument("--items", type=int, default=200_000, help="vocabulary of items (default: 200,000)")
     parser.add_argument("--steps", type=int, default=5, help="training steps of each contestant (default: 5)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw peaks against L")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of printing it")
     flags = parser.parse_args()
 
     peaks: dict[str, dict[int, int | str]] = {kind: {} for kind in KINDS}
@@ -144,12 +137,7 @@ def main() -> None:
     print_table(report, flags)
     if flags.plot:
         draw(report, flags.rows, flags.plot)
-    settings = {name: value for name, value in vars(flags).items() if name not in ("json", "plot")}
-    text = json.dumps({"settings": settings, "memory": report}, indent=2)
-    if flags.json:
-        flags.json.write_text(text, encoding="utf-8")
-    else:
-        print(text)
+    write_json({"memory": report}, flags)
 
 
 if __name__ == "__main__":

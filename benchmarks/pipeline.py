@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.flags import make_parser, write_json
 from benchmarks.timing import draw, measure, repeated, summary, table
 from benchmarks.training import NUM_USERS, Batch, make_model, make_step, random_batches
 from keras_eta import FeatureLookup, Features
@@ -111,20 +111,13 @@ def contestants(folder: Path, length: int, flags: argparse.Namespace) -> dict[st
 
 def main() -> None:
     """Measures, prints tables and JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.pipeline"
-    )
+    parser = make_parser("pipeline", __doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096], metavar="L", help="default: 1024 4096")
     parser.add_argument("--rows", type=int, default=256, help="N, rows a batch (default: 256)")
     parser.add_argument("--file_rows", type=int, default=8_192, help="rows in the files (default: 8,192)")
-    parser.add_argument("--dim", type=int, default=64, help="D, width of embeddings (default: 64)")
-    parser.add_argument("--bits", type=int, default=64, help="M, bits of a fingerprint (default: 64)")
-    parser.add_argument("--top_k", type=int, default=48, help="K, behaviours retrieved (default: 48)")
-    parser.add_argument("--items", type=int, default=200_000, help="vocabulary of items (default: 200,000)")
     parser.add_argument("--steps", type=int, default=20, help="steps of a turn (default: 20)")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each contestant (default: 15)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw times against L")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of printing it")
     flags = parser.parse_args()
 
     report = {}
@@ -137,12 +130,7 @@ def main() -> None:
         tf.keras.backend.clear_session()
     if flags.plot:
         draw({f"training step of ETA, N = {flags.rows}": report}, flags.plot)
-    settings = {name: value for name, value in vars(flags).items() if name not in ("json", "plot")}
-    text = json.dumps({"settings": settings, "steps": report}, indent=2)
-    if flags.json:
-        flags.json.write_text(text, encoding="utf-8")
-    else:
-        print(text)
+    write_json({"steps": report}, flags)
 
 
 if __name__ == "__main__":

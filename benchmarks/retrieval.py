@@ -1,25 +1,29 @@
 """Time of one `rank` request and of its search alone: one user, C candidates, one shared history of L behaviours.
 
-    python -m benchmarks.retrieval
-    python -m benchmarks.retrieval --lengths 1024 4096 --plot request.png --json request.json
+    python -m benchmarks.retrieval --plot request.png
+    python -m benchmarks.retrieval --candidates 50 200 500 2000 --lengths 256 1024 4096 10240 --map map.png
 
 The request: ETA with its search compiled by XLA (`export_model(jit_compile=True)`) and without, the same model with
-full attention, with exact inner-product search, and ETA asked for C rows that each carry the history. The search:
-Hamming top-k by counting (XLA) and by sorting, against a matmul and top-k over the embeddings. All contestants of a
-length are measured in one run, in turn, after a warm-up that traces and compiles. Machines are noisy: quote ratios.
+full attention, with exact inner-product search, and ETA asked for C rows that each carry the history. The same under
+traffic: the time that a request takes of a machine that as many callers as `--callers` keep busy. The search: Hamming
+top-k by counting (XLA) and by sorting, against a matmul and top-k over the embeddings. All contestants of a length are
+measured in one run, in turn, after a warm-up that traces and compiles. Machines are noisy: quote ratios.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from matplotlib.figure import Figure
 from rich.console import Console
 
+from benchmarks.flags import make_parser, write_json
 from benchmarks.timing import draw, measure, summary, table
 from benchmarks.training import make_model
 from keras_eta import Ranker, ops
@@ -27,20 +31,25 @@ from keras_eta import Ranker, ops
 _IDS = tf.TensorSpec([None, None], tf.int32)
 _ROWS = tf.TensorSpec([None], tf.int32)
 # Beyond this the rows of the pointwise request do not fit in memory.
-_LONGEST_POINTWISE = 4_096
-REQUEST, SEARCH = "ETA, XLA", "counting, XLA"
+_LARGEST_POINTWISE = 500 * 4_096
+REQUEST, STOCK, INNER, FULL = "ETA, XLA", "ETA", "inner product", "full attention"
+POINTWISE, SEARCH = "ETA, C rows", "counting, XLA"
+
+Calls = dict[str, Callable[[], object]]
+# Kind of call -> C -> L -> a `summary`.
+Report = dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]
 
 
-def requests(flags: argparse.Namespace, length: int) -> dict[str, Callable[[], object]]:
+def requests(flags: argparse.Namespace, candidates: int, length: int) -> Calls:
     """Calls of the whole model, from indices to logits."""
     generator = np.random.default_rng(0)
     inputs = {
         "user_id": tf.constant([3]),
-        "item_id": tf.constant(generator.integers(1, flags.items, (1, flags.candidates)), tf.int32),
+        "item_id": tf.constant(generator.integers(1, flags.items, (1, candidates)), tf.int32),
         "history_item_id": tf.constant(generator.integers(1, flags.items, (1, length)), tf.int32),
         "history_length": tf.constant([length]),
     }
-    rows = {name: tf.repeat(column, flags.candidates, axis=0) for name, column in inputs.items()}
+    rows = {name: tf.repeat(column, candidates, axis=0) for name, column in inputs.items()}
     rows["item_id"] = tf.transpose(inputs["item_id"])
 
     def call(model: Ranker, inputs: dict[str, tf.Tensor], jit_compile: bool = False) -> Callable[[], object]:
@@ -60,23 +69,32 @@ def requests(flags: argparse.Namespace, length: int) -> dict[str, Callable[[], o
     models["eta"].search_unit.refresh()
     contestants = {
         REQUEST: call(models["eta"], inputs, jit_compile=True),
-        "ETA": call(models["eta"], inputs),
-        "full attention": call(models["full"], inputs),
-        "inner product": call(models["inner-product"], inputs),
+        STOCK: call(models["eta"], inputs),
+        FULL: call(models["full"], inputs),
+        INNER: call(models["inner-product"], inputs),
     }
-    if length <= _LONGEST_POINTWISE:
-        contestants["ETA, C rows"] = call(models["eta"], rows)
+    if length * candidates <= _LARGEST_POINTWISE:
+        contestants[POINTWISE] = call(models["eta"], rows)
     return contestants
 
 
-def searches(flags: argparse.Namespace, length: int) -> dict[str, Callable[[], object]]:
+def traffic(contestants: Calls, pool: ThreadPoolExecutor, callers: int) -> Calls:
+    """Calls of `requests`, each made by all callers at once."""
+
+    def together(call: Callable[[], object]) -> Callable[[], object]:
+        return lambda: [made.result() for made in [pool.submit(call) for _ in range(callers)]]
+
+    return {name: together(call) for name, call in contestants.items() if name != POINTWISE}
+
+
+def searches(flags: argparse.Namespace, candidates: int, length: int) -> Calls:
     """Calls of the search alone, from fingerprints or embeddings to positions."""
     generator = np.random.default_rng(0)
     words = ops.num_words(flags.bits)
     candidate, history = (
-        tf.constant(generator.integers(-(2**63), 2**63, (1, size, words))) for size in (flags.candidates, length)
+        tf.constant(generator.integers(-(2**63), 2**63, (1, size, words))) for size in (candidates, length)
     )
-    query, behaviours = (tf.random.normal([1, size, flags.dim]) for size in (flags.candidates, length))
+    query, behaviours = (tf.random.normal([1, size, flags.dim]) for size in (candidates, length))
     fingerprints = [tf.TensorSpec([None, None, words], tf.int64)] * 2
     vectors = [tf.TensorSpec([None, None, flags.dim])] * 2
 
@@ -102,38 +120,64 @@ def searches(flags: argparse.Namespace, length: int) -> dict[str, Callable[[], o
     }
 
 
+def draw_map(report: Report, path: Path) -> None:
+    """How many times as long as ETA full attention takes, by C and L, alone and under traffic."""
+    kinds = ("request", "traffic")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, 2), kinds, strict=True):
+        candidates, lengths = list(report[kind]), list(next(iter(report[kind].values())))
+        ratios = np.array(
+            [
+                [row[FULL]["median_ms"] / row[REQUEST]["median_ms"] for row in of.values()]
+                for of in report[kind].values()
+            ]
+        )
+        axes.imshow(np.log2(ratios), cmap="RdYlGn", vmin=-4, vmax=4, aspect="auto", origin="lower")
+        for (y, x), ratio in np.ndenumerate(ratios):
+            axes.text(x, y, f"{ratio:.1f}", ha="center", va="center")
+        axes.set_xticks(range(len(lengths)), [f"{int(length):,}" for length in lengths])
+        axes.set_yticks(range(len(candidates)), [f"{int(count):,}" for count in candidates])
+        title = f"full attention over {REQUEST}: {'one caller' if kind == 'request' else 'all cores busy'}"
+        axes.set(xlabel="L, behaviours", ylabel="C, candidates", title=title)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     """Measures, prints tables and JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.retrieval"
-    )
+    parser = make_parser("retrieval", __doc__)
     lengths = [1_024, 4_096, 10_240, 65_536]
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths, metavar="L", help=f"default: {lengths}")
-    parser.add_argument("--candidates", type=int, default=500, metavar="C", help="candidates (default: 500)")
-    parser.add_argument("--dim", type=int, default=64, help="D, width of embeddings (default: 64)")
-    parser.add_argument("--bits", type=int, default=64, help="M, bits of a fingerprint (default: 64)")
-    parser.add_argument("--top_k", type=int, default=48, help="K, behaviours retrieved (default: 48)")
-    parser.add_argument("--items", type=int, default=200_000, help="vocabulary of items (default: 200,000)")
+    parser.add_argument("--candidates", type=int, nargs="+", default=[500], metavar="C", help="default: 500")
+    parser.add_argument("--callers", type=int, default=8, help="callers at a time under traffic (default: 8)")
     parser.add_argument("--rounds", type=int, default=15, help="calls measured of each contestant (default: 15)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw times against L")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of printing it")
+    parser.add_argument("--map", type=Path, metavar="FILE", help="draw full attention over ETA by C and L")
     flags = parser.parse_args()
 
-    report: dict[str, dict[str, dict[str, dict[str, float]]]] = {"request": {}, "search": {}}
-    for length in flags.lengths:
-        for kind, make, base in (("request", requests, REQUEST), ("search", searches, SEARCH)):
-            rows = summary(measure(make(flags, length), flags.rounds), base)
-            report[kind][str(length)] = rows
-            Console().print(table(f"{kind}, C={flags.candidates} L={length:,}", rows, base))
+    report: Report = {"request": {}, "traffic": {}, "search": {}}
+    with ThreadPoolExecutor(flags.callers) as pool:
+        for candidates, length in itertools.product(flags.candidates, flags.lengths):
+            calls = requests(flags, candidates, length)
+            times = {
+                "request": measure(calls, flags.rounds),
+                "traffic": measure(traffic(calls, pool, flags.callers), flags.rounds),
+                "search": measure(searches(flags, candidates, length), flags.rounds),
+            }
+            times["traffic"] = {name: [ms / flags.callers for ms in of] for name, of in times["traffic"].items()}
+            for kind, of_kind in times.items():
+                base = SEARCH if kind == "search" else REQUEST
+                rows = summary(of_kind, base)
+                report[kind].setdefault(str(candidates), {})[str(length)] = rows
+                Console().print(table(f"{kind}, C={candidates} L={length:,}", rows, base))
             tf.keras.backend.clear_session()
     if flags.plot:
-        draw({f"{kind}, C = {flags.candidates}": lengths for kind, lengths in report.items()}, flags.plot)
-    settings = {name: value for name, value in vars(flags).items() if name not in ("json", "plot")}
-    text = json.dumps({"settings": settings, **report}, indent=2)
-    if flags.json:
-        flags.json.write_text(text, encoding="utf-8")
-    else:
-        print(text)
+        draw(
+            {f"{kind}, C = {candidates}": of for kind, all_of in report.items() for candidates, of in all_of.items()},
+            flags.plot,
+        )
+    if flags.map:
+        draw_map(report, flags.map)
+    write_json(report, flags)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import resource
 import shutil
 import sys
@@ -30,6 +29,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.flags import make_parser, write_json
 from benchmarks.serving import random_inputs
 from benchmarks.timing import apart, measure, repeated, summary
 from benchmarks.training import NUM_USERS, make_model, make_step, random_batches
@@ -170,19 +170,12 @@ def main() -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.scale"
-    )
-    parser.add_argument("--items", type=int, default=10_000_000, help="vocabulary of items (default: 10,000,000)")
+    parser = make_parser("scale", __doc__, items=10_000_000)
     parser.add_argument("--length", type=int, default=65_536, metavar="L", help="of served histories (default: 65,536)")
     parser.add_argument("--candidates", type=int, default=500, metavar="C", help="of a request (default: 500)")
     parser.add_argument("--rows", type=int, default=256, help="N, rows a batch (default: 256)")
-    parser.add_argument("--dim", type=int, default=64, help="D, width of embeddings (default: 64)")
-    parser.add_argument("--bits", type=int, default=64, help="M, bits of a fingerprint (default: 64)")
-    parser.add_argument("--top_k", type=int, default=48, help="K, behaviours retrieved (default: 48)")
     parser.add_argument("--rounds", type=int, default=15, help="steps measured with fixed planes (default: 15)")
     parser.add_argument("--calls", type=int, default=20, help="requests measured (default: 20)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of printing it")
     flags = parser.parse_args()
 
     report: dict[str, Any] = {"model": {}, "server": {}, "steps": {}}
@@ -198,12 +191,7 @@ def main() -> int:
         for period in PERIODS:
             report["steps"][f"learned planes, moved every {period}"] = apart(train_learned, period, flags)
     print_tables(report, flags)
-    settings = {name: value for name, value in vars(flags).items() if name != "json"}
-    text = json.dumps({"settings": settings, **report}, indent=2)
-    if flags.json:
-        flags.json.write_text(text, encoding="utf-8")
-    else:
-        print(text)
+    write_json(report, flags)
     return 0
 
 

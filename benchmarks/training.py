@@ -1,16 +1,18 @@
 """Time of one training step: ETA against the same model with full attention or inner-product search, by length.
 
     python -m benchmarks.training
+    python -m benchmarks.training --lengths 256 1024 4096 --plot training.png --json training.json
 
-All contestants are measured in one run, in turn (A B A B ...), after a warm-up that traces and compiles; the table
-gives the median and the spread of each, and the ratios of medians. Machines are noisy: quote ratios.
+ETA is also measured with planes that are learned and move at every step, in mixed precision (bfloat16), and with the
+whole step compiled by XLA. All contestants of all lengths are measured in one run, in turn (A B A B ...), after a
+warm-up that traces and compiles; the tables give the median and the spread of each, and the ratios of medians. Machines
+are noisy: quote ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ import numpy as np
 import tensorflow as tf
 from rich.console import Console
 
-from benchmarks.timing import measure, summary, table
+from benchmarks.flags import make_parser, write_json
+from benchmarks.timing import draw, measure, summary, table
 from keras_eta import ETA, Feature, Features, Ranker, search
 
 NUM_USERS = 6_040
@@ -27,6 +30,8 @@ SHORT_HISTORY_LENGTH = 50
 NUM_HEADS = 4
 HIDDEN_UNITS = (200, 80)
 BATCHES = 4
+BFLOAT16, XLA = "eta-bfloat16", "eta-xla"
+KINDS = ("eta", "eta-learned", BFLOAT16, XLA, "inner-product", "full")
 
 
 Batch = tuple[dict[str, tf.Tensor], tf.Tensor]
@@ -49,9 +54,9 @@ def random_batches(model: Ranker, rows: int, length: int, count: int = BATCHES) 
     return [batch() for _ in range(count)]
 
 
-def make_step(model: Ranker, batches: Iterator[Batch]) -> Callable[[], None]:
+def make_step(model: Ranker, batches: Iterator[Batch], jit_compile: bool = False) -> Callable[[], None]:
     """A function that runs one training step of a compiled model on the next batch."""
-    train_step = tf.function(model.train_step, autograph=False)
+    train_step = tf.function(model.train_step, autograph=False, jit_compile=jit_compile)
 
     def step() -> None:
         train_step(next(batches))["loss"].numpy()
@@ -91,38 +96,32 @@ def make_model(kind: str, length: int, flags: argparse.Namespace, **changes: Any
 
 
 def main() -> None:
-    """Measures, prints a table and JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.training"
-    )
+    """Measures, prints tables and JSON."""
+    parser = make_parser("training", __doc__)
     parser.add_argument("--rows", type=int, default=256, help="N, rows a batch (default: 256)")
-    parser.add_argument("--dim", type=int, default=64, help="D, width of embeddings (default: 64)")
-    parser.add_argument("--bits", type=int, default=64, help="M, bits of a fingerprint (default: 64)")
-    parser.add_argument("--top_k", type=int, default=48, help="K, behaviours retrieved (default: 48)")
-    parser.add_argument("--items", type=int, default=200_000, help="vocabulary of items (default: 200,000)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096], metavar="L", help="default: 1024 4096")
     parser.add_argument("--rounds", type=int, default=15, help="steps measured of each contestant (default: 15)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of printing it")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw times against L")
     flags = parser.parse_args()
 
-    contestants = [
-        (kind, length) for length in flags.lengths for kind in ("eta", "eta-learned", "inner-product", "full")
-    ]
+    contestants = list(itertools.product(KINDS, flags.lengths))
     steps = {}
     for kind, length in contestants:
+        tf.keras.mixed_precision.set_global_policy("mixed_bfloat16" if kind == BFLOAT16 else "float32")
         model = make_model(kind, length, flags)
-        steps[f"{kind} L={length}"] = make_step(model, itertools.cycle(random_batches(model, flags.rows, length)))
-    base = f"eta L={flags.lengths[0]}"
-    rows = summary(measure(steps, flags.rounds), base)
-    title = f"training step, N={flags.rows} D={flags.dim} M={flags.bits} K={flags.top_k} V={flags.items:,}"
-    Console().print(table(title, rows, base))
-    settings = {name: value for name, value in vars(flags).items() if name != "json"}
-    report = {"settings": settings, "steps": rows}
-    text = json.dumps(report, indent=2)
-    if flags.json:
-        flags.json.write_text(text)
-    else:
-        print(text)
+        batches = itertools.cycle(random_batches(model, flags.rows, length))
+        steps[f"{kind} {length}"] = make_step(model, batches, jit_compile=kind == XLA)
+    tf.keras.mixed_precision.set_global_policy("float32")
+    times = measure(steps, flags.rounds)
+    report = {}
+    for length in flags.lengths:
+        rows = summary({kind: times[f"{kind} {length}"] for kind in KINDS}, "eta")
+        report[str(length)] = rows
+        sizes = f"N={flags.rows} L={length:,} D={flags.dim} M={flags.bits} K={flags.top_k} V={flags.items:,}"
+        Console().print(table(f"training step, {sizes}", rows, "eta"))
+    if flags.plot:
+        draw({f"training step, N = {flags.rows}": report}, flags.plot)
+    write_json({"steps": report}, flags)
 
 
 if __name__ == "__main__":

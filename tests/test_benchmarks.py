@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from benchmarks import memory, pipeline, retrieval, scale, timing, training
 from keras_eta import Feature, Features
@@ -23,37 +27,39 @@ def _run(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *flags: str)
 
 
 def test_training_reports_every_contestant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    report = tmp_path / "report.json"
-    _run(training.main, monkeypatch, "--rows", "4", "--lengths", "20", "--json", str(report))
-    steps = json.loads(report.read_text())["steps"]
-    assert list(steps) == [f"{kind} L=20" for kind in ("eta", "eta-learned", "inner-product", "full")]
-    assert steps["eta L=20"]["over_base"] == 1.0
-    assert all(0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] for row in steps.values())
-
-
-def test_retrieval_reports_requests_and_searches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     report, image = tmp_path / "report.json", tmp_path / "times.png"
-    _run(
-        retrieval.main,
-        monkeypatch,
-        "--lengths",
-        "20",
-        "40",
-        "--candidates",
-        "5",
-        "--json",
-        str(report),
-        "--plot",
-        str(image),
-    )
-    found = json.loads(report.read_text())
-    for length in ("20", "40"):
-        assert list(found["request"][length]) == [
-            *("ETA, XLA", "ETA", "full attention", "inner product", "ETA, C rows"),
-        ]
-        assert list(found["search"][length]) == ["counting, XLA", "sorting", "matmul + top_k"]
-    assert found["settings"]["candidates"] == 5
+    files = ("--json", str(report), "--plot", str(image))
+    _run(training.main, monkeypatch, "--rows", "4", "--lengths", "20", *files)
+    steps = json.loads(report.read_text())["steps"]
+    assert list(steps) == ["20"]
+    for rows in steps.values():
+        assert list(rows) == ["eta", "eta-learned", "eta-bfloat16", "eta-xla", "inner-product", "full"]
+        assert rows["eta"]["over_base"] == 1.0
+        assert all(0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] for row in rows.values())
     assert image.read_bytes().startswith(b"\x89PNG")
+    assert tf.keras.mixed_precision.global_policy().name == "float32"
+
+
+def test_retrieval_reports_requests_traffic_and_searches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    report, *images = (tmp_path / name for name in ("report.json", "times.png", "map.png"))
+    files = ("--json", str(report), "--plot", str(images[0]), "--map", str(images[1]))
+    _run(retrieval.main, monkeypatch, "--lengths", "20", "40", "--candidates", "5", "9", "--callers", "2", *files)
+    found = json.loads(report.read_text())
+    for candidates, length in itertools.product(("5", "9"), ("20", "40")):
+        alone = ["ETA, XLA", "ETA", "full attention", "inner product", "ETA, C rows"]
+        assert list(found["request"][candidates][length]) == alone
+        assert list(found["traffic"][candidates][length]) == alone[:-1]
+        assert list(found["search"][candidates][length]) == ["counting, XLA", "sorting", "matmul + top_k"]
+    assert found["settings"]["candidates"] == [5, 9]
+    assert all(image.read_bytes().startswith(b"\x89PNG") for image in images)
+
+
+def test_traffic_is_calls_of_all_callers_at_once() -> None:
+    both = threading.Barrier(2, timeout=5)
+    with ThreadPoolExecutor(2) as pool:
+        calls = retrieval.traffic({"a": both.wait, retrieval.POINTWISE: both.wait}, pool, callers=2)
+        assert list(calls) == ["a"]
+        calls["a"]()
 
 
 def test_pipeline_reports_steps_with_and_without_both_pipelines(
