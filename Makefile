@@ -4,6 +4,7 @@ SHELL := /bin/bash
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
+PEERS_INSTALLED := .venv-peers/.installed
 
 # Variables of `make serve`.
 MODEL_NAME := eta
@@ -18,8 +19,10 @@ REQUESTS := 20000
 MINUTES := 10
 # Variable of `make notebooks`.
 ROWS := 20000
+# More flags for `make bench-peers`.
+PEERS_ARGS :=
 
-.PHONY: help demo pipeline test test-py313 check serve conformance fuzz soak notebooks bench clean
+.PHONY: help demo pipeline test test-py313 check serve conformance fuzz soak notebooks bench bench-peers clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -68,9 +71,15 @@ bench: $(INSTALLED) ## Time training steps, requests and retrieval against full 
 	$(PYTHON) -m benchmarks.retrieval
 	$(PYTHON) -m benchmarks.serving overhead
 
-clean: ## Remove everything that the other targets made, except .venv
+bench-peers: $(INSTALLED) $(PEERS_INSTALLED) ## Time training steps against FuxiCTR and DeepCTR, and check the two ETAs' retrieval; PEERS_ARGS adds flags
+	$(PYTHON) -m benchmarks.peers $(PEERS_ARGS)
+
+clean: ## Remove everything that the other targets made, except .venv and .venv-peers
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements.txt requirements-py313.txt pyproject.toml
 	@.ci/venv
+
+$(PEERS_INSTALLED): benchmarks/peers.txt | $(INSTALLED)
+	@.ci/venv-peers
