@@ -7,8 +7,8 @@ The same step on batches in memory, and fed by both pipelines: `Impressions.to_d
 log in memory, and the TFX trainer's, which reads, shuffles, parses and pads compressed files. And both pipelines
 without a step. All histories are full and all ids equally likely: the most to read and the least to compress.
 
-All contestants of a length are measured in one run, in turn. A turn is a number of steps, and as many before it that
-are not timed, so that batches prefetched in the turns of others don't count.
+All contestants of a length are measured in one run, in turn. A turn is a number of steps. Before it, its own pipeline is
+opened, all others are closed, and as many steps are run that are not timed: nobody prefetches in the turns of others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +62,14 @@ def write_files(folder: Path, rows: int, length: int, items: int) -> float:
     return size / rows
 
 
-def from_files(folder: Path, features: Features, rows: int, record_bytes: float) -> Iterator[Batch]:
+def from_files(folder: Path, features: Features, rows: int, record_bytes: float) -> tf.data.Dataset:
     """The TFX trainer's pipeline, as in the middle of a long epoch: the files come again and again."""
     patterns = [str(folder / "*")] * _EPOCHS
     shuffle_buffer = int(SHUFFLE_BYTES / record_bytes)
-    return iter(transformed_batches(patterns, features, rows, shuffle_buffer=shuffle_buffer))
+    return transformed_batches(patterns, features, rows, shuffle_buffer=shuffle_buffer)
 
 
-def from_log(features: Features, rows: int, length: int, items: int) -> Iterator[Batch]:
+def from_log(features: Features, rows: int, length: int, items: int) -> tf.data.Dataset:
     """`Impressions.to_dataset` of random users who all have full histories."""
     generator = np.random.default_rng(0)
     # Every user has L behaviours before the first impression, and one impression in each second after that.
@@ -83,30 +83,36 @@ def from_log(features: Features, rows: int, length: int, items: int) -> Iterator
     lookup = FeatureLookup(features)
     lookup.set_vocabulary("item_id", np.arange(1, items + 1))
     lookup.set_vocabulary("user_id", np.arange(1, NUM_USERS + 1))
-    return iter(full.to_dataset(features, rows, lookup=lookup, shuffle=True, seed=0).repeat())
+    return full.to_dataset(features, rows, lookup=lookup, shuffle=True, seed=0).repeat()
 
 
-def contestants(folder: Path, length: int, flags: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    """Functions that run a turn of steps."""
+def turns(folder: Path, length: int, flags: argparse.Namespace) -> dict[str, list[float]]:
+    """Milliseconds of each contestant's turns."""
     model = make_model("eta", length, flags)
     record_bytes = write_files(folder, flags.file_rows, length, flags.items)
+    memory = random_batches(model, flags.rows, length)
     pipelines = {
-        LOG: lambda: from_log(model.features, flags.rows, length, flags.items),
-        FILES: lambda: from_files(folder, model.features, flags.rows, record_bytes),
+        LOG: from_log(model.features, flags.rows, length, flags.items),
+        FILES: from_files(folder, model.features, flags.rows, record_bytes),
     }
+    opened: list[Iterator[Batch]] = []
 
-    def turn(step: Callable[[], object]) -> Callable[[], None]:
-        return repeated(step, flags.steps)
+    def batches() -> Iterator[Batch]:
+        while True:
+            yield next(opened[0])
 
-    def alone(batches: Iterator[Batch]) -> Callable[[], object]:
-        return lambda: next(batches)
+    step = repeated(make_step(model, batches()), flags.steps)
+    no_step = repeated(lambda: next(opened[0]), flags.steps)
+    contestants = {STEP: step, **{f"step, {name}": step for name in pipelines}}
+    contestants |= {f"no step, {name}": no_step for name in pipelines}
 
-    memory = itertools.cycle(random_batches(model, flags.rows, length))
-    return {
-        STEP: turn(make_step(model, memory)),
-        **{f"step, {name}": turn(make_step(model, batches())) for name, batches in pipelines.items()},
-        **{f"no step, {name}": turn(alone(batches())) for name, batches in pipelines.items()},
-    }
+    def before(contestant: str) -> None:
+        opened.clear()
+        name = contestant.partition(", ")[2]
+        opened.append(iter(pipelines[name]) if name else itertools.cycle(memory))
+        contestants[contestant]()
+
+    return measure(contestants, flags.rounds, warm_up=1, before=before)
 
 
 def main() -> None:
@@ -123,8 +129,8 @@ def main() -> None:
     report = {}
     for length in flags.lengths:
         with tempfile.TemporaryDirectory() as folder:
-            times = measure(contestants(Path(folder), length, flags), flags.rounds, warm_up=1, settle=1)
-        rows = summary({name: [ms / flags.steps for ms in turns] for name, turns in times.items()}, STEP)
+            times = turns(Path(folder), length, flags)
+        rows = summary({name: [ms / flags.steps for ms in values] for name, values in times.items()}, STEP)
         report[str(length)] = rows
         Console().print(table(f"training step of ETA, N={flags.rows} L={length:,}", rows, STEP))
         tf.keras.backend.clear_session()

@@ -18,21 +18,23 @@ Result = TypeVar("Result")
 
 
 def measure(
-    contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 3, settle: int = 0
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 3,
+    before: Callable[[str], object] = lambda name: None,
 ) -> dict[str, list[float]]:
     """Times of each contestant in milliseconds, A B A B ..., after `warm_up` calls of each that trace and compile.
 
-    Before each call that is timed come `settle` calls that are not: contestants that work ahead in the background then
-    neither slow others down nor gain by the time that others took.
+    `before` is called with a contestant's name before its calls are timed, and before it warms up.
     """
-    for call in track(contestants.values(), description="warming up", transient=True):
+    for name, call in track(contestants.items(), description="warming up", transient=True, total=len(contestants)):
+        before(name)
         for _ in range(warm_up):
             call()
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in track(range(rounds), description="measuring", transient=True):
         for name, call in contestants.items():
-            for _ in range(settle):
-                call()
+            before(name)
             start = time.perf_counter()
             call()
             times[name].append(1e3 * (time.perf_counter() - start))

@@ -89,7 +89,7 @@ def test_both_pipelines_yield_full_histories_of_known_ids(tmp_path: Path) -> Non
         pipeline.from_files(tmp_path, features, 4, record_bytes),
         pipeline.from_log(features, 4, length=20, items=50),
     ):
-        inputs, label = next(batches)
+        inputs, label = next(iter(batches))
         history = inputs["history_item_id"].numpy()
         assert history.shape == (4, 20)
         assert history.dtype == np.int32
@@ -163,11 +163,11 @@ def test_contestants_are_measured_in_turn_after_a_warm_up() -> None:
     assert [len(values) for values in times.values()] == [3, 3]
 
 
-def test_calls_that_settle_are_not_timed() -> None:
+def test_what_comes_before_a_contestant_is_not_timed() -> None:
     calls: list[str] = []
     contestants = {name: functools.partial(calls.append, name) for name in "ab"}
-    times = timing.measure(contestants, rounds=2, warm_up=1, settle=2)
-    assert "".join(calls) == "ab" + "aaabbb" * 2
+    times = timing.measure(contestants, rounds=2, warm_up=2, before=lambda name: calls.append(name.upper()))
+    assert "".join(calls) == "AaaBbb" + "AaBb" * 2
     assert [len(values) for values in times.values()] == [2, 2]
 
 
