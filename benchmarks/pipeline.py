@@ -7,8 +7,8 @@ The same step on batches in memory, and fed by both pipelines: `Impressions.to_d
 log in memory, and the TFX trainer's, which reads, shuffles, parses and pads compressed files. And both pipelines
 without a step. All histories are full and all ids equally likely: the most to read and the least to compress.
 
-All contestants of a length are measured in one run, in turn. A turn is a number of steps. Before it, its own pipeline is
-opened, all others are closed, and as many steps are run that are not timed: nobody prefetches in the turns of others.
+All contestants of a length are measured in one run, in turn. A turn is a number of steps. Before it, its own pipeline
+is opened, all others are closed, and as many steps are run that are not timed: none works ahead in others' turns.
 """
 
 from __future__ import annotations
