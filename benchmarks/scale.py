@@ -5,9 +5,10 @@
 
 The model has an adapted `FeatureLookup` of that many integer ids, as a deployment does. It trains steps of N rows with
 L = 1,024 behaviours: with fixed planes, and with learned planes that move at every step or every 64, each time hashing
-the whole table again. It is exported, and the embedded server loads it in a process of its own and ranks C candidates
-for one user with `--length` behaviours. Each model has a process of its own, one after the other, as memory would not
-hold them all: with 10 million items the first takes 11 GB. The version lies in a temporary directory, 3 GB.
+the whole table again. It is exported with a search that XLA compiles, and the embedded server loads it in a process of
+its own and ranks C candidates for one user with `--length` behaviours. Each model has a process of its own, one after
+the other, as memory would not hold them all: with 10 million items the first takes 11 GB. The version lies in a
+temporary directory, 3 GB.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def train_and_export(base_path: Path, flags: argparse.Namespace) -> tuple[Figure
     with timed("hashing the whole table", figures):
         model.search_unit.refresh()
     with timed("exporting", figures):
-        path = export_model(model, base_path, version=1)
+        path = export_model(model, base_path, version=1, jit_compile=True)
     note_memory("after exporting", figures)
     figures["version on disk, MB"] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
     return figures, step
