@@ -354,6 +354,20 @@ def test_sparse_step_hashes_only_the_rows_it_touches(layer: Layer, name: str) ->
     assert set(changed) <= set(TOUCHED)
 
 
+@pytest.mark.parametrize("name", ["adagrad", "loss scaling"])
+def test_row_that_a_batch_holds_often_is_hashed_once(layer: Layer, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed, refresh = tf.Variable(0), layer.refresh
+
+    def counted(ids: tf.Tensor) -> None:
+        hashed.assign_add(tf.size(ids))
+        refresh(ids)
+
+    monkeypatch.setattr(layer, "refresh", counted)
+    _step(layer, OPTIMISERS[name]())(tf.constant([3, 1, 3, 3, 1]))
+    assert int(hashed) == 2
+    _assert_exact(layer)
+
+
 @pytest.mark.parametrize("name", ["adam", "sgd with momentum", "adagrad with weight decay"])
 def test_step_that_moves_every_row_hashes_every_row(layer: Layer, name: str) -> None:
     step = _step(layer, OPTIMISERS[name]())
