@@ -44,7 +44,13 @@ class Dice(tf.keras.layers.Layer):
         self.epsilon = epsilon
         self.momentum = momentum
         self.normalization = tf.keras.layers.BatchNormalization(
-            center=False, scale=False, epsilon=epsilon, momentum=momentum, name="normalization"
+            center=False,
+            scale=False,
+            epsilon=epsilon,
+            momentum=momentum,
+            # Under a strategy the mini-batch is that of all replicas.
+            synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,
+            name="normalization",
         )
 
     def build(self, input_shape: tf.TensorShape) -> None:

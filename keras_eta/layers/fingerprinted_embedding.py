@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_eta import ops
+from keras_eta.distribution import check_strategy, replica_variables
 from keras_eta.layers.simhash import SimHash
 from keras_eta.validation import check_positive_integers
 
@@ -50,6 +51,9 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
     Only code that writes to a variable's raw handle goes unseen: `tf.keras.optimizers.legacy` does, and needs a
     `refresh()` after each step, which `keras_eta.models` calls.
 
+    Under `tf.distribute.MirroredStrategy` and `MultiWorkerMirroredStrategy` every replica has its own embeddings and
+    its own table, and this holds for each of them.
+
     Looking fingerprints up reads 8 bytes a row where hashing embeddings reads 4 * D, which is what makes retrieval
     over a long history cheap in training.
 
@@ -70,7 +74,8 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
 
     Raises:
         ValueError: if an argument is out of its range.
-        NotImplementedError: if built under a `tf.distribute` strategy.
+        NotImplementedError: if built under another `tf.distribute` strategy, e.g. `ParameterServerStrategy`.
+        RuntimeError: if built in one of several replicas and not in their strategy's scope.
 
     Example:
         >>> layer = keras_eta.layers.FingerprintedEmbedding(1000, 32, num_bits=64)
@@ -96,11 +101,7 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
         self.hash = SimHash(num_bits, seed, trainable_planes, planes_period, name="hash")
 
     def build(self, input_shape: tf.TensorShape | None = None) -> None:
-        if tf.distribute.has_strategy():
-            raise NotImplementedError(
-                "FingerprintedEmbedding does not keep its table exact under tf.distribute strategies yet. "
-                f"Received: strategy={type(tf.distribute.get_strategy()).__name__}"
-            )
+        check_strategy()
         super().build(input_shape)
         with tf.name_scope(self.hash.name):
             self.hash.build([None, self.output_dim])
@@ -112,10 +113,12 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
             trainable=False,
             experimental_autocast=False,
         )
-        _after_updates(self.embeddings, _ROW_UPDATES, lambda slices: self.refresh(slices.indices))
-        _after_updates(self.embeddings, _DELTA_UPDATES, self._refresh_where)
-        _after_updates(self.embeddings, _TABLE_UPDATES, lambda _: self.refresh())
-        _after_updates(self.hash.planes, _ROW_UPDATES + _DELTA_UPDATES + _TABLE_UPDATES, lambda _: self.refresh())
+        for embeddings in replica_variables(self.embeddings):
+            _after_updates(embeddings, _ROW_UPDATES, lambda slices: self.refresh(slices.indices))
+            _after_updates(embeddings, _DELTA_UPDATES, self._refresh_where)
+            _after_updates(embeddings, _TABLE_UPDATES, lambda _: self.refresh())
+        for planes in replica_variables(self.hash.planes):
+            _after_updates(planes, _ROW_UPDATES + _DELTA_UPDATES + _TABLE_UPDATES, lambda _: self.refresh())
         self.refresh()
 
     def fingerprints(self, ids: tf.Tensor) -> tf.Tensor:

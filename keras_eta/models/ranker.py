@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
+from keras_eta.distribution import sum_over_replicas
 from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Feature, Features, history_name
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.layers.target_attention import TargetAttention
@@ -116,6 +117,8 @@ class Ranker(tfrs.Model):
         check_positive_integers(num_heads=num_heads, **({} if key_dim is None else {"key_dim": key_dim}))
         if not hidden_units or any(not isinstance(units, int) or units < 1 for units in hidden_units):
             raise ValueError(f"`hidden_units` must be positive integers. Received: hidden_units={hidden_units!r}")
+        # Every replica's step returns what holds for all; the default would sum it over workers once more.
+        self.distribute_reduction_method = "first"
         self.features = features
         self.lookup = lookup
         self.search_unit: Any = search_unit
@@ -169,7 +172,7 @@ class Ranker(tfrs.Model):
             self.mlp.add(tf.keras.layers.Activation(activation) if isinstance(activation, str) else activation())
         self.mlp.add(tf.keras.layers.Dense(1, dtype=tf.float32))
         self.task = tfrs.tasks.Ranking(
-            loss=tf.keras.losses.BinaryCrossentropy(from_logits=True),
+            loss=tf.keras.losses.BinaryCrossentropy(from_logits=True, reduction=tf.keras.losses.Reduction.SUM),
             metrics=[
                 tf.keras.metrics.AUC(from_logits=True, name="auc"),
                 tf.keras.metrics.BinaryCrossentropy(from_logits=True, name="log_loss"),
@@ -201,12 +204,16 @@ class Ranker(tfrs.Model):
         self.build(config["input_shape"])
 
     def compile(self, optimizer: Any = None, **kwargs: Any) -> None:
-        """Configures training.
+        """Configures training; under a `tf.distribute` strategy it also creates all variables.
 
         Args:
             optimizer: any Keras optimiser. `None`: `default_optimizer()`.
             **kwargs: as `tf.keras.Model.compile`.
         """
+        if not self.built:
+            with self.distribute_strategy.scope():
+                if tf.distribute.has_strategy():
+                    self.build()
         optimizer = self.default_optimizer() if optimizer is None else optimizer
         super().compile(optimizer=optimizer, **kwargs)
 
@@ -294,19 +301,31 @@ class Ranker(tfrs.Model):
     def compute_loss(self, inputs: tuple[Any, ...], training: bool = False) -> tf.Tensor:
         features, labels, *weights = inputs
         # Keras averages over the last axis first, so rows need one of their own to be weighted one by one.
-        return self.task(
+        total = self.task(
             labels=tf.reshape(labels, [-1, 1]),
             predictions=self(features, training=training)[:, tf.newaxis],
             sample_weight=tf.reshape(weights[0], [-1, 1]) if weights else None,
         )
+        rows = sum_over_replicas(tf.cast(tf.size(labels), total.dtype))
+        return tf.math.divide_no_nan(total, rows)
+
+    @property
+    def losses(self) -> list[tf.Tensor]:
+        """The regularisation losses; of several replicas each has its share, since their gradients are summed."""
+        replica = tf.distribute.get_replica_context()
+        replicas = 1 if replica is None else replica.num_replicas_in_sync
+        return [loss / replicas for loss in super().losses] if replicas > 1 else super().losses
 
     def train_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
-        metrics = super().train_step(inputs)
+        metrics = _with_global_losses(super().train_step(inputs))
         if self.search_unit is not None:
             if _writes_to_handles(self.optimizer):
                 self.search_unit.refresh()
             self.search_unit.after_step(self.optimizer.iterations)
         return metrics
+
+    def test_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
+        return _with_global_losses(super().test_step(inputs))
 
     def _history(self, inputs: Inputs) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """The history columns by feature name, [R, L] with L cut to the maximum and at least 1, and their mask.
@@ -411,6 +430,12 @@ class Ranker(tfrs.Model):
         registered = tf.keras.utils.get_registered_object(config["activation"])
         config["activation"] = registered or config["activation"]
         return cls(**config)
+
+
+def _with_global_losses(metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """What a step of tfrs.Model returns, its losses summed over the replicas as its metrics are."""
+    losses = ("loss", "regularization_loss", "total_loss")
+    return {**metrics, **{name: sum_over_replicas(metrics[name]) for name in losses}}
 
 
 def _writes_to_handles(optimizer: Any) -> bool:

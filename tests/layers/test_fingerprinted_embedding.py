@@ -536,13 +536,15 @@ def test_fingerprinted_embedding_refuses_a_bad_argument(arguments: tuple[Any, ..
         FingerprintedEmbedding(*arguments)
 
 
-def test_fingerprinted_embedding_refuses_a_distribution_strategy() -> None:
+def test_fingerprinted_embedding_refuses_a_strategy_with_central_variables() -> None:
     message = (
-        "FingerprintedEmbedding does not keep its table exact under tf.distribute strategies yet. "
-        "Received: strategy=MirroredStrategy"
+        "FingerprintedEmbedding does not support CentralStorageStrategy: its embeddings would change on servers or "
+        "devices that do not hash them again, and retrieval would go by old fingerprints. Use "
+        "tf.distribute.MultiWorkerMirroredStrategy (several machines) or tf.distribute.MirroredStrategy (several "
+        "devices of one machine), where every replica holds the whole model."
     )
     with (
-        tf.distribute.MirroredStrategy(["/cpu:0"]).scope(),
+        tf.distribute.experimental.CentralStorageStrategy(["/cpu:0"]).scope(),
         pytest.raises(NotImplementedError, match=f"^{re.escape(message)}$"),
     ):
         FingerprintedEmbedding(4, 4).build()
