@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 
 # With each of these every replica holds all variables and its Python methods apply every update to them.
@@ -41,9 +43,9 @@ def replica_variables(variable: tf.Variable) -> tuple[tf.Variable, ...]:
     return tf.distribute.get_strategy().experimental_local_results(variable)
 
 
-def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
-    """The sum of the values that all replicas have of a tensor; the tensor itself where there is one replica."""
+def sum_over_replicas(values: Any) -> Any:
+    """Tensors, in any structure, summed over the values that all replicas have of them."""
     replica = tf.distribute.get_replica_context()
     if replica is None or replica.num_replicas_in_sync == 1:
-        return value
-    return replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
+        return values
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)

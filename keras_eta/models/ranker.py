@@ -434,8 +434,8 @@ class Ranker(tfrs.Model):
 
 def _with_global_losses(metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """What a step of tfrs.Model returns, its losses summed over the replicas as its metrics are."""
-    losses = ("loss", "regularization_loss", "total_loss")
-    return {**metrics, **{name: sum_over_replicas(metrics[name]) for name in losses}}
+    losses = {name: metrics[name] for name in ("loss", "regularization_loss", "total_loss")}
+    return {**metrics, **sum_over_replicas(losses)}
 
 
 def _writes_to_handles(optimizer: Any) -> bool:
