@@ -115,8 +115,7 @@ def _check_equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) ->
 
 def _check_rest(results: Results, model: Any) -> None:
     """What the program does with the default model, `model` in one process, besides training it."""
-    expected = model.evaluate(distributed.dataset("default"), return_dict=True, verbose=0)
-    assert results["evaluation"] == pytest.approx(expected, rel=RELATIVE)
+    assert results["evaluation"] == pytest.approx(distributed.evaluate(model), rel=RELATIVE)
     ways = ("checkpoint", "h5", "set_weights", "checkpoint before build")
     assert results["loaded"] == {way: (0, True) for way in ways}
     assert results["resumed"]["epochs"] == [distributed.EPOCHS]
