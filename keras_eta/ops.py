@@ -359,7 +359,7 @@ def _counting_pays(candidates: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     """
     # Nothing shorter than the first bucket is counted, so that warm-up requests of every bucket's length, if they have
     # candidates enough, compile all that any request will need.
-    large = tf.cast(candidates - 24, tf.int64) * tf.cast(length, tf.int64) > 75_000
+    large = tf.cast(candidates - 40, tf.int64) * tf.cast(length, tf.int64) > 20_000
     return tf.logical_and(large, length >= _BUCKET_STEP)
 
 
