@@ -33,7 +33,8 @@ def test_training_reports_every_contestant(monkeypatch: pytest.MonkeyPatch, tmp_
     steps = json.loads(report.read_text())["steps"]
     assert list(steps) == ["20"]
     for rows in steps.values():
-        assert list(rows) == ["eta", "eta-learned", "eta-bfloat16", "eta-xla", "inner-product", "full"]
+        ours = ["eta", "eta-learned", "eta-bfloat16", "eta-xla"]
+        assert list(rows) == [*ours, "inner-product", "full", "no-long-history"]
         assert rows["eta"]["over_base"] == 1.0
         assert all(0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] for row in rows.values())
     assert image.read_bytes().startswith(b"\x89PNG")
