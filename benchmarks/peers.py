@@ -5,7 +5,8 @@
 
 `make bench-peers` builds the environment that the peers need, .venv-peers. There each runs in a process of its own
 (`peers_worker.py`) and trains a step when told to. All contestants of a length, ours among them, are measured in one
-run, in turn, so only one of them works at a time. All have the same sizes; what is no size is each library's default.
+run, in turn, so only one of them works at a time; two steps come before each that is timed, as what a contestant uses
+is cold after the turns of the others. All have the same sizes; what is no size is each library's default.
 
 A step is what each library's own trainer does with a batch that is in memory already, up to the value of the loss:
 ours `Ranker.train_step`; FuxiCTR's `fit` (forward, binary cross-entropy, backward, gradients clipped to a norm of 10,
@@ -40,7 +41,7 @@ from rich.table import Table
 
 import keras_eta
 from benchmarks.flags import make_parser, write_json
-from benchmarks.timing import draw, measure, summary, table
+from benchmarks.timing import draw, measure, repeated, summary, table
 from benchmarks.training import (
     BATCHES,
     HIDDEN_UNITS,
@@ -56,7 +57,9 @@ from keras_eta import ops
 ENVIRONMENT = Path(__file__).parents[1] / ".venv-peers"
 WORKER = Path(__file__).with_name("peers_worker.py")
 # The peers' steps take seconds, and only the first is slower than the others.
-WARM_UP = 2
+WARM_UP = 1
+# Steps before each that is timed.
+SETTLING_STEPS = 2
 # Each contestant, and what it does.
 CONTESTANTS = {
     "ETA": "attention over the short history and over the K nearest by Hamming distance; Adagrad on the rows of tables"
@@ -236,7 +239,12 @@ def measure_steps(
             peer = stack.enter_context(Peer(name, command("train", name, sizes=sizes)))
             versions[name.split()[0]] = peer.versions()
             contestants[name] = peer.step
-        return summary(measure(contestants, flags.rounds, WARM_UP), "ETA"), versions
+
+        def settle(name: str) -> None:
+            # After seconds of the others, caches are cold and threads asleep, which is not what training is like.
+            repeated(contestants[name], SETTLING_STEPS)()
+
+        return summary(measure(contestants, flags.rounds, WARM_UP, before=settle), "ETA"), versions
 
 
 def report(flags: argparse.Namespace, console: Console) -> dict[str, Any]:
