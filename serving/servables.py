@@ -103,6 +103,9 @@ class Servable:
             session = v1.Session(config=v1.ConfigProto(experimental={"disable_thread_spinning": True}))
             loaded = tf.saved_model.load(str(path), tags=_TAGS)
             calls = {name: _call(session, name, function, batching) for name, function in loaded.signatures.items()}
+            # Its tables add ops to the graph as they go, and the next call would wait until the session knows them.
+            del loaded
+            gc.collect()
             session.run([v1.global_variables_initializer(), v1.local_variables_initializer(), v1.tables_initializer()])
         servable = cls(version, signature_defs, calls, inputs)
         servable._warm_up(path / WARMUP_REQUESTS)

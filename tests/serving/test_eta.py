@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from keras_eta import ETA, Feature, FeatureLookup, Features
 from keras_eta.export import export_model
 from serving.config import BatchingParameters
+from serving.servables import Servable
 from serving.server import ModelServer
 
 RANKING = ("serving_default", "rank", "explain")
@@ -48,6 +50,24 @@ def stub(request: pytest.FixtureRequest, base_path: Path) -> Iterator[Any]:
         grpc.insecure_channel(server.address) as channel,
     ):
         yield prediction_grpc.PredictionServiceStub(channel)
+
+
+def test_no_call_waits_for_what_loading_left_to_do(base_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A session whose graph has grown reads all of it again before its next call.
+    graphs, sizes = [], []
+
+    class Session(tf.compat.v1.Session):
+        def run(self, *arguments: Any, **options: Any) -> Any:
+            graphs.append(self.graph)
+            sizes.append(len(self.graph.get_operations()))
+            return super().run(*arguments, **options)
+
+    monkeypatch.setattr(tf.compat.v1, "Session", Session)
+    servable = Servable.load(base_path / "1", 1)
+    gc.collect()
+    assert sorted(servable.calls) == sorted(["examples", *RANKING])
+    assert len(sizes) >= 1 + 4  # the initialisers, and a warm-up request of each signature
+    assert {*sizes, len(graphs[0].get_operations())} == {sizes[0]}
 
 
 def good(signature: str) -> dict[str, np.ndarray]:
