@@ -379,7 +379,7 @@ def _positions_by_counting(candidate: tf.Tensor, history: tf.Tensor, top_k: int,
 
     positions = tf.map_fn(block, tf.range(tf.shape(candidate)[0]), fn_output_signature=tf.int32)
     shape = tf.concat([leading, [blocks * CANDIDATE_BLOCK, top_k]], axis=0)
-    return tf.reshape(tf.transpose(positions, [0, 2, 1]), shape)[..., :C, :]
+    return tf.reshape(positions, shape)[..., :C, :]
 
 
 def _history_bucket(length: tf.Tensor) -> tf.Tensor:
@@ -399,7 +399,7 @@ def _select(candidate: tf.Tensor, history: tf.Tensor, mask: tf.Tensor, top_k: in
     positions are looked up. C is the last axis everywhere, along which XLA vectorises.
 
     Returns:
-        Positions, int32 [K, C], anything beyond the behaviours that there are; and values of no use to the caller.
+        Positions, int32 [C, K], anything beyond the behaviours that there are; and values of no use to the caller.
     """
     num_words = history.shape[-1]
     C = tf.shape(candidate)[0]
@@ -454,7 +454,7 @@ def _select(candidate: tf.Tensor, history: tf.Tensor, mask: tf.Tensor, top_k: in
     rank = tf.range(top_k, dtype=tf.int64)[:, tf.newaxis] + tf.zeros_like(below)
     position = tf.cast(_nth_set_bits(selected, rank, 8 if top_k < 128 else 16), tf.int32)
     # XLA computes a value again in every loop that reads it, unless the value is returned.
-    return position, distances, tied, last, selected
+    return tf.transpose(position), distances, tied, last, selected
 
 
 def _nth_set_bits(words: tf.Tensor, rank: tf.Tensor, lane: int) -> tf.Tensor:
