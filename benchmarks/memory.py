@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.flags import make_parser, write_json
-from benchmarks.timing import apart
+from benchmarks.timing import apart, peak_memory
 from benchmarks.training import make_model, make_step, random_batches
 from keras_eta import ops
 
@@ -57,7 +57,7 @@ def train(kind: str, length: int, flags: argparse.Namespace, available: int) -> 
             step()
     except (tf.errors.ResourceExhaustedError, MemoryError):
         return "out of memory"
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory()
 
 
 def peak(kind: str, length: int, flags: argparse.Namespace, available: int) -> int | str:

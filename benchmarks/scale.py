@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import resource
 import shutil
 import tempfile
 import time
@@ -31,7 +30,7 @@ from rich.table import Table
 
 from benchmarks.flags import make_parser, write_json
 from benchmarks.serving import random_inputs
-from benchmarks.timing import apart, measure, repeated, summary
+from benchmarks.timing import apart, measure, peak_memory, repeated, summary
 from benchmarks.training import NUM_USERS, make_model, make_step, random_batches
 from keras_eta import FeatureLookup, Ranker
 from keras_eta.export import export_model
@@ -59,7 +58,7 @@ def timed(name: str, figures: Figures) -> Iterator[None]:
 def note_memory(name: str, figures: Figures) -> None:
     """Notes the resident set of this process and its peak until now, in MB."""
     figures[f"resident {name}, MB"] = psutil.Process().memory_info().rss / 1e6
-    figures[f"peak {name}, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    figures[f"peak {name}, MB"] = peak_memory() / 1e6
 
 
 def adapted_lookup(model: Ranker, items: int) -> FeatureLookup:

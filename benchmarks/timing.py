@@ -1,8 +1,9 @@
-"""Contestants measured in turn, so that what slows the machine slows them all."""
+"""Contestants measured in turn, so that what slows the machine slows them all, and processes measured apart."""
 
 from __future__ import annotations
 
 import multiprocessing
+import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -49,6 +50,16 @@ def apart(function: Callable[..., Result], *args: object) -> Result:
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
+
+
+def peak_memory() -> int:
+    """Peak resident set of this process in bytes.
+
+    Not `resource.getrusage`'s: a process that another one starts takes over that one's peak there.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (kibibytes,) = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return 1024 * int(kibibytes)
 
 
 def repeated(call: Callable[[], object], times: int) -> Callable[[], None]:

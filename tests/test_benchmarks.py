@@ -109,7 +109,8 @@ def test_memory_reports_peaks_and_what_does_not_fit(monkeypatch: pytest.MonkeyPa
     memory.main()
     found = json.loads(report.read_text())["memory"]
     assert found["20"]["eta"]["growth_mb"] == 0.0
-    # More than an interpreter alone, in megabytes and not in kilobytes.
+    # More than an interpreter alone, in megabytes and not in kilobytes; and not that of this process, whose tests may
+    # have taken much more.
     assert 100 < found["40"]["eta"]["peak_mb"] < 2_000
     assert found["40"]["full"]["error"].startswith("left out: needs about ")
     # 4 rows x 20 more behaviours x 23 bytes.
@@ -155,6 +156,12 @@ def test_scale_refuses_a_disk_that_is_too_small(
     with pytest.raises(SystemExit):
         scale.main()
     assert "420000.0 GB of disk are needed and " in capsys.readouterr().err
+
+
+def test_peak_memory_is_of_the_process_alone() -> None:
+    large = np.ones(2**29, np.uint8)
+    assert timing.peak_memory() > large.nbytes
+    assert 2**20 < timing.apart(timing.peak_memory) < large.nbytes
 
 
 def test_contestants_are_measured_in_turn_after_a_warm_up() -> None:
