@@ -4,9 +4,10 @@
     python -m benchmarks.training --lengths 256 1024 4096 --plot training.png --json training.json
 
 ETA is also measured with planes that are learned and move at every step, in mixed precision (bfloat16), and with the
-whole step compiled by XLA; the model without a long history shows what no search can go below. All contestants of all
-lengths are measured in one run, in turn (A B A B ...), after a warm-up that traces and compiles; the tables give the
-median and the spread of each, and the ratios of medians. Machines are noisy: quote ratios.
+whole step compiled by XLA. Two models search nothing: one attends to as many behaviours as ETA, the most recent, the
+other has no long history and shows what no search can go below. All contestants of all lengths are measured in one run,
+in turn (A B A B ...), after a warm-up that traces and compiles; the tables give the median and the spread of each, and
+the ratios of medians. Machines are noisy: quote ratios.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ NUM_HEADS = 4
 HIDDEN_UNITS = (200, 80)
 BATCHES = 4
 BFLOAT16, XLA = "eta-bfloat16", "eta-xla"
-KINDS = ("eta", "eta-learned", BFLOAT16, XLA, "inner-product", "full", "no-long-history")
+KINDS = ("eta", "eta-learned", BFLOAT16, XLA, "inner-product", "full", "recent-only", "no-long-history")
 
 
 Batch = tuple[dict[str, tf.Tensor], tf.Tensor]
@@ -79,6 +80,8 @@ def make_model(kind: str, length: int, flags: argparse.Namespace, **changes: Any
     }
     if kind == "no-long-history":
         model = Ranker(features, **shared)
+    elif kind == "recent-only":
+        model = Ranker(features, **{**shared, "short_history_length": SHORT_HISTORY_LENGTH + flags.top_k})
     elif kind == "full":
         model = Ranker(features, search_unit=search.FullSearch(), **shared)
     elif kind == "inner-product":

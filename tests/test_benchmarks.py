@@ -34,7 +34,7 @@ def test_training_reports_every_contestant(monkeypatch: pytest.MonkeyPatch, tmp_
     assert list(steps) == ["20"]
     for rows in steps.values():
         ours = ["eta", "eta-learned", "eta-bfloat16", "eta-xla"]
-        assert list(rows) == [*ours, "inner-product", "full", "no-long-history"]
+        assert list(rows) == [*ours, "inner-product", "full", "recent-only", "no-long-history"]
         assert rows["eta"]["over_base"] == 1.0
         assert all(0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] for row in rows.values())
     assert image.read_bytes().startswith(b"\x89PNG")
