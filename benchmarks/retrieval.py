@@ -7,8 +7,8 @@ The request: ETA with its search compiled by XLA (`export_model(jit_compile=True
 full attention, with exact inner-product search, and ETA asked for C rows that each carry the history. The same under
 traffic: the time that a request takes of a machine that as many callers as `--callers` keep busy. The search: Hamming
 top-k by counting (XLA) and by sorting, against a matmul and top-k over the embeddings, ten in a row in one graph, so
-that the call from Python (about 0.5 ms) is not what is measured. All contestants of a length are measured in one run,
-in turn, after a warm-up that traces and compiles. Machines are noisy: quote ratios.
+that the call from Python is not what is measured. All contestants of a length are measured in one run, in turn, after a
+warm-up that traces and compiles. Machines are noisy: quote ratios.
 """
 
 from __future__ import annotations
