@@ -1,4 +1,4 @@
-"""The ranker: target attention over a short and a long history, and an MLP."""
+"""The ranker: interest units over behaviour sequences, and an MLP."""
 
 from __future__ import annotations
 
@@ -9,58 +9,43 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from keras_eta.distribution import sum_over_replicas
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Feature, Features, history_name
+from keras_eta.features import HISTORY_LENGTH, Features
+from keras_eta.interest.base import Interest, InterestUnit
 from keras_eta.layers.feature_lookup import FeatureLookup
-from keras_eta.layers.target_attention import TargetAttention
-from keras_eta.search.search_unit import Retrieved, SearchUnit
-from keras_eta.validation import check_positive_integers
+from keras_eta.models.feature_embedding import FeatureEmbedding
 
 Inputs = Mapping[str, tf.Tensor]
 
 
 class Scores(NamedTuple):
-    """What a ranker says of C candidates a request, and what it rests on.
+    """Scores of C candidates per request, and what they rest on.
 
     Attributes:
         logits: float32 [R, C], before the sigmoid.
-        retrieved: the long history's behaviours that the search unit retrieved; `None` for a ranker that searches none.
-        attention: float32 [R, C, H, K], attention weights of what was retrieved; `None` likewise.
+        interests: what each interest unit read out of its sequence, by the unit's name.
     """
 
     logits: tf.Tensor
-    retrieved: Retrieved | None
-    attention: tf.Tensor | None
+    interests: dict[str, Interest]
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
 class Ranker(tfrs.Model):
-    """Click-through-rate ranker over user, context, candidate, and a short and a long history.
+    """Click-through-rate ranker: interest units, whose vectors go through an MLP.
 
-    The candidate attends to its S most recent behaviours, and to those of the long history that the search unit
-    retrieves for it. Both interest vectors, the candidate and the user's and context's features go through an MLP to
-    one logit. With `features.age` the vector of a behaviour holds the embedding of its age, which a candidate lacks.
-
-    | `search_unit` | model |
-    |---|---|
-    | `None` | the short history alone |
-    | `HammingSearch` | ETA; use `ETA`, which builds it |
-    | `InnerProductSearch` | exact inner-product retrieval |
-    | `FullSearch` | target attention over the whole history |
+    Each interest unit reads a vector for the candidate out of a sequence of behaviours. These vectors, the candidate
+    and the user's and context's features go through the MLP to one logit. With `features.age` the vector of a behaviour
+    holds the embedding of its age, which a candidate lacks.
 
     The model reads indices, as a `FeatureLookup` (or the Transform step of a TFX pipeline) makes them of raw ids.
 
     Args:
         features: the columns, with known vocabulary sizes. May be `None` where `lookup` is given.
         lookup: the adapted lookup of raw ids, which then travels with the model into its export.
-        search_unit: picks what of the long history is attended to. `None`: no long history.
-        short_history_length: S. 0: no short history.
-        num_heads: heads of both attentions.
-        key_dim: width of a head. `None`: the candidate's width divided by the heads, rounded up.
+        interests: the interest units, e.g. `[RecentInterest(16), ETAInterest(48)]`; `ETA` builds just these two.
         hidden_units: widths of the MLP's hidden layers.
         activation: of the hidden layers: a name that Keras knows, or a class of layers such as `keras_eta.layers.Dice`.
         cross_layers: number of `tfrs.layers.dcn.Cross` layers before the MLP (DCN-v2).
-        short_attention: layer in place of the short history's `TargetAttention`, e.g. `ActivationUnit`.
-        long_attention: the same for the long history.
         embeddings_regularizer: of all embedding tables, e.g. `tf.keras.regularizers.L2(1e-6)`.
 
     Call arguments:
@@ -73,7 +58,8 @@ class Ranker(tfrs.Model):
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if an argument is out of its range, a vocabulary size is unknown, or a column is missing.
+        ValueError: if an argument is out of its range, a vocabulary size is unknown, a column is missing, or two
+            interest units have one name.
 
     Reference:
         ETA, arXiv 2108.04468, Section 3 and Figure 1; DIN, arXiv 1706.06978; DCN-v2, arXiv 2008.13535.
@@ -84,15 +70,10 @@ class Ranker(tfrs.Model):
         features: Features | None = None,
         *,
         lookup: FeatureLookup | None = None,
-        search_unit: SearchUnit | None = None,
-        short_history_length: int = 16,
-        num_heads: int = 2,
-        key_dim: int | None = None,
+        interests: Sequence[InterestUnit] = (),
         hidden_units: Sequence[int] = (128, 64),
         activation: str | type[tf.keras.layers.Layer] = "relu",
         cross_layers: int = 0,
-        short_attention: tf.keras.layers.Layer | None = None,
-        long_attention: tf.keras.layers.Layer | None = None,
         embeddings_regularizer: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -107,64 +88,35 @@ class Ranker(tfrs.Model):
             raise TypeError(f"`features` must be a keras_eta.Features. Received: features={features!r}")
         if not isinstance(activation, (str, type)):
             raise TypeError(f"`activation` must be a name or a class of layers. Received: activation={activation!r}")
-        if search_unit is not None and not isinstance(search_unit, SearchUnit):
-            raise TypeError(f"`search_unit` must be a SearchUnit or None. Received: search_unit={search_unit!r}")
-        for argument, value in (("short_history_length", short_history_length), ("cross_layers", cross_layers)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"`{argument}` must be an integer of at least 0. Received: {argument}={value!r}")
-        if not short_history_length and search_unit is None:
-            raise ValueError("A ranker needs a `short_history_length` above 0 or a `search_unit`. Received neither.")
-        check_positive_integers(num_heads=num_heads, **({} if key_dim is None else {"key_dim": key_dim}))
+        _check_interests(interests)
+        if not isinstance(cross_layers, int) or isinstance(cross_layers, bool) or cross_layers < 0:
+            raise ValueError(f"`cross_layers` must be an integer of at least 0. Received: cross_layers={cross_layers!r}")
         if not hidden_units or any(not isinstance(units, int) or units < 1 for units in hidden_units):
             raise ValueError(f"`hidden_units` must be positive integers. Received: hidden_units={hidden_units!r}")
         # Every replica's step returns what holds for all; the default would sum it over workers once more.
         self.distribute_reduction_method = "first"
         self.features = features
         self.lookup = lookup
-        self.search_unit: Any = search_unit
-        self.short_history_length = short_history_length
+        self.interests = list(interests)
         self.hidden_units = tuple(hidden_units)
         self.activation = activation
-        self._num_heads = num_heads
-        self._key_dim = key_dim
-        self._custom_attention = {"short_attention": short_attention, "long_attention": long_attention}
         self._regularizer = tf.keras.regularizers.get(embeddings_regularizer)
 
-        searched: list[Feature] = []
-        if search_unit is not None:
-            searched = [feature for feature in features.item_features if feature.name in features.hashed]
-            search_unit.make_embeddings(searched, self._regularizer)
-        self.embeddings = {} if search_unit is None else dict(search_unit.embeddings)
-        for feature in features.all_features:
-            if feature.is_id and feature not in searched:
-                self.embeddings[feature.name] = tf.keras.layers.Embedding(
-                    feature.num_indices,
-                    feature.embedding_dim,
-                    embeddings_regularizer=self._regularizer,
-                    name=feature.name,
+        tables: dict[str, tf.keras.layers.Embedding] = {}
+        for unit in self.interests:
+            if not unit.own_embeddings:
+                # The first unit that needs a table of its own kind makes it for all.
+                tables = {**unit.make_tables(features, self._regularizer), **tables}
+        self.feature_embedding = FeatureEmbedding(features, tables, self._regularizer, name="embeddings")
+        self.own_embeddings: dict[str, FeatureEmbedding] = {}
+        for unit in self.interests:
+            if unit.own_embeddings:
+                made = unit.make_tables(features, self._regularizer)
+                self.own_embeddings[unit.name] = FeatureEmbedding(
+                    features, made, self._regularizer, sequences_only=True, name=f"{unit.name}_embeddings"
                 )
+            unit.bind(features, self._embedding_of(unit).tables)
 
-        if features.age is not None:
-            self.embeddings[HISTORY_AGE] = tf.keras.layers.Embedding(
-                features.age.num_indices,
-                features.age.embedding_dim,
-                embeddings_regularizer=self._regularizer,
-                name=HISTORY_AGE,
-            )
-
-        self.short_attention = None
-        if short_history_length:
-            self.short_attention = short_attention or self._target_attention("short_attention", False)
-        self.long_attention: Any = None
-        if search_unit is not None:
-            biased = search_unit.similarity_bias
-            self.long_attention = long_attention or self._target_attention("long_attention", biased)
-            if self.long_attention.similarity_bias != biased:
-                raise ValueError(
-                    "`long_attention` and `search_unit` must agree on the similarity bias. Received: "
-                    f"long_attention.similarity_bias={self.long_attention.similarity_bias}, "
-                    f"search_unit.similarity_bias={biased}"
-                )
         self.cross = [tfrs.layers.dcn.Cross(name=f"cross_{index}") for index in range(cross_layers)]
         self.mlp = tf.keras.Sequential(name="mlp")
         for units in self.hidden_units:
@@ -179,16 +131,14 @@ class Ranker(tfrs.Model):
             ],
         )
 
+    @property
+    def embeddings(self) -> dict[str, tf.keras.layers.Embedding]:
+        """The embedding tables that the units share, by feature name."""
+        return self.feature_embedding.tables
+
     def build(self, input_shape: Any = None) -> None:
         """Creates all variables. Keras calls it at the first batch; call it earlier to restore weights."""
-        width = sum(feature.width for feature in self.features.item_features)
-        layers: list[tuple[Any, list[int | None]]] = [(layer, [None]) for layer in self.embeddings.values()]
-        layers += [(layer, [None, width]) for layer in (self.short_attention, self.long_attention) if layer is not None]
-        for layer, shape in layers:
-            if not layer.built:
-                # Keras scopes names only where it builds by itself; H5 files need them to differ.
-                with tf.name_scope(layer.name):
-                    layer.build(shape)
+        self._build_embeddings()
         zeros = {name: tf.zeros([1], tf.int32) for name in (*self.features.encoded_row_names, HISTORY_LENGTH)}
         zeros.update({feature.name: tf.zeros([1, 1], tf.int32) for feature in self.features.item_features})
         zeros.update({name: tf.zeros([1, 1], tf.int32) for name in self.features.encoded_history_names})
@@ -274,29 +224,36 @@ class Ranker(tfrs.Model):
         Returns:
             `Scores` of [R, C] candidates.
         """
-        history, mask = self._history(inputs)
-        candidate_vectors = self._vectors(self.features.item_features, inputs)
-        candidate = tf.concat(list(candidate_vectors.values()), axis=-1)
-        parts = [candidate]
-        if self.short_attention is not None:
-            recent = {name: column[:, : self.short_history_length] for name, column in history.items()}
-            behaviours = tf.concat(list(self._behaviour_vectors(recent).values()), axis=-1)
-            interest, _ = self.short_attention.attend(candidate, behaviours, mask[:, : self.short_history_length])
-            parts.append(interest)
-        retrieved, attention = None, None
-        if self.search_unit is not None:
-            interest, retrieved, attention = self._long_interest(
-                inputs, candidate_vectors, history, mask, training, jit_compile
-            )
-            parts.append(interest)
+        self._build_embeddings()
+        parts, interests = [], {}
+        for unit in self.interests:
+            embedding = self._embedding_of(unit)
+            candidate, history = embedding.candidates(inputs), embedding.history(inputs)
+            interests[unit.name] = unit(candidate, history, training=training, jit_compile=jit_compile)
+            parts.append(interests[unit.name].vector)
+        return Scores(self._logits(inputs, parts), interests)
+
+    def _logits(self, inputs: Inputs, interests: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Logits [R, C] of candidates with these interest vectors [R, C, D]."""
+        candidate = self.feature_embedding.candidates(inputs).vectors
         shape = tf.shape(candidate)
-        for feature in (*self.features.user, *self.features.context):
-            vector = self._vectors([feature], inputs)[feature.name]
-            parts.append(tf.broadcast_to(vector[:, tf.newaxis, :], [shape[0], shape[1], feature.width]))
+        parts = [candidate, *interests]
+        for vector in self.feature_embedding.rows((*self.features.user, *self.features.context), inputs):
+            parts.append(tf.broadcast_to(vector[:, tf.newaxis, :], [shape[0], shape[1], vector.shape[-1]]))
         x0 = x = tf.concat(parts, axis=-1)
         for cross in self.cross:
             x = cross(x0, x)
-        return Scores(self.mlp(x)[..., 0], retrieved, attention)
+        return self.mlp(x)[..., 0]
+
+    def _build_embeddings(self) -> None:
+        # Before any unit runs: what a unit keeps beside the embeddings is derived from them.
+        for embedding in (self.feature_embedding, *self.own_embeddings.values()):
+            if not embedding.built:
+                with tf.init_scope():
+                    embedding.build()
+
+    def _embedding_of(self, unit: InterestUnit) -> FeatureEmbedding:
+        return self.own_embeddings.get(unit.name, self.feature_embedding)
 
     def compute_loss(self, inputs: tuple[Any, ...], training: bool = False) -> tf.Tensor:
         features, labels, *weights = inputs
@@ -318,100 +275,32 @@ class Ranker(tfrs.Model):
 
     def train_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
         metrics = _with_global_losses(super().train_step(inputs))
-        if self.search_unit is not None:
+        for unit in self.interests:
             if _writes_to_handles(self.optimizer):
-                self.search_unit.refresh()
-            self.search_unit.after_step(self.optimizer.iterations)
+                unit.refresh()
+            unit.after_step(self.optimizer.iterations)
         return metrics
 
     def test_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
         return _with_global_losses(super().test_step(inputs))
 
-    def _history(self, inputs: Inputs) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """The history columns by feature name, [R, L] with L cut to the maximum and at least 1, and their mask.
-
-        The column of ages, which no feature names, goes by its own name.
-        """
-        maximum = self.features.max_history_length
-        names = {feature.name: history_name(feature.name) for feature in self.features.history_features}
-        if self.features.age is not None:
-            names[HISTORY_AGE] = HISTORY_AGE
-        columns = {}
-        for key, name in names.items():
-            column = inputs[name][:, :maximum]
-            # One padded column, so that position 0 exists in an empty history.
-            missing = tf.maximum(1 - tf.shape(column)[1], 0)
-            columns[key] = tf.pad(column, [[0, 0], [0, missing]])
-        width = tf.shape(columns[self.features.item_id.name])[1]
-        return columns, tf.sequence_mask(tf.minimum(inputs[HISTORY_LENGTH], maximum), width)
-
-    def _long_interest(
-        self,
-        inputs: Inputs,
-        candidate_vectors: dict[str, tf.Tensor],
-        history: dict[str, tf.Tensor],
-        mask: tf.Tensor,
-        training: bool,
-        jit_compile: bool,
-    ) -> tuple[tf.Tensor, Retrieved | None, tf.Tensor]:
-        """Interest vectors [R, C, D] from the long history, what was retrieved, and its attention weights."""
-        searched = self.search_unit.embeddings
-        retrieved = self.search_unit(
-            {name: inputs[name] for name in searched}, {name: history[name] for name in searched}, mask, jit_compile
-        )
-        candidate = tf.concat(list(candidate_vectors.values()), axis=-1)
-        if retrieved is None:
-            behaviours = tf.concat(list(self._behaviour_vectors(history).values()), axis=-1)
-            interest, weights = self.long_attention.attend(candidate, behaviours, mask)
-            return interest, None, weights
-        # Only what was retrieved is ever gathered as floats.
-        columns = {name: tf.gather(column, retrieved.positions, batch_dims=1) for name, column in history.items()}
-        vectors = self._behaviour_vectors(columns)
-        behaviours = tf.concat(list(vectors.values()), axis=-1)
-        similarity = self.search_unit.similarity(candidate_vectors, vectors, retrieved.distances, training)
-        interest, weights = self.long_attention.attend(candidate, behaviours, retrieved.mask, similarity)
-        return interest, retrieved, weights
-
-    def _vectors(self, features: Sequence[Feature], columns: Inputs) -> dict[str, tf.Tensor]:
-        """Embeddings of ids and floats as they are, [..., width], by feature name."""
-        return {
-            feature.name: self.embeddings[feature.name](columns[feature.name])
-            if feature.is_id
-            else tf.cast(columns[feature.name], self.compute_dtype)[..., tf.newaxis]
-            for feature in features
-        }
-
-    def _behaviour_vectors(self, columns: Inputs) -> dict[str, tf.Tensor]:
-        """What makes up the vector of each behaviour, by the names of `_history`."""
-        vectors = self._vectors(self.features.history_features, columns)
-        if self.features.age is not None:
-            vectors[HISTORY_AGE] = self.embeddings[HISTORY_AGE](columns[HISTORY_AGE])
-        return vectors
-
     def embedding_variables(self) -> list[tf.Variable]:
         """The embedding tables, whose gradients are sparse."""
-        return [layer.embeddings for layer in self.embeddings.values()]
+        embeddings = (self.feature_embedding, *self.own_embeddings.values())
+        return [table.embeddings for embedding in embeddings for table in embedding.tables.values()]
 
     def dense_variables(self) -> list[tf.Variable]:
         """All other trainable variables, learned planes included."""
         embeddings = {variable.ref() for variable in self.embedding_variables()}
         return [variable for variable in self.trainable_variables if variable.ref() not in embeddings]
 
-    def _target_attention(self, name: str, similarity_bias: bool) -> TargetAttention:
-        width = sum(feature.width for feature in self.features.item_features)
-        key_dim = self._key_dim or -(-width // self._num_heads)
-        return TargetAttention(self._num_heads, key_dim, similarity_bias, name=name)
-
     def get_config(self) -> dict[str, Any]:
         serialize = tf.keras.utils.serialize_keras_object
-        layers = {"lookup": self.lookup, "search_unit": self.search_unit, **self._custom_attention}
         return {
             "name": self.name,
             "features": self.features.to_dict(),
-            **{name: None if layer is None else serialize(layer) for name, layer in layers.items()},
-            "short_history_length": self.short_history_length,
-            "num_heads": self._num_heads,
-            "key_dim": self._key_dim,
+            "lookup": None if self.lookup is None else serialize(self.lookup),
+            "interests": [serialize(unit) for unit in self.interests],
             "hidden_units": self.hidden_units,
             "activation": self.activation
             if isinstance(self.activation, str)
@@ -422,14 +311,28 @@ class Ranker(tfrs.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Ranker:
+        deserialize = tf.keras.utils.deserialize_keras_object
         config = dict(config)
         config["features"] = Features.from_dict(config["features"])
-        for name in ("lookup", "search_unit", "short_attention", "long_attention"):
-            if config.get(name) is not None:
-                config[name] = tf.keras.utils.deserialize_keras_object(config[name])
+        if config.get("lookup") is not None:
+            config["lookup"] = deserialize(config["lookup"])
+        if "interests" in config:
+            config["interests"] = [deserialize(unit) for unit in config["interests"]]
         registered = tf.keras.utils.get_registered_object(config["activation"])
         config["activation"] = registered or config["activation"]
         return cls(**config)
+
+
+def _check_interests(interests: Sequence[InterestUnit]) -> None:
+    wrong = [unit for unit in interests if not isinstance(unit, InterestUnit)]
+    if wrong:
+        raise TypeError(f"`interests` must hold interest units. Received: {wrong}")
+    if not interests:
+        raise ValueError("`interests` must hold at least one interest unit. Received: interests=[]")
+    names = [unit.name for unit in interests]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"Every interest unit must have a `name` of its own. Used twice: {twice}")
 
 
 def _with_global_losses(metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
