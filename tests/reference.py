@@ -257,3 +257,29 @@ def encode(value: Any, known: Sequence[Any], num_oov_indices: int) -> int | rang
     if value in known:
         return 1 + num_oov_indices + list(known).index(value)
     return range(1, 1 + num_oov_indices)
+
+
+def largest(scores: Sequence[float], top_k: int) -> tuple[list[int], list[float]]:
+    """Positions and values of the largest scores, ties to the lower position."""
+    best = sorted((-score, position) for position, score in enumerate(scores))[:top_k]
+    return [position for _, position in best], [-score for score, _ in best]
+
+
+def sdim(
+    candidate: Sequence[bool], behaviours: Sequence[Sequence[bool]], vectors: np.ndarray, group_size: int
+) -> np.ndarray:
+    """SDIM's interest [D]: the mean over signatures of the normalised sums of vectors [n, D] that share them.
+
+    `candidate` and each of `behaviours` are the bits of a hash, `group_size` of which make a signature.
+    """
+    groups = range(0, len(candidate), group_size)
+    total = np.zeros(vectors.shape[1])
+    for start in groups:
+        signature = list(candidate[start : start + group_size])
+        collided = np.zeros(vectors.shape[1])
+        for bits, vector in zip(behaviours, vectors, strict=True):
+            if list(bits[start : start + group_size]) == signature:
+                collided += vector
+        norm = math.sqrt(sum(float(value) ** 2 for value in collided))
+        total += collided / norm if norm else collided
+    return total / len(groups)

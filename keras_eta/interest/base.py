@@ -84,12 +84,14 @@ class Interest(NamedTuple):
         retrieved: the behaviours that were attended to; `None` where the unit attends to none.
         weights: float32 [R, C, H, K], attention weights of `retrieved`.
         auxiliary_logits: float32 [R, C] of a click loss of the unit's own, in training only; `None` without one.
+        row_loss: float32 [R], another loss of the unit's own per row, in training only; `None` without one.
     """
 
     vector: tf.Tensor
     retrieved: Retrieved | None = None
     weights: tf.Tensor | None = None
     auxiliary_logits: tf.Tensor | None = None
+    row_loss: tf.Tensor | None = None
 
 
 class InterestUnit(tf.keras.layers.Layer):
@@ -141,9 +143,7 @@ class InterestUnit(tf.keras.layers.Layer):
             ValueError: if the unit needs a column that is missing, or another kind of table.
         """
 
-    def call(
-        self, candidate: Columns, history: Columns, training: bool = False, jit_compile: bool = False
-    ) -> Interest:
+    def call(self, candidate: Columns, history: Columns, training: bool = False, jit_compile: bool = False) -> Interest:
         """Reads the interest in each candidate out of the history.
 
         Args:

@@ -20,7 +20,5 @@ class FullInterest(AttentionUnit):
         ETA, arXiv 2108.04468, Section 4.5, where it is the model to approach.
     """
 
-    def call(
-        self, candidate: Columns, history: Columns, training: bool = False, jit_compile: bool = False
-    ) -> Interest:
+    def call(self, candidate: Columns, history: Columns, training: bool = False, jit_compile: bool = False) -> Interest:
         return attend_to_all(self, candidate, history)

@@ -34,9 +34,7 @@ class InnerProductInterest(TopKUnit):
         ETA, arXiv 2108.04468, Section 4.5; SIM, arXiv 2006.05639, Section 3.2 (soft search, on pre-trained embeddings).
     """
 
-    def __init__(
-        self, top_k: int = 48, cosine: bool = False, index_period: int | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, top_k: int = 48, cosine: bool = False, index_period: int | None = None, **kwargs: Any) -> None:
         super().__init__(top_k, **kwargs)
         if index_period is not None:
             check_positive_integers(index_period=index_period)

@@ -22,9 +22,7 @@ class PoolingInterest(InterestUnit):
 
     state_names = ("mean",)
 
-    def call(
-        self, candidate: Columns, history: Columns, training: bool = False, jit_compile: bool = False
-    ) -> Interest:
+    def call(self, candidate: Columns, history: Columns, training: bool = False, jit_compile: bool = False) -> Interest:
         return self.from_state(candidate, self.user_state(history))
 
     def user_state(self, history: Columns) -> Tensors:

@@ -42,9 +42,7 @@ class RecentInterest(AttentionUnit):
         check_positive_integers(length=length)
         self.length = length
 
-    def call(
-        self, candidate: Columns, history: Columns, training: bool = False, jit_compile: bool = False
-    ) -> Interest:
+    def call(self, candidate: Columns, history: Columns, training: bool = False, jit_compile: bool = False) -> Interest:
         return attend_to_all(self, candidate, history.first(self.length))
 
     def get_config(self) -> dict[str, Any]:

@@ -87,9 +87,7 @@ class SDIM(InterestUnit):
                     f"more bits. Received: num_hashes={self.num_hashes}, group_size={self.group_size}"
                 )
 
-    def call(
-        self, candidate: Columns, history: Columns, training: bool = False, jit_compile: bool = False
-    ) -> Interest:
+    def call(self, candidate: Columns, history: Columns, training: bool = False, jit_compile: bool = False) -> Interest:
         signatures = self._signatures(candidate.ids)
         if signatures.shape[1] != 1:
             return self.from_state(candidate, self.user_state(history))

@@ -58,9 +58,7 @@ class TopKUnit(AttentionUnit):
         """
         return None
 
-    def call(
-        self, candidate: Columns, history: Columns, training: bool = False, jit_compile: bool = False
-    ) -> Interest:
+    def call(self, candidate: Columns, history: Columns, training: bool = False, jit_compile: bool = False) -> Interest:
         retrieved = self.search(candidate, history, jit_compile)
         behaviours = history.take(retrieved.positions, retrieved.mask)
         similarity = self.similarity(candidate, behaviours, retrieved, training)

@@ -73,7 +73,11 @@ class ETA(Ranker):
         planes_period: int = 1,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(short_history_length, int) or isinstance(short_history_length, bool) or short_history_length < 0:
+        if (
+            not isinstance(short_history_length, int)
+            or isinstance(short_history_length, bool)
+            or short_history_length < 0
+        ):
             raise ValueError(
                 "`short_history_length` must be an integer of at least 0. "
                 f"Received: short_history_length={short_history_length!r}"

@@ -38,9 +38,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             sizes[HISTORY_AGE] = (features.age.num_indices, features.age.embedding_dim)
         for name, (rows, dim) in sizes.items():
             if name not in self.tables:
-                self.tables[name] = tf.keras.layers.Embedding(
-                    rows, dim, embeddings_regularizer=regularizer, name=name
-                )
+                self.tables[name] = tf.keras.layers.Embedding(rows, dim, embeddings_regularizer=regularizer, name=name)
 
     def build(self, input_shape: Any = None) -> None:
         for table in self.tables.values():
@@ -52,7 +50,9 @@ class FeatureEmbedding(tf.keras.layers.Layer):
 
     def candidates(self, inputs: Mapping[str, tf.Tensor]) -> Columns:
         """The item columns [R, C] of candidates."""
-        return Columns({feature.name: inputs[feature.name] for feature in self.features.item_features}, None, self.embed)
+        return Columns(
+            {feature.name: inputs[feature.name] for feature in self.features.item_features}, None, self.embed
+        )
 
     def history(self, inputs: Mapping[str, tf.Tensor]) -> Columns:
         """The history columns [R, L] by feature name, with L cut to the maximum and at least 1, and their mask.

@@ -90,7 +90,9 @@ class Ranker(tfrs.Model):
             raise TypeError(f"`activation` must be a name or a class of layers. Received: activation={activation!r}")
         _check_interests(interests)
         if not isinstance(cross_layers, int) or isinstance(cross_layers, bool) or cross_layers < 0:
-            raise ValueError(f"`cross_layers` must be an integer of at least 0. Received: cross_layers={cross_layers!r}")
+            raise ValueError(
+                f"`cross_layers` must be an integer of at least 0. Received: cross_layers={cross_layers!r}"
+            )
         if not hidden_units or any(not isinstance(units, int) or units < 1 for units in hidden_units):
             raise ValueError(f"`hidden_units` must be positive integers. Received: hidden_units={hidden_units!r}")
         # Every replica's step returns what holds for all; the default would sum it over workers once more.
@@ -115,7 +117,7 @@ class Ranker(tfrs.Model):
                 self.own_embeddings[unit.name] = FeatureEmbedding(
                     features, made, self._regularizer, sequences_only=True, name=f"{unit.name}_embeddings"
                 )
-            unit.bind(features, self._embedding_of(unit).tables)
+            unit.bind(features, self.embedding_of(unit).tables)
 
         self.cross = [tfrs.layers.dcn.Cross(name=f"cross_{index}") for index in range(cross_layers)]
         self.mlp = tf.keras.Sequential(name="mlp")
@@ -227,7 +229,7 @@ class Ranker(tfrs.Model):
         self._build_embeddings()
         parts, interests = [], {}
         for unit in self.interests:
-            embedding = self._embedding_of(unit)
+            embedding = self.embedding_of(unit)
             candidate, history = embedding.candidates(inputs), embedding.history(inputs)
             interests[unit.name] = unit(candidate, history, training=training, jit_compile=jit_compile)
             parts.append(interests[unit.name].vector)
@@ -252,7 +254,8 @@ class Ranker(tfrs.Model):
                 with tf.init_scope():
                     embedding.build()
 
-    def _embedding_of(self, unit: InterestUnit) -> FeatureEmbedding:
+    def embedding_of(self, unit: InterestUnit) -> FeatureEmbedding:
+        """The embedding tables in which the columns of a unit are looked up: the shared ones or its own."""
         return self.own_embeddings.get(unit.name, self.feature_embedding)
 
     def compute_loss(self, inputs: tuple[Any, ...], training: bool = False) -> tf.Tensor:

@@ -1,0 +1,135 @@
+"""Every interest unit against its reference and everywhere that it runs. A new unit is one more row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from keras_eta.interest import (
+    SDIM,
+    ETAInterest,
+    FullInterest,
+    InnerProductInterest,
+    InterestUnit,
+    PoolingInterest,
+    RecentInterest,
+    SIMHard,
+)
+from keras_eta.layers import ActivationUnit
+from tests import reference
+from tests.interest.unit_check import Expected, Reference, Row, check_unit
+
+
+def _attended(unit: Any, row: Row, positions: list[int], scores: Any = None, similarity: Any = None) -> Expected:
+    behaviours = row.behaviour_vectors[positions]
+    weights = reference.attention_weights(unit.attention)
+    vector, attention = reference.target_attention(
+        row.candidate_vector, behaviours, [True] * len(positions), weights, unit.attention.num_heads, similarity
+    )
+    return Expected(vector, positions, scores, attention)
+
+
+def _recent(unit: Any, row: Row) -> Expected:
+    return _attended(unit, row, list(range(min(len(row.behaviour_vectors), unit.length))))
+
+
+def _din(unit: Any, row: Row) -> Expected:
+    positions = list(range(min(len(row.behaviour_vectors), unit.length)))
+    attention = unit.attention
+    behaviours = row.behaviour_vectors[positions] @ attention.behaviour_projection.kernel.numpy()
+    dense, dice = attention.hidden_layers
+    layer = {
+        "kernel": dense.kernel.numpy(),
+        "bias": dense.bias.numpy(),
+        "mean": dice.normalization.moving_mean.numpy(),
+        "variance": dice.normalization.moving_variance.numpy(),
+        "alpha": dice.alpha.numpy(),
+        "epsilon": dice.normalization.epsilon,
+    }
+    vector, weights = reference.activation_unit(
+        row.candidate_vector, behaviours, [True] * len(positions), [layer], *attention.weight.get_weights()
+    )
+    return Expected(vector, positions, None, weights[np.newaxis])
+
+
+def _full(unit: Any, row: Row) -> Expected:
+    return _attended(unit, row, list(range(len(row.behaviour_vectors))))
+
+
+def _pooling(unit: Any, row: Row) -> Expected:
+    vectors = row.behaviour_vectors
+    return Expected(sum(vectors) / len(vectors) if len(vectors) else np.zeros(vectors.shape[1]))
+
+
+def _eta(unit: Any, row: Row) -> Expected:
+    words = [
+        reference.simhash(np.array(vectors), unit.tables["item_id"].hash.planes.numpy())
+        for vectors in ([row.candidate["item_id"]], row.behaviours["item_id"])
+        if len(vectors)
+    ]
+    if len(words) == 1:
+        return _attended(unit, row, [], [])
+    positions, distances, found = (x[0] for x in reference.hamming_top_k(*words, unit.top_k))
+    positions, distances = positions[found].tolist(), distances[found]
+    similarity = 1.0 - 2.0 * distances / unit.num_bits if unit.similarity_bias else None
+    return _attended(unit, row, positions, distances.tolist(), similarity)
+
+
+def _inner_product(unit: Any, row: Row) -> Expected:
+    candidate, behaviours = row.candidate["item_id"], row.behaviours["item_id"]
+    if unit.index_period is not None:
+        # The snapshot was taken before the weights were set.
+        table = unit.snapshot.copies["item_id"].numpy()
+        candidate, behaviours = table[row.candidate_ids["item_id"]], table[row.behaviour_ids["item_id"]]
+    if unit.cosine:
+        candidate, behaviours = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (candidate, behaviours))
+    positions, scores = reference.largest([float(candidate @ behaviour) for behaviour in behaviours], unit.top_k)
+    return _attended(unit, row, positions, scores)
+
+
+def _sim_hard(unit: Any, row: Row) -> Expected:
+    wanted = row.candidate_ids["category_id"]
+    # Row 1 is the out-of-vocabulary bucket.
+    same = [i for i, category in enumerate(row.behaviour_ids["category_id"]) if category == wanted and wanted > 1]
+    return _attended(unit, row, same[: unit.top_k])
+
+
+def _sdim(unit: Any, row: Row) -> Expected:
+    planes = unit.tables["item_id"].hash.planes.numpy()
+    candidate = reference.projections(np.array([row.candidate["item_id"]]), planes)[0] > 0
+    behaviours = [bits > 0 for bits in reference.projections(row.behaviours["item_id"], planes)]
+    bits = [bit for bit in range(unit.num_hashes)]
+    return Expected(
+        reference.sdim(candidate[bits], [b[bits] for b in behaviours], row.behaviour_vectors, unit.group_size)
+    )
+
+
+UNITS: dict[str, tuple[Callable[[], InterestUnit], Reference]] = {
+    "recent": (lambda: RecentInterest(3), _recent),
+    "recent with DIN's attention": (lambda: RecentInterest(3, attention=ActivationUnit((5,))), _din),
+    "full": (FullInterest, _full),
+    "full with one head": (lambda: FullInterest(num_heads=1, key_dim=5), _full),
+    "pooling": (PoolingInterest, _pooling),
+    "eta": (lambda: ETAInterest(3, num_bits=16), _eta),
+    "eta with bias and learned planes": (
+        lambda: ETAInterest(3, num_bits=70, similarity_bias=True, trainable_planes=True),
+        _eta,
+    ),
+    "eta with own embeddings": (lambda: ETAInterest(3, num_bits=16, own_embeddings=True), _eta),
+    "inner product": (lambda: InnerProductInterest(3), _inner_product),
+    "cosine": (lambda: InnerProductInterest(3, cosine=True), _inner_product),
+    "inner product on a snapshot": (lambda: InnerProductInterest(3, index_period=2), _inner_product),
+    "sim hard": (lambda: SIMHard(3), _sim_hard),
+    "sdim": (SDIM, _sdim),
+    "sdim in groups of 5": (lambda: SDIM(10, group_size=5), _sdim),
+}
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_unit(name: str, tmp_path: Path) -> None:
+    make, expected = UNITS[name]
+    check_unit(make, expected, tmp_path)
