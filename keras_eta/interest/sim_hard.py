@@ -46,14 +46,26 @@ class SIMHard(TopKUnit):
 
     def search(self, candidate: Columns, history: Columns, jit_compile: bool) -> Retrieved:
         wanted, present = candidate.ids[self._feature.name], history.ids[self._feature.name]
-        known = (wanted > self._feature.num_oov_indices)[..., tf.newaxis]
-        same = tf.equal(wanted[..., tf.newaxis], present[:, tf.newaxis, :]) & known & history.mask[:, tf.newaxis, :]
-        # The k-th behaviour of the category is the first position up to which there are k: nothing is sorted.
+        known = wanted > self._feature.num_oov_indices
+        if wanted.shape[1] == 1:
+            return self._search_by_counting(wanted, present, known[..., tf.newaxis] & history.mask[:, tf.newaxis, :])
+        # The inverted index of the paper: positions in order of category, and in each the most recent first.
+        present = tf.where(history.mask, present, present.dtype.max)
+        order = tf.argsort(present, stable=True)
+        present = tf.gather(present, order, batch_dims=1)
+        first, end = tf.searchsorted(present, wanted), tf.searchsorted(present, wanted, side="right")
+        index = first[..., tf.newaxis] + tf.range(self.top_k)
+        found = (index < end[..., tf.newaxis]) & known[..., tf.newaxis]
+        return Retrieved(tf.gather(order, tf.where(found, index, 0), batch_dims=1) * tf.cast(found, tf.int32), found)
+
+    def _search_by_counting(self, wanted: tf.Tensor, present: tf.Tensor, mask: tf.Tensor) -> Retrieved:
+        """For one candidate per row, where sorting its history would not pay."""
+        same = tf.equal(wanted[..., tf.newaxis], present[:, tf.newaxis, :]) & mask
+        # The k-th behaviour of the category is the first position up to which there are k.
         counts = tf.cumsum(tf.cast(same, tf.int32), axis=-1)
-        shape = tf.shape(counts)
-        wanted_counts = tf.broadcast_to(tf.range(1, self.top_k + 1), [shape[0], shape[1], self.top_k])
-        positions = tf.searchsorted(counts, wanted_counts)
-        found = positions < shape[2]
+        rows = tf.shape(counts)[0]
+        positions = tf.searchsorted(counts, tf.broadcast_to(tf.range(1, self.top_k + 1), [rows, 1, self.top_k]))
+        found = positions < tf.shape(counts)[2]
         return Retrieved(tf.where(found, positions, 0), found)
 
     def get_config(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,23 @@ def _sdim(unit: Any, row: Row) -> Expected:
     )
 
 
+def _random(unit: Any, row: Row) -> Expected:
+    draws = [
+        int((row.candidate_ids["item_id"] * 40503) ^ (i * 30011)) % 65_536 for i in range(len(row.behaviour_vectors))
+    ]
+    positions, scores = reference.largest(draws, unit.top_k)
+    return _attended(unit, row, positions, scores)
+
+
+def _unit_of_the_documentation(*arguments: Any) -> InterestUnit:
+    text = (Path(__file__).parents[2] / "docs" / "interest_units.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]
+    assert len(code.splitlines()) < 30
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names["RandomInterest"](*arguments)
+
+
 UNITS: dict[str, tuple[Callable[[], InterestUnit], Reference]] = {
     "recent": (lambda: RecentInterest(3), _recent),
     "recent with DIN's attention": (lambda: RecentInterest(3, attention=ActivationUnit((5,))), _din),
@@ -125,6 +143,7 @@ UNITS: dict[str, tuple[Callable[[], InterestUnit], Reference]] = {
     "inner product on a snapshot": (lambda: InnerProductInterest(3, index_period=2), _inner_product),
     "sim hard": (lambda: SIMHard(3), _sim_hard),
     "sdim": (SDIM, _sdim),
+    "the unit of docs/interest_units.md": (lambda: _unit_of_the_documentation(3), _random),
     "sdim in groups of 5": (lambda: SDIM(10, group_size=5), _sdim),
 }
 
