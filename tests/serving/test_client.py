@@ -253,7 +253,7 @@ def test_rank_wrong_request(client: RankingClient, request_: dict[str, Any], tex
         ),
         (
             {"candidates": {"item_id": [[1], [2]]}, "history": {"item_id": [[1]]}},
-            "Every column must have one row a request. "
+            "Every column must have one row per request, and there must be a request. "
             "Received: {\"candidates['item_id']\": 2, \"history['item_id']\": 1, 'history_length': 1}",
         ),
         (
