@@ -180,9 +180,14 @@ def test_write_page_follows_no_link_that_others_left(tmp_path: Path, monkeypatch
     precious.write_text("before")
     folder.mkdir()
     (folder / f".out.html.{os.getpid()}.tmp").symlink_to(precious)
-    temporary = []
+    temporary: list[str] = []
     replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda source, target: (temporary.append(source), replace(source, target)))
+
+    def watched(source: str, target: Path) -> None:
+        temporary.append(source)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
     for text in ("first", "second"):
         write_page(folder / "out.html", text)
         assert (folder / "out.html").read_text() == text
