@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -672,6 +673,23 @@ def test_parts_turned_away_are_sent_again(fake: Any, ask: Ask, method: str) -> N
     assert len(fake.requests) == 5 + 3
     # Two pauses: after the first two parts were turned away, and after one of them was again.
     assert time.monotonic() - began >= 0.05 + 0.1
+
+
+def test_long_lists_of_many_callers_on_a_small_server(
+    push: Callable, serve: Callable[..., ModelServer], tmp_path: Path
+) -> None:
+    """Six callers, four calls each, at a server that takes three calls."""
+    push("int64", tmp_path, 7)
+    address = serve(tmp_path, threads=1, server={"max_queued_calls": 2}).address
+    request = changed(candidates={"item_id": ITEMS * 10, "category_id": [1, 2, 3, 3] * 10})
+
+    def call(_: int) -> np.ndarray:
+        with RankingClient(address, max_candidates=4, timeout=30) as client:
+            return client.rank(**request).probability
+
+    with futures.ThreadPoolExecutor(6) as pool:
+        for probability in pool.map(call, range(6)):
+            np.testing.assert_allclose(probability, SCORES * 10, rtol=1e-6)
 
 
 def test_parts_turned_away_until_the_deadline(fake: Any, ask: Ask) -> None:
