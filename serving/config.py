@@ -100,7 +100,7 @@ class Options:
     model_config_file_poll_wait_seconds: float = _flag(0.0, "seconds between two looks at it; 0: look once", 0)
     file_system_poll_wait_seconds: float = _flag(1.0, "seconds between two looks for new versions; 0: look once", 0)
     allow_version_labels_for_unavailable_models: bool = _flag(
-        False, "labels may stand for unloaded versions", **BOOLEAN
+        False, "new labels may stand for unloaded versions, as at the start", **BOOLEAN
     )
     reload_base_path: str | None = _flag(None, "where HandleReloadConfigRequest may choose base paths", type=str)
     grpc_max_threads: int = _flag(4 * (os.cpu_count() or 1), "Predict calls worked on at once", 1)

@@ -107,7 +107,8 @@ class ModelServer:
         Until a model has a version, its calls get UNAVAILABLE and the health service says NOT_SERVING.
 
         Raises:
-            StatusError: if a model has versions and none of them can be loaded, or a label stands for none of them.
+            StatusError: if a model has versions and none of them can be loaded, or if there are labels without
+                `allow_version_labels_for_unavailable_models`.
         """
         self._report_health()
         self._server.start()

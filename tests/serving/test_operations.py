@@ -28,6 +28,7 @@ from serving import config, memory, servables
 from serving.config import BatchingParameters, MonitoringConfig, SSLConfig, read_config
 from serving.conformance import HITS, rank_request, tensor
 from serving.server import ModelServer, main, server_from_flags
+from serving.status import StatusError
 
 Code = grpc.StatusCode
 Push = Callable[..., Path]
@@ -90,6 +91,7 @@ def two_versions(push: Push, tmp_path: Path) -> Path:
 def test_reload_replaces_policy_and_labels(serve: Serve, two_versions: Path) -> None:
     address = serve(two_versions).address
     assert refusal(lambda: version_of(address, version={"value": 1}))[0] is Code.NOT_FOUND
+    reload(address, model("eta", two_versions, model_version_policy=BOTH))
     response = reload(address, model("eta", two_versions, model_version_policy=BOTH, version_labels={"stable": 1}))
     assert (response.status.error_code, response.status.error_message) == (0, "")
     assert version_of(address, version_label="stable") == 1
@@ -203,21 +205,103 @@ def test_config_file_is_read_again(
         assert version_of(server.address, name="again") == 2
 
 
-def test_config_file_is_tried_again_until_its_versions_are_there(
+LABELS_MAY_WAIT = "--allow_version_labels_for_unavailable_models"
+
+
+def specific(base_path: Path, *versions: int, **labels: int) -> dict[str, Any]:
+    """A model of these versions."""
+    return model("eta", base_path, model_version_policy={"specific": {"versions": versions}}, version_labels=labels)
+
+
+@contextlib.contextmanager
+def configured(file: Path, first: dict[str, Any], *flags: str) -> Iterator[tuple[str, Callable[..., None]]]:
+    """The address of a server that reads `file` at short intervals, and what replaces the model in it."""
+
+    def write(wanted: dict[str, Any]) -> None:
+        file.with_suffix(".new").write_text(str(server_config(wanted)))
+        file.with_suffix(".new").replace(file)
+
+    write(first)
+    arguments = ["--port=0", f"--model_config_file={file}", "--model_config_file_poll_wait_seconds=0.05", *flags]
+    with server_from_flags(arguments) as server:
+        yield server.address, write
+
+
+def not_available(version: int) -> str:
+    return f"to version {version} of model eta, which is not currently available for inference"
+
+
+def test_labels_at_the_start_need_the_flag(two_versions: Path, tmp_path: Path) -> None:
+    """As in TensorFlow Serving: when labels are looked at, nothing is loaded yet."""
+    labelled = specific(two_versions, 1, 2, stable=1)
+    with pytest.raises(StatusError, match=not_available(1)) as caught, configured(tmp_path / "file", labelled):
+        pass
+    assert caught.value.code is Code.FAILED_PRECONDITION
+    with configured(tmp_path / "file", labelled, LABELS_MAY_WAIT) as (address, _):
+        assert version_of(address, version_label="stable") == 1
+
+
+def test_new_label_of_a_version_to_load_needs_the_flag(
+    two_versions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    alone, tried = specific(two_versions, 1), specific(two_versions, 1, 2, canary=2)
+    with configured(tmp_path / "file", alone) as (address, write):
+        write(tried)
+        wait_for(lambda: caplog.text.count(not_available(2)) > 2)  # at every look
+        assert refusal(lambda: version_of(address, version={"value": 2}))[0] is Code.NOT_FOUND
+        write(specific(two_versions, 1, 2))
+        wait_for(lambda: version_of(address) == 2)
+        write(tried)
+        wait_for(lambda: caplog.text.count("Configuration replaced") == 2)
+        assert version_of(address, version_label="canary") == 2
+    with configured(tmp_path / "file", alone, LABELS_MAY_WAIT) as (address, write):
+        write(tried)
+        wait_for(lambda: version_of(address) == 2)
+        assert version_of(address, version_label="canary") == 2
+
+
+def test_label_moves_to_loaded_versions_only_with_the_flag_too(
+    two_versions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = specific(two_versions, 1, stable=1, canary=1)
+    with configured(tmp_path / "file", first, LABELS_MAY_WAIT) as (address, write):
+        write(specific(two_versions, 1, 2, stable=1, canary=2))
+        wait_for(lambda: caplog.text.count("label 'canary' " + not_available(2)) > 2)
+        assert refusal(lambda: version_of(address, version={"value": 2}))[0] is Code.NOT_FOUND
+        assert version_of(address, version_label="canary") == 1
+        write(specific(two_versions, 1, 2, stable=1, canary=1))
+        wait_for(lambda: version_of(address) == 2)
+        write(specific(two_versions, 1, 2, stable=1, canary=2))
+        wait_for(lambda: version_of(address, version_label="canary") == 2)
+        assert version_of(address, version_label="stable") == 1
+
+
+def test_refused_label_of_one_model_keeps_every_model_as_it_is(
     two_versions: Path, push: Push, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = tmp_path / "models.config"
-    file.write_text(str(server_config(model("eta", two_versions))))
-    flags = ["--port=0", f"--model_config_file={file}", "--model_config_file_poll_wait_seconds=0.05"]
-    with server_from_flags([*flags, "--file_system_poll_wait_seconds=0"]) as server:
-        policy = {"specific": {"versions": [2, 3]}}
-        wanted = model("eta", two_versions, model_version_policy=policy, version_labels={"canary": 3})
-        file.write_text(str(server_config(wanted)))
-        wait_for(lambda: "Request to assign label 'canary' to version 3 of model eta, which is not" in caplog.text)
-        assert version_of(server.address) == 2
-        push("3", two_versions, 3)
-        wait_for(lambda: server._models.versions() == {"eta": [2, 3]})
-        assert version_of(server.address, version_label="canary") == 3
+    file = tmp_path / "file"
+    with configured(file, specific(two_versions, 1, stable=1), LABELS_MAY_WAIT) as (address, _):
+        wrong = server_config(specific(two_versions, 1, 2, stable=2), model("again", two_versions))
+        file.write_text(str(wrong))
+        wait_for(lambda: not_available(2) in caplog.text)
+        assert refusal(lambda: version_of(address, name="again"))[0] is Code.NOT_FOUND
+        assert version_of(address, version_label="stable") == 1
+
+
+def test_refused_configuration_is_tried_again(
+    two_versions: Path, push: Push, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    first = model("eta", two_versions)
+    with configured(tmp_path / "file", first, "--file_system_poll_wait_seconds=0.05") as (address, write):
+        write(specific(two_versions, 2, 3, canary=3))
+        wait_for(lambda: "label 'canary' " + not_available(3) in caplog.text)
+        assert version_of(address) == 2
+        push("3", two_versions, 3)  # the policy until now loads the newest
+        wait_for(lambda: "Configuration replaced" in caplog.text)
+        assert version_of(address, version_label="canary") == 3
+        assert version_of(address, version={"value": 2}) == 2
 
 
 @pytest.mark.parametrize(
