@@ -485,9 +485,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--batching is about the server of --target")
     if flags.make_model:
         make_model(flags.make_model)
-        batching = f"--enable_batching --batching_parameters_file={BATCHING}"
         print(f"Serve it with: {server_command(flags.make_model / 'models.config')}")
-        print(f"or, to check it with --batching, the same and: {batching}")
+        more = f"--enable_batching --batching_parameters_file={BATCHING}"
+        print(f"or, to check it with --batching, the same and: {more}")
         return 0
     if flags.target:
         try:
