@@ -127,7 +127,7 @@ def test_empty_histories_and_candidates_do_not_hit_their_neighbours(
     push("1", tmp_path, 1)
     address = serve(tmp_path, server={"batching_parameters": parameters(SOON)}).address
     history = np.array([[3, 4, 3]])
-    requests = [
+    requests: list[tuple[dict[str, Any], Any]] = [
         ({"history": history, "history_length": [3], "candidates": [[3, 5]]}, [[2 + 1, 0 + 1]]),
         ({"history": history[:, :0], "history_length": [0], "candidates": [[3, 5]]}, [[1, 1]]),
         ({"history": history, "history_length": [2], "candidates": np.zeros((1, 0))}, np.zeros((1, 0))),

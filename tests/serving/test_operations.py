@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc, predict_pb2
+from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc, predict_pb2, prediction_log_pb2
 from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
@@ -325,6 +327,7 @@ def test_refused_configuration_is_tried_again(
             "`rest_api_port` must be between 0 and 65535. Received: rest_api_port=70000",
         ),
         (["--model_base_path={}", "--grpc_channel_arguments=nonsense"], "must be key=value,... Received: 'nonsense'"),
+        (["--model_base_path={}", "--max_candidates=0"], "`max_candidates` must be at least 1. Received: max_cand"),
         (["--model_base_path={}", "--max_queued_calls=-1"], "`max_queued_calls` must be at least 0. Received: max_q"),
         (["--model_base_path={}", "--model_config_file_poll_wait_seconds=-1"], "must be at least 0."),
     ],
@@ -347,6 +350,21 @@ def test_switches_as_tensorflow_model_server_takes_them(
     flags = ["--port=0", f"--model_base_path={tmp_path}", f"--enable_batching{flag}"]
     server_from_flags([*flags, f"--batching_parameters_file={file}"] if warns else flags).stop(grace=0)
     assert ("only requests of equal shapes are joined" in caplog.text) is warns
+
+
+def test_batch_sizes_that_end_tensorflow_serving_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "batching.config"
+    flags = ["--port=0", f"--model_base_path={tmp_path}", "--enable_batching", f"--batching_parameters_file={file}"]
+    file.write_text("max_batch_size { value: 4 }")
+    server_from_flags(flags).stop(grace=0)
+    assert "allowed_batch_sizes" not in caplog.text
+    file.write_text("max_batch_size { value: 4 } allowed_batch_sizes: 4")
+    server_from_flags(flags).stop(grace=0)
+    assert (
+        "allowed_batch_sizes is safe here; one call of no rows ends TensorFlow Serving 2.16.1 with it." in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -378,10 +396,10 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     held = Gate()
     predict = servables.Servable.predict
 
-    def slow(self: servables.Servable, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
+    def slow(self: servables.Servable, *arguments: Any) -> predict_pb2.PredictResponse:
         held.began += 1
         assert held.release.wait(30)
-        return predict(self, request)
+        return predict(self, *arguments)
 
     monkeypatch.setattr(servables.Servable, "predict", slow)
     yield held
@@ -435,6 +453,89 @@ def test_nothing_is_done_for_a_caller_that_has_gone(serve: Serve, two_versions: 
         gate.release.set()
     assert version_of(server.address) == 2
     assert gate.began == 2
+
+
+def numbers(*shape: int) -> Any:
+    return tensor(np.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("signature", "name", "fits", "too_many", "number"),
+    [
+        ("rank", "candidates", (2, 5), (2, 6), 12),
+        ("rank", "candidates", (1, 10), (1, 11), 11),
+        ("serving_default", "candidate", (10,), (11,), 11),
+    ],
+)
+def test_more_candidates_than_allowed(
+    serve: Serve,
+    two_versions: Path,
+    signature: str,
+    name: str,
+    fits: tuple[int, ...],
+    too_many: tuple[int, ...],
+    number: int,
+) -> None:
+    """Those of all rows count; a history of 100 does not."""
+    address = serve(two_versions, server={"max_candidates": 10}).address
+
+    def ask(shape: tuple[int, ...]) -> Any:
+        rows = {"history": numbers(shape[0], 100), "history_length": numbers(shape[0]), name: numbers(*shape)}
+        request = rank_request("" if name in rank_request().inputs else "candidates", {"signature_name": signature})
+        for key, value in rows.items():
+            request.inputs[key].CopyFrom(value)
+        with grpc.insecure_channel(address) as channel:
+            return prediction_grpc.PredictionServiceStub(channel).Predict(request, timeout=20)
+
+    # One behaviour counts, and is 1, as every candidate.
+    np.testing.assert_array_equal(tf.make_ndarray(ask(fits).outputs["probability"]), np.full(fits, 1 + 2))
+    assert refusal(lambda: ask(too_many)) == (
+        Code.INVALID_ARGUMENT,
+        f"input `{name}` must hold at most 10 candidates in one call (--max_candidates). Received: {number}",
+    )
+
+
+def test_limit_of_candidates_does_not_stop_a_warm_up(serve: Serve, two_versions: Path) -> None:
+    request = rank_request()
+    path = two_versions / "2" / servables.WARMUP_REQUESTS
+    path.parent.mkdir()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(prediction_log_pb2.PredictionLog(predict_log={"request": request}).SerializeToString())
+    address = serve(two_versions, server={"max_candidates": 13}).address
+    assert "must hold at most 13 candidates" in refusal(lambda: predict(address))[1]
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "threads", "number"), [(16 << 30, 16, 32_768), (4 << 30, 8, 16_384), (1 << 20, 64, 1)]
+)
+def test_candidates_allowed_are_in_proportion_to_memory(
+    monkeypatch: pytest.MonkeyPatch, memory_bytes: int, threads: int, number: int
+) -> None:
+    """32 KiB for each candidate of each call that is worked on."""
+    monkeypatch.setattr(memory, "total", lambda: memory_bytes)
+    assert config.Options(grpc_max_threads=threads).candidates_allowed == number
+    assert config.Options(grpc_max_threads=threads, max_candidates=7).candidates_allowed == 7
+
+
+@pytest.mark.parametrize(
+    ("files", "total"),
+    [
+        ({}, 8 << 30),
+        ({"memory.max": "max\n"}, 8 << 30),
+        ({"memory.max": "1073741824\n"}, 1 << 30),
+        ({"memory.max": "99999999999999\n"}, 8 << 30),
+        ({"memory/memory.limit_in_bytes": "2147483648\n"}, 2 << 30),
+    ],
+)
+def test_memory_of_a_container_is_its_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], total: int
+) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(total=8 << 30))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert memory.total() == total
 
 
 def test_message_limit(serve: Serve, two_versions: Path) -> None:
