@@ -291,7 +291,8 @@ def test_lookup_with_age_refuses_timestamps_that_are_no_integers() -> None:
     raw = _aged_raw()
     raw["history_timestamp"] = raw["history_timestamp"].astype(np.float64)
     # Keras hands floats on as float32.
-    with pytest.raises(TypeError, match=re.escape("`history_timestamp` must hold integers. Received: dtype=float32")):
+    message = "`history_timestamp` must hold integers that int64 holds. Received: dtype=float32"
+    with pytest.raises(TypeError, match=re.escape(message)):
         _aged_lookup()(raw)
 
 
