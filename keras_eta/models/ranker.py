@@ -276,11 +276,11 @@ class Ranker(tfrs.Model):
         """
         history, mask = self._history(inputs)
         candidate_vectors = self._vectors(self.features.item_features, inputs)
-        candidate = tf.concat(list(candidate_vectors.values()), axis=-1)
+        candidate = self._concatenated(candidate_vectors)
         parts = [candidate]
         if self.short_attention is not None:
             recent = {name: column[:, : self.short_history_length] for name, column in history.items()}
-            behaviours = tf.concat(list(self._behaviour_vectors(recent).values()), axis=-1)
+            behaviours = self._concatenated(self._behaviour_vectors(recent))
             interest, _ = self.short_attention.attend(candidate, behaviours, mask[:, : self.short_history_length])
             parts.append(interest)
         retrieved, attention = None, None
@@ -343,7 +343,7 @@ class Ranker(tfrs.Model):
             missing = tf.maximum(1 - tf.shape(column)[1], 0)
             columns[key] = tf.pad(column, [[0, 0], [0, missing]])
         width = tf.shape(columns[self.features.item_id.name])[1]
-        return columns, tf.sequence_mask(tf.minimum(inputs[HISTORY_LENGTH], maximum), width)
+        return columns, tf.sequence_mask(inputs[HISTORY_LENGTH], width)
 
     def _long_interest(
         self,
@@ -359,18 +359,22 @@ class Ranker(tfrs.Model):
         retrieved = self.search_unit(
             {name: inputs[name] for name in searched}, {name: history[name] for name in searched}, mask, jit_compile
         )
-        candidate = tf.concat(list(candidate_vectors.values()), axis=-1)
+        candidate = self._concatenated(candidate_vectors)
         if retrieved is None:
-            behaviours = tf.concat(list(self._behaviour_vectors(history).values()), axis=-1)
+            behaviours = self._concatenated(self._behaviour_vectors(history))
             interest, weights = self.long_attention.attend(candidate, behaviours, mask)
             return interest, None, weights
         # Only what was retrieved is ever gathered as floats.
         columns = {name: tf.gather(column, retrieved.positions, batch_dims=1) for name, column in history.items()}
         vectors = self._behaviour_vectors(columns)
-        behaviours = tf.concat(list(vectors.values()), axis=-1)
+        behaviours = self._concatenated(vectors)
         similarity = self.search_unit.similarity(candidate_vectors, vectors, retrieved.distances, training)
         interest, weights = self.long_attention.attend(candidate, behaviours, retrieved.mask, similarity)
         return interest, retrieved, weights
+
+    def _concatenated(self, vectors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Vectors side by side, in the policy's precision; embeddings that are hashed come unrounded."""
+        return tf.concat([tf.cast(vector, self.compute_dtype) for vector in vectors.values()], axis=-1)
 
     def _vectors(self, features: Sequence[Feature], columns: Inputs) -> dict[str, tf.Tensor]:
         """Embeddings of ids and floats as they are, [..., width], by feature name."""
