@@ -22,25 +22,33 @@ class Columns:
             history most recent first, [R, C, K] of what was retrieved.
         mask: bool of the same shape, false at padding. `None`: nothing is padding.
         embed: looks columns up: the vectors [..., width] by feature name.
+        dtype: of `vectors`: the compute dtype of the policy.
     """
 
-    def __init__(self, ids: Tensors, mask: tf.Tensor | None, embed: Callable[[Tensors], Tensors]) -> None:
+    def __init__(
+        self,
+        ids: Tensors,
+        mask: tf.Tensor | None,
+        embed: Callable[[Tensors], Tensors],
+        dtype: tf.DType | str = tf.float32,
+    ) -> None:
         self.ids = ids
         self.mask = mask
         self._embed = embed
+        self._dtype = dtype
         self._by_name: Tensors | None = None
 
     @property
     def by_name(self) -> Tensors:
-        """The vectors of each column, float32 [..., width], by feature name."""
+        """The vectors of each column, [..., width], by feature name; embeddings that are hashed come in float32."""
         if self._by_name is None:
             self._by_name = self._embed(self.ids)
         return self._by_name
 
     @property
     def vectors(self) -> tf.Tensor:
-        """The concatenation of `by_name`, float32 [..., D]."""
-        return tf.concat(list(self.by_name.values()), axis=-1)
+        """The concatenation of `by_name`, [..., D], in the policy's precision."""
+        return tf.concat([tf.cast(vector, self._dtype) for vector in self.by_name.values()], axis=-1)
 
     def take(self, positions: tf.Tensor, mask: tf.Tensor | None) -> Columns:
         """The columns at some positions of each row.
@@ -53,12 +61,14 @@ class Columns:
             Columns of the shape of `positions`.
         """
         taken = {name: tf.gather(column, positions, batch_dims=1) for name, column in self.ids.items()}
-        return Columns(taken, mask, self._embed)
+        return Columns(taken, mask, self._embed, self._dtype)
 
     def first(self, count: int) -> Columns:
         """The first `count` positions of each row: of a history, the most recent behaviours."""
         mask = None if self.mask is None else self.mask[:, :count]
-        return Columns({name: column[:, :count] for name, column in self.ids.items()}, mask, self._embed)
+        return Columns(
+            {name: column[:, :count] for name, column in self.ids.items()}, mask, self._embed, self._dtype
+        )
 
 
 class Retrieved(NamedTuple):

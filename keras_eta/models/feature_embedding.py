@@ -70,11 +70,12 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             missing = tf.maximum(1 - tf.shape(column)[1], 0)
             columns[key] = tf.pad(column, [[0, 0], [0, missing]])
         width = tf.shape(columns[self.features.item_id.name])[1]
-        return Columns(columns, tf.sequence_mask(inputs[HISTORY_LENGTH], width), self.embed)
+        return Columns(columns, tf.sequence_mask(inputs[HISTORY_LENGTH], width), self.embed, self.compute_dtype)
 
     def rows(self, features: Sequence[Feature], inputs: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
         """The vectors [R, width] of columns with one value per row."""
-        return list(self.embed({feature.name: inputs[feature.name] for feature in features}).values())
+        vectors = self.embed({feature.name: inputs[feature.name] for feature in features}).values()
+        return [tf.cast(vector, self.compute_dtype) for vector in vectors]
 
     def embed(self, columns: Tensors) -> Tensors:
         """Embeddings of ids and floats as they are, [..., width], by feature name."""

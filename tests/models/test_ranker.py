@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,14 @@ def _randomise(model: Ranker) -> None:
 def models(features: Features) -> dict[str, Ranker]:
     """A ranker with each search unit."""
     return {unit: _ranker(features, unit) for unit in UNITS}
+
+
+@pytest.fixture
+def half_precision() -> Iterator[None]:
+    policy = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    yield
+    tf.keras.mixed_precision.set_global_policy(policy)
 
 
 # The forward pass
@@ -305,6 +313,43 @@ def test_dice_of_the_mlp_learns_statistics_in_training_only(features: Features, 
         means.append(dice.normalization.moving_mean.numpy())
     np.testing.assert_array_equal(means[0], means[1])
     assert (means[1] != means[2]).all()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_training_and_inference_agree_in_half_precision(
+    features: Features, make_batch: MakeBatch, half_precision: None, bias: bool
+) -> None:
+    features = dataclasses.replace(features, hashed=("item_id", "category_id"))
+    model = ETA(features, top_k=TOP_K, num_bits=64, similarity_bias=bias, short_history_length=4, hidden_units=(6,))
+    model.build()
+    _randomise(model)
+    # Large scales, so that a bit that differs would show.
+    model.long_attention.output_projection.kernel.assign(3.0 * model.long_attention.output_projection.kernel)
+    batch = make_batch(features, 64)
+    assert model.compute_dtype == "bfloat16"
+    np.testing.assert_array_equal(model(batch, training=True), model(batch))
+    # The codes are the bits that distances are counted by.
+    for layer in model.search_unit.embeddings.values():
+        rows = layer(tf.range(layer.input_dim))
+        bits = [reference.unpack_words(words, 64) for words in layer.fingerprints_table.numpy()]
+        np.testing.assert_array_equal(layer.codes(rows), np.where(bits, 1.0, -1.0))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_half_precision_is_close_to_float32_and_trains(
+    features: Features, make_batch: MakeBatch, half_precision: None, unit: str
+) -> None:
+    model = _ranker(features, unit)
+    batch = make_batch(features, 8, candidates=2)
+    logits = model.score(batch).logits
+    expected = [[_expected_logit(model, batch, row, c) for c in range(2)] for row in range(8)]
+    assert logits.dtype == tf.float32
+    np.testing.assert_allclose(logits, expected, rtol=0.2, atol=0.2)
+    model.compile(tf.keras.optimizers.SGD(0.1), run_eagerly=True)
+    before = model.embeddings["item_id"].embeddings.numpy()
+    model.train_on_batch(make_batch(features), np.ones(8, np.float32))
+    assert model.embeddings["item_id"].embeddings.dtype == tf.float32
+    assert (model.embeddings["item_id"].embeddings.numpy() != before).any()
 
 
 # Ages
