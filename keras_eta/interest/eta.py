@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.features import Features
+from keras_eta.features import Features, scope_name
 from keras_eta.interest.base import Columns, Retrieved, Tables, Tensors
 from keras_eta.interest.top_k import TopKUnit
 from keras_eta.layers.fingerprinted_embedding import FingerprintedEmbedding
@@ -102,7 +102,7 @@ class ETAInterest(TopKUnit):
                 trainable_planes=self.trainable_planes,
                 planes_period=self.planes_period,
                 embeddings_regularizer=regularizer,
-                name=feature.name,
+                name=scope_name(feature.name),
             )
             for index, feature in enumerate(hashed)
         }

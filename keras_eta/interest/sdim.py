@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.features import Features
+from keras_eta.features import Features, scope_name
 from keras_eta.interest.base import Columns, Interest, InterestUnit, Tables, Tensors
 from keras_eta.interest.eta import fingerprinted_tables
 from keras_eta.layers.fingerprinted_embedding import FingerprintedEmbedding
@@ -71,7 +71,7 @@ class SDIM(InterestUnit):
                 num_bits=self.num_bits,
                 seed=self.seed + index,
                 embeddings_regularizer=regularizer,
-                name=feature.name,
+                name=scope_name(feature.name),
             )
             for index, feature in enumerate(hashed)
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Feature, Features, history_name
+from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Feature, Features, history_name, scope_name
 from keras_eta.interest.base import Columns, Tables, Tensors
 
 
@@ -38,7 +38,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             sizes[HISTORY_AGE] = (features.age.num_indices, features.age.embedding_dim)
         for name, (rows, dim) in sizes.items():
             if name not in self.tables:
-                self.tables[name] = tf.keras.layers.Embedding(rows, dim, embeddings_regularizer=regularizer, name=name)
+                self.tables[name] = tf.keras.layers.Embedding(rows, dim, embeddings_regularizer=regularizer, name=scope_name(name))
 
     def build(self, input_shape: Any = None) -> None:
         for table in self.tables.values():
