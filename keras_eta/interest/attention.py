@@ -25,6 +25,7 @@ class AttentionUnit(InterestUnit):
         ValueError: if an argument is out of its range.
     """
 
+    explains = True
     similarity_bias = False
 
     def __init__(

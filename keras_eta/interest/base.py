@@ -20,7 +20,7 @@ class Columns:
     Args:
         ids: int32 rows of embedding tables, or float32 values, by feature name: [R, C] of candidates, [R, L] of a
             history most recent first, [R, C, K] of what was retrieved.
-        mask: bool of the same shape, false at padding. `None`: nothing is padding.
+        mask: bool of the same shape, false at padding.
         embed: looks columns up: the vectors [..., width] by feature name.
         dtype: of `vectors`: the compute dtype of the policy.
     """
@@ -28,7 +28,7 @@ class Columns:
     def __init__(
         self,
         ids: Tensors,
-        mask: tf.Tensor | None,
+        mask: tf.Tensor,
         embed: Callable[[Tensors], Tensors],
         dtype: tf.DType | str = tf.float32,
     ) -> None:
@@ -50,7 +50,7 @@ class Columns:
         """The concatenation of `by_name`, [..., D], in the policy's precision."""
         return tf.concat([tf.cast(vector, self._dtype) for vector in self.by_name.values()], axis=-1)
 
-    def take(self, positions: tf.Tensor, mask: tf.Tensor | None) -> Columns:
+    def take(self, positions: tf.Tensor, mask: tf.Tensor) -> Columns:
         """The columns at some positions of each row.
 
         Args:
@@ -66,9 +66,7 @@ class Columns:
     def first(self, count: int) -> Columns:
         """The first `count` positions of each row: of a history, the most recent behaviours."""
         mask = None if self.mask is None else self.mask[:, :count]
-        return Columns(
-            {name: column[:, :count] for name, column in self.ids.items()}, mask, self._embed, self._dtype
-        )
+        return Columns({name: column[:, :count] for name, column in self.ids.items()}, mask, self._embed, self._dtype)
 
 
 class Retrieved(NamedTuple):
@@ -117,12 +115,14 @@ class InterestUnit(tf.keras.layers.Layer):
     Attributes:
         score_name: what `Retrieved.scores` are, in the plural: the name of that output of `explain`.
         nearest_first: whether the smallest score is the nearest.
+        explains: whether `Interest.retrieved` and `weights` are given, so that `explain` can show them.
         auxiliary_weight: weight of the loss of `Interest.auxiliary_logits`.
         state_names: names of the tensors of `user_state`; empty where the unit has none.
     """
 
     score_name: str | None = None
     nearest_first = False
+    explains = False
     auxiliary_weight = 1.0
     state_names: tuple[str, ...] = ()
 

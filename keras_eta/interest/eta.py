@@ -6,31 +6,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.features import Features, scope_name
+from keras_eta.features import Features
 from keras_eta.interest.base import Columns, Retrieved, Tables, Tensors
+from keras_eta.interest.fingerprints import fingerprinted_tables, make_fingerprinted_tables
 from keras_eta.interest.top_k import TopKUnit
-from keras_eta.layers.fingerprinted_embedding import FingerprintedEmbedding
 from keras_eta.layers.hamming_top_k import HammingTopK
 from keras_eta.ops import history_buckets
 from keras_eta.validation import check_planes_period, check_positive_integers
-
-
-def fingerprinted_tables(features: Features, tables: Tables, unit: str) -> dict[str, FingerprintedEmbedding]:
-    """The tables of `features.hashed`, all of which must keep fingerprints.
-
-    Args:
-        features: the columns.
-        tables: the embedding tables in use, by feature name.
-        unit: name of the unit that hashes, for the error.
-
-    Raises:
-        ValueError: if a table keeps no fingerprints.
-    """
-    hashed = {name: tables[name] for name in features.hashed}
-    plain = [name for name, table in hashed.items() if not isinstance(table, FingerprintedEmbedding)]
-    if plain:
-        raise ValueError(f"The tables of {plain} keep no fingerprints, which interest unit {unit!r} searches by.")
-    return hashed
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -92,20 +74,14 @@ class ETAInterest(TopKUnit):
         self.planes_period = planes_period
 
     def make_tables(self, features: Features, regularizer: Any = None) -> dict[str, tf.keras.layers.Embedding]:
-        hashed = [feature for feature in features.item_features if feature.name in features.hashed]
-        return {
-            feature.name: FingerprintedEmbedding(
-                feature.num_indices,
-                feature.embedding_dim,
-                num_bits=self.num_bits,
-                seed=self.seed + index,
-                trainable_planes=self.trainable_planes,
-                planes_period=self.planes_period,
-                embeddings_regularizer=regularizer,
-                name=scope_name(feature.name),
-            )
-            for index, feature in enumerate(hashed)
-        }
+        return make_fingerprinted_tables(
+            features,
+            self.seed,
+            num_bits=self.num_bits,
+            trainable_planes=self.trainable_planes,
+            planes_period=self.planes_period,
+            embeddings_regularizer=regularizer,
+        )
 
     def bind(self, features: Features, tables: Tables) -> None:
         super().bind(features, tables)

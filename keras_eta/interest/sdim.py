@@ -6,10 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.features import Features, scope_name
+from keras_eta.features import Features
 from keras_eta.interest.base import Columns, Interest, InterestUnit, Tables, Tensors
-from keras_eta.interest.eta import fingerprinted_tables
-from keras_eta.layers.fingerprinted_embedding import FingerprintedEmbedding
+from keras_eta.interest.fingerprints import fingerprinted_tables, make_fingerprinted_tables
 from keras_eta.ops import WORD_BITS
 from keras_eta.validation import check_positive_integers
 
@@ -63,18 +62,9 @@ class SDIM(InterestUnit):
         return self._words[-1] * WORD_BITS + self._shifts[-1] + self.group_size
 
     def make_tables(self, features: Features, regularizer: Any = None) -> dict[str, tf.keras.layers.Embedding]:
-        hashed = [feature for feature in features.item_features if feature.name in features.hashed]
-        return {
-            feature.name: FingerprintedEmbedding(
-                feature.num_indices,
-                feature.embedding_dim,
-                num_bits=self.num_bits,
-                seed=self.seed + index,
-                embeddings_regularizer=regularizer,
-                name=scope_name(feature.name),
-            )
-            for index, feature in enumerate(hashed)
-        }
+        return make_fingerprinted_tables(
+            features, self.seed, num_bits=self.num_bits, embeddings_regularizer=regularizer
+        )
 
     def bind(self, features: Features, tables: Tables) -> None:
         super().bind(features, tables)

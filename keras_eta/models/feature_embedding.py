@@ -38,7 +38,9 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             sizes[HISTORY_AGE] = (features.age.num_indices, features.age.embedding_dim)
         for name, (rows, dim) in sizes.items():
             if name not in self.tables:
-                self.tables[name] = tf.keras.layers.Embedding(rows, dim, embeddings_regularizer=regularizer, name=scope_name(name))
+                self.tables[name] = tf.keras.layers.Embedding(
+                    rows, dim, embeddings_regularizer=regularizer, name=scope_name(name)
+                )
 
     def build(self, input_shape: Any = None) -> None:
         for table in self.tables.values():

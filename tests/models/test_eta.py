@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_eta.search import FullSearch, HammingSearch, Retrieved, SearchUnit
 from tensorflow.python.framework import op_callbacks
 
 from keras_eta import ETA, Feature, Features, Ranker, metrics
-from keras_eta.search import FullSearch, HammingSearch, Retrieved, SearchUnit
 from tests import reference
 
 Batch = dict[str, np.ndarray]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
+from keras_eta.search import HammingSearch
 
 from keras_eta import ETA, Feature, Features, Ranker, ops
 from keras_eta.layers import FingerprintedEmbedding
-from keras_eta.search import HammingSearch
 
 legacy = tf.keras.optimizers.legacy
 

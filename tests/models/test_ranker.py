@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_eta.search import FullSearch, HammingSearch, InnerProductSearch, SearchUnit
 
 from keras_eta import ETA, Age, Feature, FeatureLookup, Features, Ranker, metrics
 from keras_eta.layers import ActivationUnit, Dice, TargetAttention
 from keras_eta.models import Scores
-from keras_eta.search import FullSearch, HammingSearch, InnerProductSearch, SearchUnit
 from tests import reference
 
 Batch = dict[str, np.ndarray]

@@ -1,0 +1,123 @@
+"""Exports a ranker to one SavedModel with the signatures that serving calls. Stock TensorFlow ops only."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from pathlib import Path
+
+import tensorflow as tf
+
+from keras_eta.export.arguments import rename_inputs
+from keras_eta.export.signatures import Signatures
+from keras_eta.export.warmup import write_warmup_requests
+from keras_eta.models.ranker import Ranker
+from keras_eta.validation import check_positive_integers
+
+# TF Serving reads versions as int64.
+_HIGHEST_VERSION = 2**63 - 1
+
+
+def export_model(
+    model: Ranker,
+    base_path: str | os.PathLike[str],
+    version: int | None = None,
+    *,
+    warmup: bool = True,
+    jit_compile: bool = False,
+) -> Path:
+    """Writes a servable version of the model: `base_path/version`, whole or not at all.
+
+    | signature | inputs | outputs |
+    |---|---|---|
+    | `serving_default` | user, context, item [N]; `history_*` [N, L]; `history_length` [N] | `probability` [N] |
+    | `rank` | user, context [R]; item [R, C]; `history_*` [R, L]; `history_length` [R] | `probability` [R, C] |
+    | `explain` (`HammingSearch`) | as `rank` | as `rank`, and `positions`, `distances`, `weights` [R, C, K] |
+    | `examples` | `examples`: serialized tf.Example [N] | `probability` [N] |
+
+    Ids are raw where the model has a `lookup`, else indices, those out of range counting as out-of-vocabulary. A model
+    with `features.age` takes `timestamp` int64, as a context column, and `history_timestamp` int64 in any case. In
+    `explain`, `positions` index the history (0 = most recent); entries beyond what was retrieved have position and
+    distance -1 and weight 0; weights are means over the heads.
+
+    The graph of every signature checks ranks, equal rows, candidates and behaviours, 0 <= `history_length` <= L, and
+    that floats are finite, those behind `history_length` left aside. It answers INVALID_ARGUMENT with a message that
+    names the input. What a server looks at before the graph it words itself: TF Serving names no input of a wrong
+    dtype and, where it joins calls to batches, none with other rows or a rank of 0. `serving.client` checks all of it
+    before it sends.
+
+    Args:
+        model: a ranker, trained.
+        base_path: directory of the model's versions, as TF Serving's `--model_base_path`; made when missing.
+        version: positive integer below 2**63, the limit of TF Serving. `None`: one more than the highest version there;
+            exports at the same time get different ones.
+        warmup: whether to add warm-up requests, which TF Serving replays before a version takes traffic. Needs
+            tensorflow-serving-api.
+        jit_compile: whether `rank` and `explain` search long histories by a function that XLA compiles when the version
+            is loaded, several times faster than without. TF Serving needs `--xla_cpu_compilation_enabled` for it. The
+            warm-up requests cover every shape that is ever compiled: keep them.
+
+    Returns:
+        The path of the version.
+
+    Raises:
+        TypeError: if `model` is no `Ranker`.
+        ValueError: if `version` is not a positive integer below 2**63, or there is none left above the highest.
+        FileExistsError: if the version exists.
+        ImportError: if `warmup` is asked for without tensorflow-serving-api.
+    """
+    if not isinstance(model, Ranker):
+        raise TypeError(f"`model` must be a keras_eta Ranker. Received: model={model!r}")
+    base = Path(base_path)
+    _free_version(base, version)
+    if not model.built:
+        model.build()
+    for unit in model.interests:
+        unit.refresh()
+    signatures = Signatures(model, jit_compile)
+    base.mkdir(parents=True, exist_ok=True)
+    # TF Serving looks at directories with numeric names only, so nobody sees the version before it is whole.
+    temporary = base / f".{uuid.uuid4().hex}"
+    try:
+        tf.saved_model.save(signatures, str(temporary), signatures=signatures.functions)
+        renamed = {argument: name for name, argument in signatures.arguments.items() if argument != name}
+        if renamed:
+            rename_inputs(temporary / "saved_model.pb", renamed)
+        extra = temporary / "assets.extra"
+        extra.mkdir()
+        (extra / "features.json").write_text(json.dumps(model.features.to_dict(), indent=2))
+        if warmup:
+            write_warmup_requests(extra / "tf_serving_warmup_requests", signatures, base.name)
+        while True:
+            target = base / str(_free_version(base, version))
+            try:
+                return temporary.rename(target)
+            except OSError:
+                # Another export may have taken the version a moment ago.
+                if not target.exists():
+                    raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _free_version(base: Path, version: int | None) -> int:
+    """The version asked for, or one more than the highest there; refuses one that exists or that no server takes."""
+    present = {}
+    for path in base.glob("*"):
+        # As TF Serving reads names, "007" is 7; numbers beyond int64 it leaves alone.
+        if re.fullmatch("[0-9]+", path.name) and int(path.name) <= _HIGHEST_VERSION:
+            present[int(path.name)] = path
+    if version is None:
+        version = max(present, default=0) + 1
+    check_positive_integers(version=version)
+    if version > _HIGHEST_VERSION:
+        raise ValueError(f"`version` must be at most 2**63 - 1. Received: version={version}")
+    if version in present:
+        raise FileExistsError(
+            f"Version {version} exists: {present[version]}. Choose another `version`, or None for the next."
+        )
+    return version
