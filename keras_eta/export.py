@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,6 +35,8 @@ DISTANCES = "distances"
 WEIGHTS = "weights"
 EXAMPLES = "examples"
 
+# Keras can't trace one model in several threads.
+_TRACING = threading.Lock()
 # TF Serving reads versions as int64.
 _HIGHEST_VERSION = 2**63 - 1
 # Enough for `ops.hamming_top_k` to count rather than sort, whatever the length.
@@ -92,11 +95,12 @@ def export_model(
         raise TypeError(f"`model` must be a keras_eta Ranker. Received: model={model!r}")
     base = Path(base_path)
     _free_version(base, version)
-    if not model.built:
-        model.build()
-    if model.search_unit is not None:
-        model.search_unit.refresh()
-    signatures = _Signatures(model, jit_compile)
+    with _TRACING:
+        if not model.built:
+            model.build()
+        if model.search_unit is not None:
+            model.search_unit.refresh()
+        signatures = _Signatures(model, jit_compile)
     base.mkdir(parents=True, exist_ok=True)
     # TF Serving looks at directories with numeric names only, so nobody sees the version before it is whole.
     temporary = base / f".{uuid.uuid4().hex}"
@@ -263,7 +267,7 @@ def _concrete(function: Callable[..., Any], specs: Mapping[str, tf.TensorSpec]) 
 def _checked(inputs: Inputs, features: Features, axes: Mapping[str, str]) -> dict[str, tf.Tensor]:
     """The inputs, once the graph has seen that shapes fit each other, lengths lie in 0..L and floats are finite.
 
-    Floats behind the length of a history are not looked at: nothing reads them.
+    Floats behind the length of a history become 0.
     """
     columns = _axes(features, axes)
     hidden, ranks = {}, []
@@ -295,8 +299,10 @@ def _checked(inputs: Inputs, features: Features, axes: Mapping[str, str]) -> dic
     finite = []
     for name, letters in columns.items():
         if checked[name].dtype.is_floating:
+            if letters.endswith("L"):
+                # A weight of 0 does not make NaN vanish.
+                checked[name] = tf.where(real, checked[name], 0)
             wrong = ~tf.math.is_finite(checked[name])
-            wrong = wrong & real if letters.endswith("L") else wrong
             received = tf.boolean_mask(checked[name], wrong)
             finite.append(tf.debugging.Assert(~tf.reduce_any(wrong), [f"`{name}` must be finite. Received:", received]))
     with tf.control_dependencies(finite):
