@@ -227,11 +227,12 @@ class Conversations:
     def _parts(
         self, signature_name: str, outputs: Sequence[str], arrays: Mapping[str, np.ndarray], candidates: set[str]
     ) -> list[predict_pb2.PredictRequest]:
-        """The requests of `max_rows` rows and `max_candidates` candidates, row after row."""
+        """The requests of at most `max_rows` rows and, over all of them, `max_candidates` candidates, row after row."""
         num_rows, num_candidates = arrays[next(iter(candidates))].shape
+        rows_of_one = max(1, min(self.max_rows, self.max_candidates // num_candidates))
         requests = []
-        for row in range(0, num_rows, self.max_rows):
-            rows = {name: array[row : row + self.max_rows] for name, array in arrays.items()}
+        for row in range(0, num_rows, rows_of_one):
+            rows = {name: array[row : row + rows_of_one] for name, array in arrays.items()}
             shared = _tensors({name: array for name, array in rows.items() if name not in candidates})
             for start in range(0, num_candidates, self.max_candidates):
                 part = {name: rows[name][:, start : start + self.max_candidates] for name in candidates}
