@@ -49,7 +49,8 @@ from tqdm import tqdm
 from benchmarks import training
 from keras_eta.export import PROBABILITY, export_model
 from keras_eta.features import HISTORY_LENGTH, HISTORY_TIMESTAMP, TIMESTAMP
-from serving.client import RankingClient, ServingError, Signature
+from serving.answers import ServingError, Signature
+from serving.client import RankingClient
 from serving.servables import Servable
 from serving.server_process import ServerProcess
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +35,10 @@ DISTANCES = "distances"
 WEIGHTS = "weights"
 EXAMPLES = "examples"
 
+# Keras can't trace one model in several threads.
+_TRACING = threading.Lock()
+# TF Serving reads versions as int64.
+_HIGHEST_VERSION = 2**63 - 1
 # Enough for `ops.hamming_top_k` to count rather than sort, whatever the length.
 WARMUP_CANDIDATES = 512
 
@@ -55,15 +61,21 @@ def export_model(
     | `examples` | `examples`: serialized tf.Example [N] | `probability` [N] |
 
     Ids are raw where the model has a `lookup`, else indices, those out of range counting as out-of-vocabulary. A model
-    with `features.age` takes `timestamp` int64, as a context column, and `history_timestamp` int64 in any case. Every
-    signature checks its inputs in the graph and answers INVALID_ARGUMENT with a message that names the input. In
+    with `features.age` takes `timestamp` int64, as a context column, and `history_timestamp` int64 in any case. In
     `explain`, `positions` index the history (0 = most recent); entries beyond what was retrieved have position and
     distance -1 and weight 0; weights are means over the heads.
+
+    The graph of every signature checks ranks, equal rows, candidates and behaviours, 0 <= `history_length` <= L, and
+    that floats are finite, those behind `history_length` left aside. It answers INVALID_ARGUMENT with a message that
+    names the input. What a server looks at before the graph it words itself: TF Serving names no input of a wrong
+    dtype and, where it joins calls to batches, none with other rows or a rank of 0. `serving.client` checks all of it
+    before it sends.
 
     Args:
         model: a ranker, trained.
         base_path: directory of the model's versions, as TF Serving's `--model_base_path`; made when missing.
-        version: positive integer. `None`: one more than the highest version there.
+        version: positive integer below 2**63, the limit of TF Serving. `None`: one more than the highest version there;
+            exports at the same time get different ones.
         warmup: whether to add warm-up requests, which TF Serving replays before a version takes traffic. Needs
             tensorflow-serving-api.
         jit_compile: whether `rank` and `explain` search long histories by a function that XLA compiles when the version
@@ -75,28 +87,23 @@ def export_model(
 
     Raises:
         TypeError: if `model` is no `Ranker`.
-        ValueError: if `version` is not a positive integer.
+        ValueError: if `version` is not a positive integer below 2**63, or there is none left above the highest.
         FileExistsError: if the version exists.
         ImportError: if `warmup` is asked for without tensorflow-serving-api.
     """
     if not isinstance(model, Ranker):
         raise TypeError(f"`model` must be a keras_eta Ranker. Received: model={model!r}")
     base = Path(base_path)
-    if version is None:
-        present = [int(path.name) for path in base.glob("*") if path.name.isdecimal()]
-        version = max(present, default=0) + 1
-    check_positive_integers(version=version)
-    target = base / str(version)
-    if target.exists():
-        raise FileExistsError(f"Version {version} exists: {target}. Choose another `version`, or None for the next.")
-    if not model.built:
-        model.build()
-    if model.search_unit is not None:
-        model.search_unit.refresh()
-    signatures = _Signatures(model, jit_compile)
+    _free_version(base, version)
+    with _TRACING:
+        if not model.built:
+            model.build()
+        if model.search_unit is not None:
+            model.search_unit.refresh()
+        signatures = _Signatures(model, jit_compile)
     base.mkdir(parents=True, exist_ok=True)
     # TF Serving looks at directories with numeric names only, so nobody sees the version before it is whole.
-    temporary = base / f".{version}.{uuid.uuid4().hex}"
+    temporary = base / f".{uuid.uuid4().hex}"
     try:
         tf.saved_model.save(signatures, str(temporary), signatures=signatures.functions)
         extra = temporary / "assets.extra"
@@ -104,11 +111,36 @@ def export_model(
         (extra / "features.json").write_text(json.dumps(model.features.to_dict(), indent=2))
         if warmup:
             _write_warmup_requests(extra / "tf_serving_warmup_requests", signatures, base.name)
-        temporary.rename(target)
+        while True:
+            target = base / str(_free_version(base, version))
+            try:
+                return temporary.rename(target)
+            except OSError:
+                # Another export may have taken the version a moment ago.
+                if not target.exists():
+                    raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return target
+
+
+def _free_version(base: Path, version: int | None) -> int:
+    """The version asked for, or one more than the highest there; refuses one that exists or that no server takes."""
+    present = {}
+    for path in base.glob("*"):
+        # As TF Serving reads names, "007" is 7; numbers beyond int64 it leaves alone.
+        if re.fullmatch("[0-9]+", path.name) and int(path.name) <= _HIGHEST_VERSION:
+            present[int(path.name)] = path
+    if version is None:
+        version = max(present, default=0) + 1
+    check_positive_integers(version=version)
+    if version > _HIGHEST_VERSION:
+        raise ValueError(f"`version` must be at most 2**63 - 1. Received: version={version}")
+    if version in present:
+        raise FileExistsError(
+            f"Version {version} exists: {present[version]}. Choose another `version`, or None for the next."
+        )
+    return version
 
 
 class _Signatures(tf.Module):
@@ -233,7 +265,10 @@ def _concrete(function: Callable[..., Any], specs: Mapping[str, tf.TensorSpec]) 
 
 
 def _checked(inputs: Inputs, features: Features, axes: Mapping[str, str]) -> dict[str, tf.Tensor]:
-    """The inputs, once the graph has seen that their shapes fit each other and that lengths lie in 0..L."""
+    """The inputs, once the graph has seen that shapes fit each other, lengths lie in 0..L and floats are finite.
+
+    Floats behind the length of a history become 0.
+    """
     columns = _axes(features, axes)
     hidden, ranks = {}, []
     for name, letters in columns.items():
@@ -259,6 +294,18 @@ def _checked(inputs: Inputs, features: Features, axes: Mapping[str, str]) -> dic
     message = f"`{HISTORY_LENGTH}` must lie between 0 and the number of history columns. Received lengths and number:"
     equal.append(tf.debugging.Assert(in_range, [message, lengths, columns_of_history]))
     with tf.control_dependencies(equal):
+        checked = {name: tf.identity(x) for name, x in checked.items()}
+    real = tf.sequence_mask(checked[HISTORY_LENGTH], columns_of_history)
+    finite = []
+    for name, letters in columns.items():
+        if checked[name].dtype.is_floating:
+            if letters.endswith("L"):
+                # A weight of 0 does not make NaN vanish.
+                checked[name] = tf.where(real, checked[name], 0)
+            wrong = ~tf.math.is_finite(checked[name])
+            received = tf.boolean_mask(checked[name], wrong)
+            finite.append(tf.debugging.Assert(~tf.reduce_any(wrong), [f"`{name}` must be finite. Received:", received]))
+    with tf.control_dependencies(finite):
         return {name: tf.identity(x) for name, x in checked.items()}
 
 

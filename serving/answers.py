@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import grpc
 import numpy as np
 
+from serving.targets import proxy_variable
+
 
 class ServingError(RuntimeError):
     """A call that the server refused or that did not reach it.
@@ -27,6 +29,12 @@ class ServingError(RuntimeError):
                 " If no server is running there, start one: python -m serving.server "
                 f"--port {port} --model_name {model_name} --model_base_path DIR"
             )
+            variable = proxy_variable(target)
+            if variable is not None:
+                message += (
+                    f" gRPC went through a proxy, since the environment has `{variable}`: to reach the server without, "
+                    "add its host to `no_proxy`."
+                )
         super().__init__(message)
         self.code = code
         self.details = details

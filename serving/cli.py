@@ -18,6 +18,7 @@ from rich.table import Table
 
 from serving.answers import Explanation, Metadata, Ranking, ServingError, Signature, VersionStatus
 from serving.client import RankingClient
+from serving.inputs import shape_text
 from serving.page import check_page_path, explanation_page, write_page
 from serving.request_files import read_csv, read_json
 
@@ -233,7 +234,7 @@ def _print_metadata(metadata: Metadata, as_json: bool) -> None:
 
 
 def _shape(shape: Sequence[int | None] | None) -> str:
-    return "any" if shape is None else f"({', '.join('?' if size is None else str(size) for size in shape)})"
+    return "any" if shape is None else shape_text(shape)
 
 
 def _print_table(title: str, rows: list[dict[str, Any]]) -> None:

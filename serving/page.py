@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -110,17 +111,20 @@ def check_page_path(path: Path) -> None:
 
 
 def write_page(path: Path, page: str) -> None:
-    """Writes the page whole or not at all.
+    """Writes the page whole or not at all, for its owner only to read.
 
     Raises:
         OSError: if it can't be written. What was there before is still there then.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # In the same folder, since only there it can take the page's place at once.
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".", delete=False) as file:
+        try:
+            file.write(page)
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def _check_lengths(role: str, columns: Columns, length: int) -> None:

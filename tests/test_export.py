@@ -3,9 +3,13 @@
 import collections
 import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 import textwrap
+import threading
+import types
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -236,6 +240,92 @@ def test_bad_inputs_are_refused_by_the_graph_with_their_names(signatures, signat
     assert received in str(caught.value)
 
 
+NOT_FINITE: dict[str, tuple[dict, str, str]] = {
+    "NaN in a row": ({"price": np.array([1, np.nan, 2], np.float32)}, "`price` must be finite", "[nan]"),
+    "inf in a row": ({"price": np.array([1, 2, np.inf], np.float32)}, "`price` must be finite", "[inf]"),
+    "last behaviour that counts": (
+        {"history_dwell": np.array([[0, 0, -np.inf], [0, 0, 0], [0, 0, 0]], np.float32)},
+        "`history_dwell` must be finite",
+        "[-inf]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_FINITE)
+@pytest.mark.parametrize("signature", ["rank", "explain", "serving_default", "examples"])
+def test_floats_that_are_not_finite_are_refused_with_their_names(signatures, signature, case):
+    change, message, received = NOT_FINITE[case]
+    columns = {**make_requests(3, 1, 3), "history_length": np.array([3, 0, 3]), **change}
+    if signature in ("serving_default", "examples"):
+        columns = candidate(columns, 0)
+    if signature == "examples":
+        columns = {"examples": np.array([example_of(columns, row).SerializeToString() for row in range(3)], object)}
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        call(signatures, signature, columns)
+    assert message in str(caught.value)
+    assert received in str(caught.value)
+
+
+def test_candidates_that_are_not_finite_are_refused(tmp_path):
+    features = Features(
+        item_id=Feature("item_id", embedding_dim=4, vocabulary_size=20),
+        item_attributes=(Feature("price", "float32"),),
+        max_history_length=3,
+    )
+    signatures = tf.saved_model.load(str(export_model(ETA(features, top_k=2), tmp_path, warmup=False))).signatures
+    columns = {
+        "item_id": np.array([[1, 2]]),
+        "price": np.array([[1.0, np.nan]], np.float32),
+        "history_item_id": np.array([[3]]),
+        "history_price": np.ones((1, 1), np.float32),
+        "history_length": np.array([1]),
+    }
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`price` must be finite"):
+        call(signatures, "rank", columns)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("length", [0, 2])
+def test_floats_behind_a_history_are_not_read(signatures, value, length):
+    columns = make_requests(2, 3, 8)
+    columns["history_length"][:] = length
+    padded = {**columns, "history_dwell": columns["history_dwell"].copy()}
+    padded["history_dwell"][:, length:] = value
+    for name in ("rank", "explain"):
+        expected = call(signatures, name, columns)
+        for key, values in call(signatures, name, padded).items():
+            np.testing.assert_array_equal(values, expected[key])
+
+
+@pytest.mark.parametrize("search_unit", [None, search.FullSearch(), search.InnerProductSearch(2)])
+def test_floats_behind_a_history_are_not_read_without_a_lookup(tmp_path, search_unit):
+    features = Features(
+        item_id=Feature("item_id", embedding_dim=4, vocabulary_size=20),
+        behaviour_attributes=(Feature("dwell", "float32"),),
+        max_history_length=6,
+    )
+    ranker = Ranker(features, search_unit=search_unit, short_history_length=2, hidden_units=(4,))
+    signatures = tf.saved_model.load(str(export_model(ranker, tmp_path, warmup=False))).signatures
+
+    def probability(*behind):
+        columns = {
+            "item_id": np.array([[2, 3]]),
+            "history_item_id": np.array([[4, 5, 6]]),
+            "history_dwell": np.array([[0.5, *behind]], np.float32),
+            "history_length": np.array([1]),
+        }
+        return call(signatures, "rank", columns)["probability"]
+
+    np.testing.assert_array_equal(probability(np.nan, np.inf), probability(0, 0))
+
+
+def test_exports_of_one_model_at_once(model, tmp_path):
+    """Keras traces a model in one thread at a time."""
+    with futures.ThreadPoolExecutor(3) as pool:
+        paths = list(pool.map(lambda _: export_model(model, tmp_path, warmup=False), range(3)))
+    assert sorted(path.name for path in paths) == ["1", "2", "3"]
+
+
 def test_bad_inputs_of_the_pointwise_signature_are_refused(signatures):
     columns = candidate(make_requests(3, 1, 12), 0)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"`item_id` must have shape \[N\]"):
@@ -399,6 +489,61 @@ def test_versions_count_up_and_never_overwrite(model, path, tmp_path):
     with pytest.raises(TypeError, match="`model` must be a keras_eta Ranker"):
         export_model(tf.keras.Sequential(), tmp_path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["3", "4", "not a version"]
+
+
+def test_names_that_a_server_takes_for_no_version_do_not_count(model, tmp_path):
+    for name in ("1" + "0" * 21, str(2**63), "\u0663", "-5", "0x9", "5.0", ".12"):
+        (tmp_path / name).mkdir()
+    assert export_model(model, tmp_path, warmup=False) == tmp_path / "1"
+    (tmp_path / "007").mkdir()
+    with pytest.raises(FileExistsError, match="Version 7 exists"):
+        export_model(model, tmp_path, version=7)
+    (tmp_path / str(2**63 - 1)).mkdir()
+    with pytest.raises(
+        ValueError, match=r"`version` must be at most 2\*\*63 - 1. Received: version=9223372036854775808"
+    ):
+        export_model(model, tmp_path, warmup=False)
+    with pytest.raises(ValueError, match=r"`version` must be at most 2\*\*63 - 1. Received: version=1000000"):
+        export_model(model, tmp_path, version=10**30)
+
+
+def together(monkeypatch, count):
+    """From now on exports write next to nothing, and all of `count` are written before one takes its place."""
+    barrier = threading.Barrier(count)
+
+    def save(_, path, **__):
+        (pathlib.Path(path) / "variables").mkdir(parents=True)
+        barrier.wait(timeout=60)
+
+    monkeypatch.setattr(export, "_Signatures", lambda *_: types.SimpleNamespace(functions={}))
+    monkeypatch.setattr(tf.saved_model, "save", save)
+
+
+def test_exports_at_once_take_the_next_free_versions(model, tmp_path, monkeypatch):
+    (tmp_path / "3").mkdir()
+    together(monkeypatch, 8)
+    with futures.ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda _: export_model(model, tmp_path, warmup=False), range(8)))
+    assert sorted(int(path.name) for path in paths) == list(range(4, 12))
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == list(range(3, 12))
+    assert all((path / "variables").is_dir() and (path / "assets.extra").is_dir() for path in paths)
+
+
+def test_exports_of_one_version_at_once_leave_the_first(model, tmp_path, monkeypatch):
+    together(monkeypatch, 4)
+
+    def attempt(_):
+        try:
+            return export_model(model, tmp_path, version=5, warmup=False)
+        except FileExistsError as error:
+            return str(error)
+
+    with futures.ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(attempt, range(4)))
+    assert outcomes.count(tmp_path / "5") == 1
+    refusal = f"Version 5 exists: {tmp_path / '5'}. Choose another `version`, or None for the next."
+    assert outcomes.count(refusal) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["5"]
 
 
 def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):

@@ -240,13 +240,14 @@ class FakeServer(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     A candidate's probability is its item id + 1,000 times the version; its positions, distances and weights are its
     item id, + 1 and + 2, once. `padding` candidates more are answered than asked for. Predict calls get the codes of
-    `failures` first, each once, then the versions of `versions`, the last one for good. A call that asks for a version
-    of `gone` gets NOT_FOUND.
+    `failures` first, each once and with `details`, then the versions of `versions`, the last one for good. A call that
+    asks for a version of `gone` gets NOT_FOUND.
     """
 
     def __init__(self) -> None:
         self.address = ""
         self.failures: list[grpc.StatusCode] = []
+        self.details = "told so"
         self.versions = [1]
         self.gone: set[int] = set()
         self.padding = 0
@@ -297,7 +298,7 @@ class FakeServer(prediction_service_pb2_grpc.PredictionServiceServicer):
         with self._lock:
             self.running -= 1
         if failure is not None:
-            context.abort(failure, "told so")
+            context.abort(failure, self.details)
         if request.model_spec.version.value in self.gone:
             context.abort(grpc.StatusCode.NOT_FOUND, f"no version {version}")
         response = predict_pb2.PredictResponse(model_spec={"name": "eta", "version": {"value": version}})

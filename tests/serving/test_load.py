@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks import serving as benchmark
 from benchmarks.serving import Call, Run, main
-from serving.client import Signature, TensorSpec
+from serving.answers import Signature, TensorSpec
 from serving.server import ModelServer
 
 OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE

@@ -174,6 +174,30 @@ def test_write_page_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.html"]
 
 
+def test_write_page_follows_no_link_that_others_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may write into the folder must not choose what is overwritten by guessing a temporary name."""
+    precious, folder = tmp_path / "precious", tmp_path / "shared"
+    precious.write_text("before")
+    folder.mkdir()
+    (folder / f".out.html.{os.getpid()}.tmp").symlink_to(precious)
+    temporary: list[str] = []
+    replace = os.replace
+
+    def watched(source: str, target: Path) -> None:
+        temporary.append(source)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    for text in ("first", "second"):
+        write_page(folder / "out.html", text)
+        assert (folder / "out.html").read_text() == text
+    assert precious.read_text() == "before"
+    assert len({*temporary}) == 2
+    assert {Path(path).parent for path in temporary} == {folder}
+    # The page holds a request, ids included.
+    assert (folder / "out.html").stat().st_mode & 0o777 == 0o600
+
+
 # On the command line
 
 # Answered by the model of conftest.py: item c is in the history with ratings 5 and 2, item a with 4.
