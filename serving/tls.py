@@ -19,9 +19,11 @@ def credentials(flags: argparse.Namespace) -> grpc.ChannelCredentials | None:
     """What the flags ask for; `None` for plaintext.
 
     Raises:
-        ValueError: if a file is not PEM.
+        ValueError: if a file is not PEM, or a certificate comes without its key.
         OSError: if a file can't be read.
     """
+    if bool(flags.tls_cert) != bool(flags.tls_key):
+        raise ValueError("--tls_cert and --tls_key go together.")
     pems = []
     for flag in ("tls_ca", "tls_key", "tls_cert"):
         path = getattr(flags, flag)

@@ -232,6 +232,7 @@ def test_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         (["--model_name=nope"], "models.config must have the model 'nope'. It has: ['eta']"),
         (["--version=1", "--tls_ca={}"], "--tls_ca must be a PEM file. Received: "),
+        (["--version=1", "--tls_key={}"], "--tls_cert and --tls_key go together."),
         ([], "Every label stands for the same version already: canary=1, stable=1. Pass --version."),
     ],
 )

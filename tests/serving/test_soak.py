@@ -120,7 +120,8 @@ def test_answers_of_another_version_are_faults(server: ModelServer, pusher: soak
 
 
 def test_failed_calls_are_faults(server: ModelServer, pusher: soak.Pusher) -> None:
-    tally = ask(server, pusher, lambda: server.stop(grace=0))
+    # A moment for the client to see that the server has gone.
+    tally = ask(server, pusher, lambda: [server.stop(grace=0), threading.Event().wait(1)])
     assert any(fault.startswith("UNAVAILABLE: ") for fault in tally.faults)
 
 
