@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,11 @@ def test_answers_of_another_version_are_faults(server: ModelServer, pusher: soak
 
 
 def test_failed_calls_are_faults(server: ModelServer, pusher: soak.Pusher) -> None:
-    # A moment for the client to see that the server has gone.
-    tally = ask(server, pusher, lambda: [server.stop(grace=0), threading.Event().wait(1)])
+    def stop() -> None:
+        server.stop(grace=0)
+        time.sleep(1)  # until the client has seen it
+
+    tally = ask(server, pusher, stop)
     assert any(fault.startswith("UNAVAILABLE: ") for fault in tally.faults)
 
 
