@@ -47,7 +47,8 @@ check: $(INSTALLED) ## Lint, check the formatting and the types
 serve: $(INSTALLED) ## Serve MODEL_DIR as MODEL_NAME on PORT over gRPC, by TensorFlow Serving where it is installed
 	@test -d $(MODEL_DIR) || { echo "No model in $(MODEL_DIR): run 'make demo' first, or pass MODEL_DIR=..." >&2; exit 1; }
 	@if command -v tensorflow_model_server >/dev/null; then \
-	    exec tensorflow_model_server --port=$(PORT) --model_name=$(MODEL_NAME) --model_base_path=$(abspath $(MODEL_DIR)); \
+	    exec tensorflow_model_server --port=$(PORT) --model_name=$(MODEL_NAME) --model_base_path=$(abspath $(MODEL_DIR)) \
+	        --grpc_max_threads=64 --xla_cpu_compilation_enabled; \
 	else \
 	    exec $(PYTHON) -m serving.server --port $(PORT) --model_name $(MODEL_NAME) --model_base_path $(MODEL_DIR); \
 	fi

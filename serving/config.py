@@ -13,6 +13,7 @@ import grpc
 from google.protobuf import descriptor_pb2, message_factory, text_format
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving import memory
 from serving.status import invalid_argument
 
 Configs = Sequence[model_server_config_pb2.ModelConfig]
@@ -68,6 +69,8 @@ def boolean(value: str) -> bool:
 # What argparse is told of such a flag; `--flag` alone is true.
 BOOLEAN: dict[str, Any] = {"type": boolean, "nargs": "?", "const": True}
 _MAX_PORT = 65_535
+# What ETA retrieves for a candidate, the largest part of what it takes: 64 behaviours of 128 float32 each.
+_CANDIDATE_BYTES = 32 << 10
 
 
 def _flag(default: Any, meaning: str, least: float | None = None, most: float = math.inf, **argument: Any) -> Any:
@@ -81,8 +84,8 @@ def _flag(default: Any, meaning: str, least: float | None = None, most: float = 
 class Options:
     """What a ModelServer may be told, with its flags: names, defaults, meanings and ranges.
 
-    The names are tensorflow_model_server's, but for `host`, for which it takes 0.0.0.0, `max_queued_calls` and
-    `reload_base_path`.
+    The names are tensorflow_model_server's, but for `host`, for which it takes 0.0.0.0, `max_queued_calls`,
+    `max_candidates` and `reload_base_path`.
 
     Args:
         ssl_config: an SSLConfig; without one, plaintext. Its flag names a file, `--ssl_config_file`.
@@ -100,11 +103,14 @@ class Options:
     model_config_file_poll_wait_seconds: float = _flag(0.0, "seconds between two looks at it; 0: look once", 0)
     file_system_poll_wait_seconds: float = _flag(1.0, "seconds between two looks for new versions; 0: look once", 0)
     allow_version_labels_for_unavailable_models: bool = _flag(
-        False, "labels may stand for unloaded versions", **BOOLEAN
+        False, "new labels may stand for unloaded versions, as at the start", **BOOLEAN
     )
     reload_base_path: str | None = _flag(None, "where HandleReloadConfigRequest may choose base paths", type=str)
     grpc_max_threads: int = _flag(4 * (os.cpu_count() or 1), "Predict calls worked on at once", 1)
     max_queued_calls: int = _flag(64, "Predict calls that wait for that; more get RESOURCE_EXHAUSTED", 0)
+    max_candidates: int | None = _flag(
+        None, "candidates of one call, over all its rows (default: what memory is for)", 1, type=int
+    )
     grpc_channel_arguments: str = _flag("", "gRPC's own: key=value,... Without, a message may have 64 MiB")
     ssl_config: Any = None
     batching_parameters: Any = None
@@ -116,6 +122,11 @@ class Options:
             if least is not None and value is not None and not least <= value <= most:
                 allowed = f"at least {least}" if most == math.inf else f"between {least} and {most}"
                 raise ValueError(f"`{field.name}` must be {allowed}. Received: {field.name}={value}")
+
+    @property
+    def candidates_allowed(self) -> int:
+        """`max_candidates`, or those that fit in memory with as many in every other call that is worked on."""
+        return self.max_candidates or max(1, memory.total() // (self.grpc_max_threads * _CANDIDATE_BYTES))
 
 
 def read_config(path: str | Path, message_class: Any) -> Any:

@@ -1,8 +1,7 @@
 """What TensorFlow Serving 2.16.1 answers, case by case, put to any server that speaks its API.
 
-    python -m serving.conformance                          # the embedded server, started and stopped
-    python -m serving.conformance --make_model DIR         # a model for another server, then
-    tensorflow_model_server --port=8500 --model_config_file=DIR/models.config
+    python -m serving.conformance                          # the embedded server, without and with batching
+    python -m serving.conformance --make_model DIR         # a model for another server, and the command to start it
     python -m serving.conformance --target 127.0.0.1:8500
 
 Expected are status codes, texts and values that were read off a real tensorflow_model_server.
@@ -42,10 +41,13 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.config import BatchingParameters, read_config
 from serving.server import ModelServer
 
+BATCHING = Path(__file__).with_name("deploy") / "batching.config"
 MODEL = "eta"
 CANDIDATES = "candidates"
+_CONNECT_SECONDS = 10
 _ROWS, _TABLE = [None], [None, None]
 _Code = grpc.StatusCode
 
@@ -89,6 +91,14 @@ class ReferenceModel(tf.Module):
         """Writes the version under a base path."""
         signatures = {"serving_default": self.pointwise, "rank": self.rank}
         tf.saved_model.save(self, str(base_path / str(int(self.version.numpy()))), signatures=signatures)
+
+
+def server_command(models_config: Path) -> str:
+    """How to start TensorFlow Serving on models with labels: nothing is loaded yet when it looks at them first."""
+    return (
+        f"tensorflow_model_server --port=8500 --model_config_file={models_config} --grpc_max_threads=64 "
+        "--allow_version_labels_for_unavailable_models"
+    )
 
 
 def make_model(folder: Path) -> model_server_config_pb2.ModelConfig:
@@ -163,8 +173,12 @@ def _status(**spec: Any) -> get_model_status_pb2.GetModelStatusRequest:
     return get_model_status_pb2.GetModelStatusRequest(model_spec=spec)
 
 
-def cases() -> list[Case]:
-    """All cases; built when asked for, as one of them holds 24 MB."""
+def cases(*, batching: bool = False) -> list[Case]:
+    """All cases; built when asked for, as one of them holds 24 MB.
+
+    Args:
+        batching: whether the server joins requests; then it compares their rows before the graph does.
+    """
     invalid, missing = _Code.INVALID_ARGUMENT, _Code.NOT_FOUND
     ranked = "probability(2, 7) version=2 sig='rank'"
     spec = {"name": MODEL}
@@ -176,6 +190,7 @@ def cases() -> list[Case]:
     three = tensor(np.zeros((3, 7)))
     default = rank_request(CANDIDATES, {"signature_name": ""}, candidate=tensor([39, 40]))
     no_rows = {"history": tensor(np.zeros((0, 5))), "history_length": tensor([]), CANDIDATES: tensor(np.zeros((0, 7)))}
+    no_rows_at_all = {"history": tensor(np.zeros((0, 5))), "history_length": tensor([]), "candidate": tensor([])}
     no_history = {"history": tensor(np.zeros((2, 0))), "history_length": tensor([0, 0])}
     long = np.ones((1, 3_000_000), np.int64)
     long_history = {"history": tensor(long), "history_length": tensor([3_000_000]), CANDIDATES: tensor([[1]])}
@@ -250,9 +265,18 @@ def cases() -> list[Case]:
         ),
         Case("wrong rank", rank_request(history=tensor(HISTORY[0])), invalid),
         Case(
-            "inconsistent rows", rank_request(candidates=three), invalid, "Incompatible shapes: [3,7,1] vs. [2,1,100]"
+            "inconsistent rows",
+            rank_request(candidates=three),
+            invalid,
+            "" if batching else "Incompatible shapes: [3,7,1] vs. [2,1,100]",
         ),
         Case("zero rows", rank_request(**no_rows), text="probability(0, 7)", probability=np.zeros((0, 7))),
+        Case(
+            "zero rows, pointwise",
+            rank_request(CANDIDATES, {"signature_name": ""}, **no_rows_at_all),
+            text="probability(0,)",
+            probability=np.zeros(0),
+        ),
         Case(
             "zero candidates",
             rank_request(candidates=tensor(np.zeros((2, 0)))),
@@ -391,13 +415,49 @@ def _summary(response: Any) -> str:
 
 
 @contextlib.contextmanager
-def _embedded_server() -> Iterator[str]:
+def _embedded_server(*, batching: bool) -> Iterator[str]:
     """The address of an embedded server of the model."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        ModelServer([make_model(Path(folder))], port=0, file_system_poll_wait_seconds=0) as server,
+        ModelServer(
+            [make_model(Path(folder))],
+            port=0,
+            file_system_poll_wait_seconds=0,
+            allow_version_labels_for_unavailable_models=True,
+            batching_parameters=read_config(BATCHING, BatchingParameters) if batching else None,
+        ) as server,
     ):
         yield server.address
+
+
+def _run_all(target: str, *, batching: bool) -> int:
+    """Puts every case to a server and prints what came back.
+
+    Returns:
+        How many cases are not as expected.
+
+    Raises:
+        ConnectionError: if nothing answers.
+    """
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    failed = 0
+    with grpc.insecure_channel(target, options=options) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_CONNECT_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise ConnectionError(f"nothing answers at {target}") from None
+        all_cases = cases(batching=batching)
+        print(f"{'':4} {'case':32} {'expected':20} {'got':20} message")
+        for case in all_cases:
+            outcome = run(case, channel)
+            failed += bool(outcome.fault)
+            print(
+                f"{'FAIL' if outcome.fault else 'ok':4} {case.name:32} {case.code.name:20} {outcome.code.name:20} "
+                f"{outcome.message}{'; ' if outcome.fault else ''}{outcome.fault}"
+            )
+    number = f"{len(all_cases) - failed} of {len(all_cases)}"
+    print(f"{number} cases as expected at {target}, {'with' if batching else 'without'} batching")
+    return failed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -414,39 +474,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     where.add_argument(
         "--target",
         metavar="HOST:PORT",
-        help="a server of the model that --make_model writes (default: the embedded server, started for it)",
+        help="a server of the model that --make_model writes (default: embedded servers, started for it)",
     )
     where.add_argument(
         "--make_model", type=Path, metavar="DIR", help="write the model and its models.config, and do nothing else"
     )
+    parser.add_argument("--batching", action="store_true", help="the server of --target runs with --enable_batching")
     flags = parser.parse_args(argv)
+    if flags.batching and not flags.target:
+        parser.error("--batching is about the server of --target")
     if flags.make_model:
         make_model(flags.make_model)
-        print(
-            f"Serve it with: tensorflow_model_server --port=8500 --model_config_file={flags.make_model}/models.config"
-        )
+        print(f"Serve it with: {server_command(flags.make_model / 'models.config')}")
+        more = f"--enable_batching --batching_parameters_file={BATCHING}"
+        print(f"or, to check it with --batching, the same and: {more}")
         return 0
-    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    failed = 0
-    with contextlib.ExitStack() as stack:
-        target = flags.target or stack.enter_context(_embedded_server())
-        channel = stack.enter_context(grpc.insecure_channel(target, options=options))
+    if flags.target:
         try:
-            grpc.channel_ready_future(channel).result(timeout=10)
-        except grpc.FutureTimeoutError:
-            print(f"error: nothing answers at {target}", file=sys.stderr)
+            return min(1, _run_all(flags.target, batching=flags.batching))
+        except ConnectionError as error:
+            print(f"error: {error}", file=sys.stderr)
             return 1
-        all_cases = cases()
-        print(f"{'':4} {'case':32} {'expected':20} {'got':20} message")
-        for case in all_cases:
-            outcome = run(case, channel)
-            failed += bool(outcome.fault)
-            print(
-                f"{'FAIL' if outcome.fault else 'ok':4} {case.name:32} {case.code.name:20} {outcome.code.name:20} "
-                f"{outcome.message}{'; ' if outcome.fault else ''}{outcome.fault}"
-            )
-    print(f"{len(all_cases) - failed} of {len(all_cases)} cases as expected at {target}")
-    return 1 if failed else 0
+    failed = 0
+    for batching in (False, True):
+        with _embedded_server(batching=batching) as target:
+            failed += _run_all(target, batching=batching)
+    return min(1, failed)
 
 
 if __name__ == "__main__":

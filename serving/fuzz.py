@@ -6,8 +6,7 @@
 The models are that of serving.conformance and a small ETA with all its signatures. Each request is a function of the
 seed and its index alone. For another server:
 
-    python -m serving.fuzz --make_models DIR
-    tensorflow_model_server --port=8500 --model_config_file=DIR/models.config
+    python -m serving.fuzz --make_models DIR                 # and the command that starts a server of them
     python -m serving.fuzz --models DIR --target 127.0.0.1:8500
 """
 
@@ -52,7 +51,7 @@ from tqdm import tqdm
 
 from keras_eta import ETA, Age, Feature, FeatureLookup, Features
 from keras_eta.export import export_model
-from serving.conformance import MODEL, make_model
+from serving.conformance import MODEL, make_model, server_command
 from serving.server_process import ServerProcess
 
 RANKER = "ranker"
@@ -743,6 +742,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--target needs --models: answers are checked against them")
     if flags.make_models:
         make_models(flags.make_models)
+        print(f"Serve them with: {server_command(flags.make_models / 'models.config')}")
         return 0
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     with contextlib.ExitStack() as stack:
@@ -752,8 +752,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             make_models(models)
         server = None
         if not flags.target:
-            wait = "--file_system_poll_wait_seconds=0"
-            server = ServerProcess(f"--model_config_file={models}/models.config", wait, log=folder / "server.log")
+            server = ServerProcess(
+                f"--model_config_file={models}/models.config",
+                "--file_system_poll_wait_seconds=0",
+                "--allow_version_labels_for_unavailable_models",
+                log=folder / "server.log",
+            )
             stack.enter_context(server)
         channel = stack.enter_context(grpc.insecure_channel(server.address if server else flags.target, options))
         try:

@@ -1,6 +1,6 @@
-"""What glibc keeps of memory that was freed: by default the most that large requests ever took, like a leak.
+"""How much memory there is, and what glibc keeps of it when it is freed: the most that large requests ever took.
 
-Other C libraries lack these functions; nothing happens there.
+That looks like a leak. Other C libraries lack the functions against it; nothing happens there.
 """
 
 from __future__ import annotations
@@ -8,11 +8,28 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
+from pathlib import Path
+
+import psutil
 
 _M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3
 _LATER_SECONDS = 1.0
 
+_CGROUP = Path("/sys/fs/cgroup")
+# Of versions 2 and 1.
+_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+
 _planned = threading.Lock()
+
+
+def total() -> int:
+    """Bytes that this process may use: the container's limit, or else all of the machine's."""
+    least = psutil.virtual_memory().total
+    for name in _LIMITS:
+        # "max" where there is none.
+        with contextlib.suppress(OSError, ValueError):
+            least = min(least, int((_CGROUP / name).read_text(encoding="ascii")))
+    return least
 
 
 def limit_pools() -> None:

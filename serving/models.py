@@ -45,9 +45,11 @@ class Models:
         """Loads what there is at the start.
 
         Raises:
-            StatusError: if a model has versions and none of them can be loaded, or a label stands for none.
+            StatusError: if a model has versions and none of them can be loaded, or if there are labels, which nothing
+                is loaded for yet, without `allow_version_labels_for_unavailable_models`.
         """
         with self._changing:
+            self._check_labels([model.config for model in self._models.values()])
             for model in self._models.values():
                 self._load(model, required=False)
 
@@ -62,6 +64,9 @@ class Models:
 
     def reload(self, configs: Configs, *, by_request: bool = False) -> None:
         """Puts other models in place of all there are, once each has a version that answers. Else nothing changes.
+
+        As in TensorFlow Serving labels come first: what one stands for must be loaded before this call. With
+        `allow_version_labels_for_unavailable_models` that does not hold for labels that are new.
 
         Args:
             configs: one a model.
@@ -78,6 +83,7 @@ class Models:
                 message = f"base_path of model {config.name} is outside the directories that requests may name"
                 raise StatusError(StatusCode.PERMISSION_DENIED, f"{message}; --reload_base_path allows another.")
         with self._changing:
+            self._check_labels(configs)
             models = {config.name: Model(config, self._options, self._models.get(config.name)) for config in configs}
             for model in models.values():
                 self._load(model, required=True)
@@ -120,16 +126,21 @@ class Models:
         model = self._models.get(name)
         return [status for _, status in sorted(dict(model.states).items())] if model else []
 
+    def _check_labels(self, configs: Configs) -> None:
+        for config in configs:
+            model = self._models.get(config.name)
+            for label, version in config.version_labels.items():
+                stands_for = model.config.version_labels.get(label, version) if model else version
+                may_wait = self._options.allow_version_labels_for_unavailable_models and stands_for == version
+                if not may_wait and (model is None or version not in model.available):
+                    wanted = f"label {label!r} to version {version} of model {config.name}"
+                    message = f"Request to assign {wanted}, which is not currently available for inference"
+                    raise StatusError(StatusCode.FAILED_PRECONDITION, message)
+
     def _load(self, model: Model, *, required: bool) -> None:
-        """Loads a model's versions; raises StatusError if there is none that answers, or none that a label wants."""
+        """Loads a model's versions; raises StatusError if there is none that answers."""
         model.poll()
         failures = "; ".join(filter(None, (status.status.error_message for status in model.states.values())))
         if not model.available and (required or failures):
             message = f"No version of model {model.config.name} can be loaded: {failures or 'there is none'}"
             raise StatusError(StatusCode.UNKNOWN, message)
-        may_wait = self._options.allow_version_labels_for_unavailable_models
-        for label, version in model.config.version_labels.items():
-            if model.available and version not in model.available and not may_wait:
-                wanted = f"label {label!r} to version {version} of model {model.config.name}"
-                message = f"Request to assign {wanted}, which is not currently available for inference"
-                raise StatusError(StatusCode.FAILED_PRECONDITION, message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,20 @@ class Input:
         sizes = shape if self.sizes is None else self.sizes
         if len(sizes) != len(shape) or any(size not in (None, sent) for size, sent in zip(sizes, shape, strict=True)):
             raise invalid_argument(f"input `{self.name}` must have shape {tf.TensorShape(sizes)}. Received: {shape}")
+
+    def check_number(self, shape: Sequence[int], limit: int) -> None:
+        """Refuses more candidates than that: rows, or rows x columns, as far as the signature leaves them open.
+
+        Histories have no candidates. By the data contract they are the inputs whose names begin with `history`.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT, naming the input.
+        """
+        sizes = [None] * len(shape) if self.sizes is None else self.sizes
+        number = math.prod(sent for size, sent in zip(sizes[:2], shape[:2], strict=True) if size is None)
+        if number > limit and not self.name.startswith("history"):
+            allowed = f"at most {limit} candidates in one call (--max_candidates)"
+            raise invalid_argument(f"input `{self.name}` must hold {allowed}. Received: {number}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +145,12 @@ class Servable:
             raise invalid_argument(f"Failed to parse warmup record {replayed} from {path}") from error
         _log.info("Replayed %d warm-up requests of %s", replayed, path)
 
-    def predict(self, request: PredictRequest) -> PredictResponse:
+    def predict(self, request: PredictRequest, max_candidates: int | None = None) -> PredictResponse:
         """Answers a Predict request as TensorFlow Serving does, up to the choice of the model, which is the caller's.
+
+        Args:
+            request: what is asked.
+            max_candidates: that it may hold; any number if None.
 
         Raises:
             StatusError: if the request does not fit the signature.
@@ -146,6 +165,8 @@ class Servable:
         for index, wanted in enumerate(self.inputs[name]):
             column = read_tensor(wanted.name, request.inputs[wanted.name], wanted.dtype, index)
             wanted.check_shape(column.shape)
+            if max_candidates is not None:
+                wanted.check_number(column.shape, max_candidates)
             columns.append(column)
         outputs = dict(zip(names, self.calls[name](*columns), strict=True))
         response = PredictResponse(

@@ -85,7 +85,8 @@ class ModelServer:
         self._executor = futures.ThreadPoolExecutor(chosen.grpc_max_threads + chosen.max_queued_calls + _SPARE_THREADS)
         arguments = {**_CHANNEL_ARGUMENTS, **config.channel_arguments(chosen.grpc_channel_arguments)}
         self._server = grpc.server(self._executor, interceptors=[self._interceptor], options=list(arguments.items()))
-        service = Service(self._models, Admission(chosen.grpc_max_threads, chosen.max_queued_calls, metrics))
+        admission = Admission(chosen.grpc_max_threads, chosen.max_queued_calls, metrics)
+        service = Service(self._models, admission, chosen.candidates_allowed)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -107,7 +108,8 @@ class ModelServer:
         Until a model has a version, its calls get UNAVAILABLE and the health service says NOT_SERVING.
 
         Raises:
-            StatusError: if a model has versions and none of them can be loaded, or a label stands for none of them.
+            StatusError: if a model has versions and none of them can be loaded, or if there are labels without
+                `allow_version_labels_for_unavailable_models`.
         """
         self._report_health()
         self._server.start()
@@ -223,6 +225,8 @@ def server_from_flags(argv: Sequence[str] | None = None) -> ModelServer:
         batching = config.read_config(flags.batching_parameters_file, config.BatchingParameters)
     if batching and batching.pad_variable_length_inputs:
         _log.warning("pad_variable_length_inputs does nothing here: only requests of equal shapes are joined.")
+    if batching and batching.allowed_batch_sizes:
+        _log.warning("allowed_batch_sizes is safe here; one call of no rows ends TensorFlow Serving 2.16.1 with it.")
     ssl_config = flags.ssl_config_file and config.read_config(flags.ssl_config_file, config.SSLConfig)
     named = {field.name: getattr(flags, field.name) for field in dataclasses.fields(config.Options) if field.metadata}
     configs: config.Configs = [ModelConfig(name=flags.model_name, base_path=flags.model_base_path)]

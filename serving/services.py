@@ -150,15 +150,21 @@ class Service(PredictionServiceServicer, ModelServiceServicer):
     """TensorFlow Serving's PredictionService and ModelService.
 
     Classify, Regress and MultiInference say why they do not apply.
+
+    Args:
+        models: what there is to call.
+        admission: lets Predict calls work.
+        max_candidates: of one of them.
     """
 
-    def __init__(self, models: Models, admission: Admission) -> None:
+    def __init__(self, models: Models, admission: Admission, max_candidates: int) -> None:
         self._models = models
         self._admission = admission
+        self._max_candidates = max_candidates
 
     def Predict(self, request: Any, context: ServicerContext) -> PredictResponse:
         with self._admission.admit(context):
-            return self._models.servable(_spec(request)).predict(request)
+            return self._models.servable(_spec(request)).predict(request, self._max_candidates)
 
     def GetModelMetadata(self, request: Any, context: ServicerContext) -> GetModelMetadataResponse:
         spec = _spec(request)

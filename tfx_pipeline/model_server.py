@@ -92,7 +92,9 @@ class ModelServer:
             binary = shutil.which(TENSORFLOW_SERVING)
             if binary:
                 socket = folder / "socket"
-                self._start(stack, [binary, "--port=0", f"--grpc_socket_path={socket}", "--max_num_load_retries=0"])
+                # Without XLA, versions exported with jit_compile=True never load.
+                flags = ["--port=0", "--max_num_load_retries=0", "--xla_cpu_compilation_enabled"]
+                self._start(stack, [binary, f"--grpc_socket_path={socket}", *flags])
                 address = f"unix:{socket}"
             else:
                 self._start(stack, [sys.executable, "-m", "serving.server", "--port=0"])

@@ -7,14 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format
+from tensorflow_serving.apis import predict_pb2
+from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_grpc
 
 from serving import batching
 from serving.client import RankingClient, ServingError
 from serving.config import BatchingParameters, check_batching
+from serving.conformance import rank_request, tensor
 from serving.server import ModelServer
 
 Push = Callable[..., Path]
@@ -114,18 +118,51 @@ def test_request_larger_than_a_batch_is_refused(start: Start) -> None:
     assert refused.details == "Task size 5 is larger than maximum input batch size 4"
 
 
-def test_request_without_rows(start: Start) -> None:
-    with start(SOON) as client:
-        (answer,) = ask_together(client, np.zeros((0, 3)))
-    assert answer["total"].shape == (0,)
+@pytest.mark.parametrize("queues", [1, 16], ids=["in one queue", "in queues of their own"])
+def test_empty_histories_and_candidates_do_not_hit_their_neighbours(
+    push: Push, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queues: int
+) -> None:
+    """TensorFlow Serving fails all that meet such a request; here each gets its own answer, 20 rounds of them."""
+    monkeypatch.setattr(batching, "_QUEUES", queues)
+    push("1", tmp_path, 1)
+    address = serve(tmp_path, server={"batching_parameters": parameters(SOON)}).address
+    history = np.array([[3, 4, 3]])
+    requests: list[tuple[dict[str, Any], Any]] = [
+        ({"history": history, "history_length": [3], "candidates": [[3, 5]]}, [[2 + 1, 0 + 1]]),
+        ({"history": history[:, :0], "history_length": [0], "candidates": [[3, 5]]}, [[1, 1]]),
+        ({"history": history, "history_length": [2], "candidates": np.zeros((1, 0))}, np.zeros((1, 0))),
+        ({"history": history[:0], "history_length": [], "candidates": np.zeros((0, 2))}, np.zeros((0, 2))),
+    ] * 2
+    with grpc.insecure_channel(address) as channel:
+        for _ in range(20):
+            calls = [
+                prediction_grpc.PredictionServiceStub(channel).Predict.future(
+                    rank_request(**{name: tensor(values) for name, values in inputs.items()}), timeout=20
+                )
+                for inputs, _ in requests
+            ]
+            for call, (_, expected) in zip(calls, requests, strict=True):
+                np.testing.assert_array_equal(tf.make_ndarray(call.result().outputs["probability"]), expected)
 
 
-def test_unequal_rows_reach_the_graph(start: Start) -> None:
+@pytest.mark.parametrize(
+    ("x", "name", "total"),
+    [(np.zeros((0, 3)), [], []), ([[1], [2]], [b"one"], [1, 2])],
+    ids=["no rows", "unequal rows"],
+)
+def test_what_has_no_number_of_rows_reaches_the_graph(
+    push: Push, serve: Serve, tmp_path: Path, x: Any, name: list[bytes], total: list[int]
+) -> None:
     """Which says what it thinks of them; this one has nothing against them."""
-    with start(FOUR) as client:
-        answer = client.predict({"x": np.array([[1], [2]]), "name": np.array([b"one"], object)})
-    assert answer["total"].tolist() == [1, 2]
-    assert answer["name"].tolist() == [b"one!"]
+    push("batch", tmp_path, 1)
+    address = serve(tmp_path, server={"batching_parameters": parameters(FOUR)}).address
+    request = predict_pb2.PredictRequest(model_spec={"name": "eta"})
+    request.inputs["x"].CopyFrom(tensor(x))
+    request.inputs["name"].CopyFrom(tensor(np.array(name, object), tf.string))
+    with grpc.insecure_channel(address) as channel:
+        outputs = prediction_grpc.PredictionServiceStub(channel).Predict(request, timeout=20).outputs
+    assert tf.make_ndarray(outputs["total"]).tolist() == total
+    assert tf.make_ndarray(outputs["name"]).tolist() == [each + b"!" for each in name]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import prometheus_client
@@ -11,7 +13,16 @@ import pytest
 import yaml
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.config import BatchingParameters, MonitoringConfig, SSLConfig, check_batching, model_configs, read_config
+from serving.config import (
+    BatchingParameters,
+    MonitoringConfig,
+    SSLConfig,
+    channel_arguments,
+    check_batching,
+    model_configs,
+    read_config,
+)
+from serving.conformance import server_command
 from serving.monitoring import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -25,12 +36,77 @@ def test_models_have_a_stable_and_a_canary_version() -> None:
     assert dict(model.version_labels) == {"stable": 1, "canary": 2}
 
 
-def test_batching_parameters_agree_with_each_other() -> None:
+def test_batching_takes_what_clients_send() -> None:
     parameters = read_config(DEPLOY / "batching.config", BatchingParameters)
     check_batching(parameters)
-    assert list(parameters.allowed_batch_sizes) == [1, 2, 4, 8]
-    assert parameters.max_batch_size.value == 8
+    # RankingClient sends 32 rows in a call: R requests, or N rows of `serving_default`.
+    assert parameters.max_batch_size.value == 64
     assert parameters.pad_variable_length_inputs
+    # With it, one call of no rows ends TensorFlow Serving 2.16.1.
+    assert not parameters.allowed_batch_sizes
+
+
+# TensorFlow Serving's own defaults refuse RankingClient's parallel calls, and never load what XLA compiles.
+NEEDED = ("--grpc_max_threads=", "--xla_cpu_compilation_enabled")
+
+
+def test_every_command_that_starts_tensorflow_serving_sets_what_rankings_need() -> None:
+    texts = [ROOT / "Makefile", ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    commands = [
+        (path.name, command)
+        for path in texts
+        for command in re.findall(r"^.*tensorflow_model_server --.*$", path.read_text().replace("\\\n", " "), re.M)
+    ]
+    assert {name for name, _ in commands} == {"Makefile", "serving.md"}
+    compose = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())["services"]["serving"]
+    commands.append(("docker-compose.yml", " ".join(compose["command"])))
+    [container] = _manifests()["Deployment"]["spec"]["template"]["spec"]["containers"]
+    commands.append(("kubernetes.yaml", " ".join(container["args"])))
+    for name, command in commands:
+        assert [flag for flag in NEEDED if flag not in command] == [], name
+    assert NEEDED[0] in server_command(Path("models.config"))
+
+
+def test_make_serve_names_the_model_and_its_directory(tmp_path: Path) -> None:
+    """A tensorflow_model_server that only prints what it is told, run by `make serve`."""
+    binary = tmp_path / "bin" / "tensorflow_model_server"
+    binary.parent.mkdir()
+    binary.write_text('#!/bin/sh\necho "$@"\n')
+    binary.chmod(0o755)
+    stamp = tmp_path / "installed"
+    stamp.touch()
+    variables = [f"INSTALLED={stamp}", f"MODEL_DIR={tmp_path}", "MODEL_NAME=films", "PORT=8600"]
+    command = ["make", "--old-file", str(stamp), "serve", *variables]
+    # Not as a part of the `make` that runs the tests.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    environment["PATH"] = f"{binary.parent}:{environment['PATH']}"
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert told.stdout.splitlines()[-1].split() == [
+        "--port=8600",
+        "--model_name=films",
+        f"--model_base_path={tmp_path}",
+        "--grpc_max_threads=64",
+        "--xla_cpu_compilation_enabled",
+    ]
+
+
+def test_a_server_that_ends_starts_again() -> None:
+    compose = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())
+    assert compose["services"]["serving"]["restart"] == "unless-stopped"
+
+
+def test_a_pod_drains_before_it_gets_sigterm() -> None:
+    """TensorFlow Serving ends at SIGTERM with the calls that it has: until then clients must have moved on."""
+    pod = _manifests()["Deployment"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    [arguments] = [flag for flag in container["args"] if flag.startswith("--grpc_channel_arguments=")]
+    age = channel_arguments(arguments.partition("=")[2])["grpc.max_connection_age_ms"]
+    assert isinstance(age, int)
+    command, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    # gRPC asks for addresses again when a connection ends, a tenth after its age at most, and every 30 s at most.
+    assert int(seconds) >= 1.1 * age / 1000 + 30
+    assert pod["terminationGracePeriodSeconds"] > int(seconds)
 
 
 def test_monitoring_serves_prometheus_where_it_scrapes() -> None:

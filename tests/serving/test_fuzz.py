@@ -245,7 +245,12 @@ def test_embedded_server(models: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_only_one_request_to_a_target(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with ModelServer(read_models(str(models / "models.config")), port=0, file_system_poll_wait_seconds=0) as server:
+    with ModelServer(
+        read_models(str(models / "models.config")),
+        port=0,
+        file_system_poll_wait_seconds=0,
+        allow_version_labels_for_unavailable_models=True,
+    ) as server:
         assert fuzz.main(["--only", "15", "--models", str(models), "--target", server.address]) == 0
     output = capsys.readouterr().out
     assert "none: a good request: /tensorflow.serving.PredictionService/Predict" in output

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc, predict_pb2
+from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc, predict_pb2, prediction_log_pb2
 from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
@@ -28,6 +30,7 @@ from serving import config, memory, servables
 from serving.config import BatchingParameters, MonitoringConfig, SSLConfig, read_config
 from serving.conformance import HITS, rank_request, tensor
 from serving.server import ModelServer, main, server_from_flags
+from serving.status import StatusError
 
 Code = grpc.StatusCode
 Push = Callable[..., Path]
@@ -90,6 +93,7 @@ def two_versions(push: Push, tmp_path: Path) -> Path:
 def test_reload_replaces_policy_and_labels(serve: Serve, two_versions: Path) -> None:
     address = serve(two_versions).address
     assert refusal(lambda: version_of(address, version={"value": 1}))[0] is Code.NOT_FOUND
+    reload(address, model("eta", two_versions, model_version_policy=BOTH))
     response = reload(address, model("eta", two_versions, model_version_policy=BOTH, version_labels={"stable": 1}))
     assert (response.status.error_code, response.status.error_message) == (0, "")
     assert version_of(address, version_label="stable") == 1
@@ -203,21 +207,103 @@ def test_config_file_is_read_again(
         assert version_of(server.address, name="again") == 2
 
 
-def test_config_file_is_tried_again_until_its_versions_are_there(
+LABELS_MAY_WAIT = "--allow_version_labels_for_unavailable_models"
+
+
+def specific(base_path: Path, *versions: int, **labels: int) -> dict[str, Any]:
+    """A model of these versions."""
+    return model("eta", base_path, model_version_policy={"specific": {"versions": versions}}, version_labels=labels)
+
+
+@contextlib.contextmanager
+def configured(file: Path, first: dict[str, Any], *flags: str) -> Iterator[tuple[str, Callable[..., None]]]:
+    """The address of a server that reads `file` at short intervals, and what replaces the model in it."""
+
+    def write(wanted: dict[str, Any]) -> None:
+        file.with_suffix(".new").write_text(str(server_config(wanted)))
+        file.with_suffix(".new").replace(file)
+
+    write(first)
+    arguments = ["--port=0", f"--model_config_file={file}", "--model_config_file_poll_wait_seconds=0.05", *flags]
+    with server_from_flags(arguments) as server:
+        yield server.address, write
+
+
+def not_available(version: int) -> str:
+    return f"to version {version} of model eta, which is not currently available for inference"
+
+
+def test_labels_at_the_start_need_the_flag(two_versions: Path, tmp_path: Path) -> None:
+    """As in TensorFlow Serving: when labels are looked at, nothing is loaded yet."""
+    labelled = specific(two_versions, 1, 2, stable=1)
+    with pytest.raises(StatusError, match=not_available(1)) as caught, configured(tmp_path / "file", labelled):
+        pass
+    assert caught.value.code is Code.FAILED_PRECONDITION
+    with configured(tmp_path / "file", labelled, LABELS_MAY_WAIT) as (address, _):
+        assert version_of(address, version_label="stable") == 1
+
+
+def test_new_label_of_a_version_to_load_needs_the_flag(
+    two_versions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    alone, tried = specific(two_versions, 1), specific(two_versions, 1, 2, canary=2)
+    with configured(tmp_path / "file", alone) as (address, write):
+        write(tried)
+        wait_for(lambda: caplog.text.count(not_available(2)) > 2)  # at every look
+        assert refusal(lambda: version_of(address, version={"value": 2}))[0] is Code.NOT_FOUND
+        write(specific(two_versions, 1, 2))
+        wait_for(lambda: version_of(address) == 2)
+        write(tried)
+        wait_for(lambda: caplog.text.count("Configuration replaced") == 2)
+        assert version_of(address, version_label="canary") == 2
+    with configured(tmp_path / "file", alone, LABELS_MAY_WAIT) as (address, write):
+        write(tried)
+        wait_for(lambda: version_of(address) == 2)
+        assert version_of(address, version_label="canary") == 2
+
+
+def test_label_moves_to_loaded_versions_only_with_the_flag_too(
+    two_versions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = specific(two_versions, 1, stable=1, canary=1)
+    with configured(tmp_path / "file", first, LABELS_MAY_WAIT) as (address, write):
+        write(specific(two_versions, 1, 2, stable=1, canary=2))
+        wait_for(lambda: caplog.text.count("label 'canary' " + not_available(2)) > 2)
+        assert refusal(lambda: version_of(address, version={"value": 2}))[0] is Code.NOT_FOUND
+        assert version_of(address, version_label="canary") == 1
+        write(specific(two_versions, 1, 2, stable=1, canary=1))
+        wait_for(lambda: version_of(address) == 2)
+        write(specific(two_versions, 1, 2, stable=1, canary=2))
+        wait_for(lambda: version_of(address, version_label="canary") == 2)
+        assert version_of(address, version_label="stable") == 1
+
+
+def test_refused_label_of_one_model_keeps_every_model_as_it_is(
     two_versions: Path, push: Push, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = tmp_path / "models.config"
-    file.write_text(str(server_config(model("eta", two_versions))))
-    flags = ["--port=0", f"--model_config_file={file}", "--model_config_file_poll_wait_seconds=0.05"]
-    with server_from_flags([*flags, "--file_system_poll_wait_seconds=0"]) as server:
-        policy = {"specific": {"versions": [2, 3]}}
-        wanted = model("eta", two_versions, model_version_policy=policy, version_labels={"canary": 3})
-        file.write_text(str(server_config(wanted)))
-        wait_for(lambda: "Request to assign label 'canary' to version 3 of model eta, which is not" in caplog.text)
-        assert version_of(server.address) == 2
-        push("3", two_versions, 3)
-        wait_for(lambda: server._models.versions() == {"eta": [2, 3]})
-        assert version_of(server.address, version_label="canary") == 3
+    file = tmp_path / "file"
+    with configured(file, specific(two_versions, 1, stable=1), LABELS_MAY_WAIT) as (address, _):
+        wrong = server_config(specific(two_versions, 1, 2, stable=2), model("again", two_versions))
+        file.write_text(str(wrong))
+        wait_for(lambda: not_available(2) in caplog.text)
+        assert refusal(lambda: version_of(address, name="again"))[0] is Code.NOT_FOUND
+        assert version_of(address, version_label="stable") == 1
+
+
+def test_refused_configuration_is_tried_again(
+    two_versions: Path, push: Push, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    first = model("eta", two_versions)
+    with configured(tmp_path / "file", first, "--file_system_poll_wait_seconds=0.05") as (address, write):
+        write(specific(two_versions, 2, 3, canary=3))
+        wait_for(lambda: "label 'canary' " + not_available(3) in caplog.text)
+        assert version_of(address) == 2
+        push("3", two_versions, 3)  # the policy until now loads the newest
+        wait_for(lambda: "Configuration replaced" in caplog.text)
+        assert version_of(address, version_label="canary") == 3
+        assert version_of(address, version={"value": 2}) == 2
 
 
 @pytest.mark.parametrize(
@@ -241,6 +327,7 @@ def test_config_file_is_tried_again_until_its_versions_are_there(
             "`rest_api_port` must be between 0 and 65535. Received: rest_api_port=70000",
         ),
         (["--model_base_path={}", "--grpc_channel_arguments=nonsense"], "must be key=value,... Received: 'nonsense'"),
+        (["--model_base_path={}", "--max_candidates=0"], "`max_candidates` must be at least 1. Received: max_cand"),
         (["--model_base_path={}", "--max_queued_calls=-1"], "`max_queued_calls` must be at least 0. Received: max_q"),
         (["--model_base_path={}", "--model_config_file_poll_wait_seconds=-1"], "must be at least 0."),
     ],
@@ -263,6 +350,21 @@ def test_switches_as_tensorflow_model_server_takes_them(
     flags = ["--port=0", f"--model_base_path={tmp_path}", f"--enable_batching{flag}"]
     server_from_flags([*flags, f"--batching_parameters_file={file}"] if warns else flags).stop(grace=0)
     assert ("only requests of equal shapes are joined" in caplog.text) is warns
+
+
+def test_batch_sizes_that_end_tensorflow_serving_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "batching.config"
+    flags = ["--port=0", f"--model_base_path={tmp_path}", "--enable_batching", f"--batching_parameters_file={file}"]
+    file.write_text("max_batch_size { value: 4 }")
+    server_from_flags(flags).stop(grace=0)
+    assert "allowed_batch_sizes" not in caplog.text
+    file.write_text("max_batch_size { value: 4 } allowed_batch_sizes: 4")
+    server_from_flags(flags).stop(grace=0)
+    assert (
+        "allowed_batch_sizes is safe here; one call of no rows ends TensorFlow Serving 2.16.1 with it." in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -294,10 +396,10 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     held = Gate()
     predict = servables.Servable.predict
 
-    def slow(self: servables.Servable, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
+    def slow(self: servables.Servable, *arguments: Any) -> predict_pb2.PredictResponse:
         held.began += 1
         assert held.release.wait(30)
-        return predict(self, request)
+        return predict(self, *arguments)
 
     monkeypatch.setattr(servables.Servable, "predict", slow)
     yield held
@@ -351,6 +453,89 @@ def test_nothing_is_done_for_a_caller_that_has_gone(serve: Serve, two_versions: 
         gate.release.set()
     assert version_of(server.address) == 2
     assert gate.began == 2
+
+
+def numbers(*shape: int) -> Any:
+    return tensor(np.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("signature", "name", "fits", "too_many", "number"),
+    [
+        ("rank", "candidates", (2, 5), (2, 6), 12),
+        ("rank", "candidates", (1, 10), (1, 11), 11),
+        ("serving_default", "candidate", (10,), (11,), 11),
+    ],
+)
+def test_more_candidates_than_allowed(
+    serve: Serve,
+    two_versions: Path,
+    signature: str,
+    name: str,
+    fits: tuple[int, ...],
+    too_many: tuple[int, ...],
+    number: int,
+) -> None:
+    """Those of all rows count; a history of 100 does not."""
+    address = serve(two_versions, server={"max_candidates": 10}).address
+
+    def ask(shape: tuple[int, ...]) -> Any:
+        rows = {"history": numbers(shape[0], 100), "history_length": numbers(shape[0]), name: numbers(*shape)}
+        request = rank_request("" if name in rank_request().inputs else "candidates", {"signature_name": signature})
+        for key, value in rows.items():
+            request.inputs[key].CopyFrom(value)
+        with grpc.insecure_channel(address) as channel:
+            return prediction_grpc.PredictionServiceStub(channel).Predict(request, timeout=20)
+
+    # One behaviour counts, and is 1, as every candidate.
+    np.testing.assert_array_equal(tf.make_ndarray(ask(fits).outputs["probability"]), np.full(fits, 1 + 2))
+    assert refusal(lambda: ask(too_many)) == (
+        Code.INVALID_ARGUMENT,
+        f"input `{name}` must hold at most 10 candidates in one call (--max_candidates). Received: {number}",
+    )
+
+
+def test_limit_of_candidates_does_not_stop_a_warm_up(serve: Serve, two_versions: Path) -> None:
+    request = rank_request()
+    path = two_versions / "2" / servables.WARMUP_REQUESTS
+    path.parent.mkdir()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(prediction_log_pb2.PredictionLog(predict_log={"request": request}).SerializeToString())
+    address = serve(two_versions, server={"max_candidates": 13}).address
+    assert "must hold at most 13 candidates" in refusal(lambda: predict(address))[1]
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "threads", "number"), [(16 << 30, 16, 32_768), (4 << 30, 8, 16_384), (1 << 20, 64, 1)]
+)
+def test_candidates_allowed_are_in_proportion_to_memory(
+    monkeypatch: pytest.MonkeyPatch, memory_bytes: int, threads: int, number: int
+) -> None:
+    """32 KiB for each candidate of each call that is worked on."""
+    monkeypatch.setattr(memory, "total", lambda: memory_bytes)
+    assert config.Options(grpc_max_threads=threads).candidates_allowed == number
+    assert config.Options(grpc_max_threads=threads, max_candidates=7).candidates_allowed == 7
+
+
+@pytest.mark.parametrize(
+    ("files", "total"),
+    [
+        ({}, 8 << 30),
+        ({"memory.max": "max\n"}, 8 << 30),
+        ({"memory.max": "1073741824\n"}, 1 << 30),
+        ({"memory.max": "99999999999999\n"}, 8 << 30),
+        ({"memory/memory.limit_in_bytes": "2147483648\n"}, 2 << 30),
+    ],
+)
+def test_memory_of_a_container_is_its_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], total: int
+) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(total=8 << 30))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert memory.total() == total
 
 
 def test_message_limit(serve: Serve, two_versions: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -29,36 +30,59 @@ from tensorflow_serving.apis import (
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving import conformance
+from serving.config import BatchingParameters, read_config
 from serving.conformance import HISTORY, HITS, rank_request, raw_tensor, tensor
 from serving.servables import Input
-from serving.server import ModelServer
+from serving.server import ModelServer, server_from_flags
 from serving.status import StatusError
 
 Code = grpc.StatusCode
 CASES = conformance.cases()
 
 
-@pytest.fixture(scope="module")
-def server(saved_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    base_path = tmp_path_factory.mktemp("eta")
+@contextlib.contextmanager
+def served(folder: Path, saved_models: dict[str, Path], batching_parameters: Any = None) -> Iterator[ModelServer]:
     for version in ("1", "2"):
-        shutil.copytree(saved_models[version], base_path / version)
+        shutil.copytree(saved_models[version], folder / version)
     config = model_server_config_pb2.ModelConfig(
         name="eta",
-        base_path=str(base_path),
+        base_path=str(folder),
         model_version_policy={"specific": {"versions": [1, 2]}},
         version_labels={"stable": 1, "canary": 2, "gone": 9},
     )
     with ModelServer(
-        [config], port=0, file_system_poll_wait_seconds=0, allow_version_labels_for_unavailable_models=True
+        [config],
+        port=0,
+        file_system_poll_wait_seconds=0,
+        allow_version_labels_for_unavailable_models=True,
+        batching_parameters=batching_parameters,
     ) as server:
+        yield server
+
+
+OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+@pytest.fixture(scope="module")
+def server(saved_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    with served(tmp_path_factory.mktemp("eta"), saved_models) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def channel(server: ModelServer) -> Iterator[grpc.Channel]:
-    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    with grpc.insecure_channel(server.address, options=options) as channel:
+    with grpc.insecure_channel(server.address, options=OPTIONS) as channel:
+        yield channel
+
+
+@pytest.fixture(scope="module")
+def batching_channel(saved_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpc.Channel]:
+    """Of a server that joins requests as deploy/batching.config says."""
+    parameters = read_config(conformance.BATCHING, BatchingParameters)
+    with (
+        served(tmp_path_factory.mktemp("eta"), saved_models, parameters) as server,
+        grpc.insecure_channel(server.address, options=OPTIONS) as channel,
+    ):
         yield channel
 
 
@@ -77,6 +101,38 @@ def test_conformance(channel: grpc.Channel, case: conformance.Case) -> None:
     outcome = conformance.run(case, channel)
     assert outcome.fault == ""
     assert outcome.code is case.code
+
+
+@pytest.mark.parametrize("case", conformance.cases(batching=True), ids=lambda case: case.name)
+def test_conformance_with_batching(batching_channel: grpc.Channel, case: conformance.Case) -> None:
+    assert conformance.run(case, batching_channel).fault == ""
+
+
+@pytest.mark.parametrize("batching", [False, True])
+def test_printed_command_starts_a_server_that_conforms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], batching: bool
+) -> None:
+    assert conformance.main(["--make_model", str(tmp_path)]) == 0
+    command, batching_flags = (line.partition(": ")[2].split() for line in capsys.readouterr().out.splitlines())
+    assert command[:2] == ["tensorflow_model_server", "--port=8500"]
+    with server_from_flags(["--port=0", *command[2:], *(batching_flags if batching else [])]) as server:
+        assert conformance.main(["--target", server.address, *(["--batching"] if batching else [])]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    how = "with" if batching else "without"
+    assert last == f"{len(CASES)} of {len(CASES)} cases as expected at {server.address}, {how} batching"
+
+
+def test_conformance_without_a_server(
+    free_target: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conformance, "_CONNECT_SECONDS", 0.1)
+    assert conformance.main(["--target", free_target]) == 1
+    assert capsys.readouterr().err == f"error: nothing answers at {free_target}\n"
+
+
+def test_docs_count_the_cases() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "serving.md"
+    assert f"a table of {len(CASES)} cases" in docs.read_text()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import grpc
 import numpy as np
@@ -346,10 +347,10 @@ def slow_predict(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     began: list[float] = []
     predict = servables.Servable.predict
 
-    def slow(self: servables.Servable, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
+    def slow(self: servables.Servable, *arguments: Any) -> predict_pb2.PredictResponse:
         began.append(time.monotonic())
         time.sleep(0.5)
-        return predict(self, request)
+        return predict(self, *arguments)
 
     monkeypatch.setattr(servables.Servable, "predict", slow)
     return began

@@ -264,6 +264,7 @@ for name in ("port", "max_num_load_retries", "file_system_poll_wait_seconds"):
     parser.add_argument("--" + name, type=int)
 for name in ("grpc_socket_path", "model_name", "model_base_path"):
     parser.add_argument("--" + name, required=True)
+parser.add_argument("--xla_cpu_compilation_enabled", action="store_true", required=True)
 flags = parser.parse_args()
 assert (flags.port, flags.max_num_load_retries) == (0, 0)
 from tensorflow_serving.config import model_server_config_pb2
