@@ -34,7 +34,7 @@ from serving.answers import (
     VersionStatus,
 )
 from serving.inputs import Columns, ranking_inputs, shape_text, signature_arrays
-from serving.targets import is_loopback
+from serving.targets import proxy_option
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -357,7 +357,7 @@ class Conversations:
 
 def _channel_options(target: str, max_attempts: int) -> list[tuple[str, Any]]:
     # A proxy's own loopback is another machine's.
-    options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not is_loopback(target)))]
+    options = [*_CHANNEL_OPTIONS, proxy_option(target)]
     if max_attempts == 1:
         return [*options, ("grpc.enable_retries", 0)]
     # An empty name: for every method.

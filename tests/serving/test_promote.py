@@ -232,7 +232,6 @@ def test_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         (["--model_name=nope"], "models.config must have the model 'nope'. It has: ['eta']"),
         (["--version=1", "--tls_ca={}"], "--tls_ca must be a PEM file. Received: "),
-        (["--version=1", "--tls_key={}"], "--tls_cert and --tls_key go together."),
         ([], "Every label stands for the same version already: canary=1, stable=1. Pass --version."),
     ],
 )
@@ -267,3 +266,10 @@ def test_mutual_tls(file: Path, authority: Any, tmp_path: Path) -> None:
         assert run(file, server.address, "--version=2", *pems) == 0
         assert server._models.versions() == {"eta": [1, 2]}
     assert read(file) == ([1, 2], {"stable": 2, "canary": 2})
+
+
+def test_key_without_its_certificate_is_a_usage_error(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(file, "127.0.0.1:1", f"--tls_key={file}")
+    assert ended.value.code == 2
+    assert "--tls_cert and --tls_key go together." in capsys.readouterr().err
