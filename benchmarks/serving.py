@@ -53,6 +53,7 @@ from serving.answers import ServingError, Signature
 from serving.client import RankingClient
 from serving.servables import Servable
 from serving.server_process import ServerProcess
+from serving.targets import proxy_option
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
@@ -223,7 +224,7 @@ def make_requests(flags: argparse.Namespace) -> list[bytes]:
 
 def connect(target: str) -> grpc.Channel:
     """A channel that shares its connection with no other. Without serialisers it takes and gives bytes."""
-    return grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+    return grpc.insecure_channel(target, options=[*_CHANNEL_OPTIONS, proxy_option(target)])
 
 
 def closed_loop(callers: Sequence[Callable[[], object]], seconds: float, name: str = "") -> list[Call]:

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from serving import tls
 from serving.answers import Explanation, Metadata, Ranking, ServingError, Signature, VersionStatus
 from serving.client import RankingClient
 from serving.inputs import shape_text
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if page is not None:
             check_page_path(page)
         with RankingClient(
-            flags.target, flags.model_name, timeout=flags.timeout, credentials=_credentials(flags)
+            flags.target, flags.model_name, timeout=flags.timeout, credentials=tls.credentials(flags)
         ) as client:
             if flags.command in ("rank", "explain"):
                 request = _read_request(flags, client)
@@ -97,9 +97,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     shared.add_argument("--model_name", default="eta", metavar="NAME", help="default: eta")
     shared.add_argument("--timeout", type=float, default=10.0, metavar="S", help="deadline in seconds (default: 10)")
     shared.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    shared.add_argument("--tls_ca", metavar="FILE", help="TLS: PEM of the authorities that may vouch for the server")
-    shared.add_argument("--tls_cert", metavar="FILE", help="mutual TLS: PEM of the certificate to show, with --tls_key")
-    shared.add_argument("--tls_key", metavar="FILE", help="mutual TLS: PEM of its private key")
+    tls.add_flags(shared)
     asking = argparse.ArgumentParser(add_help=False)
     asking.add_argument("--request", metavar="FILE", help="the request as JSON; -, the default: stdin")
     asking.add_argument("--candidates", metavar="FILE", help="in place of --request: CSV, a line for each candidate")
@@ -128,8 +126,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     flags = parser.parse_args(argv)
-    if bool(flags.tls_cert) != bool(flags.tls_key):
-        parser.error("--tls_cert and --tls_key go together.")
+    tls.check_flags(parser, flags)
     if flags.command in ("rank", "explain"):
         if flags.top is not None and flags.top < 1:
             parser.error(f"--top must be a positive integer. Received: {flags.top}")
@@ -138,18 +135,6 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         if flags.request and flags.candidates:
             parser.error("Give either --request or --candidates and --history.")
     return flags
-
-
-def _credentials(flags: argparse.Namespace) -> grpc.ChannelCredentials | None:
-    pems = []
-    for flag in ("tls_ca", "tls_key", "tls_cert"):
-        path = getattr(flags, flag)
-        pem = Path(path).read_bytes() if path else None
-        # gRPC would only say that it can't connect.
-        if pem is not None and b"-----BEGIN " not in pem:
-            raise ValueError(f"--{flag} must be a PEM file. Received: {path}")
-        pems.append(pem)
-    return grpc.ssl_channel_credentials(*pems) if any(pems) else None
 
 
 def _read_request(flags: argparse.Namespace, client: RankingClient) -> dict[str, Any]:

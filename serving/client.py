@@ -48,7 +48,8 @@ class RankingClient(Conversations):
         model_name: name of the model.
         timeout: seconds that a method may take, with every attempt and part of it.
         max_attempts: how often a call is tried, from 1 to 5.
-        max_candidates: candidates of a request that go into one call. A server needs memory for each of them.
+        max_candidates: candidates that go into one call of `rank` and `explain`, over all its requests. A server needs
+            memory for each of them.
         max_rows: requests of `rank` and `explain` that go into one call: at most the `max_batch_size` of a server that
             joins calls, which refuses larger ones.
         max_parallel_calls: calls that one `rank` or `explain` makes at the same time.

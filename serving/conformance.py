@@ -43,6 +43,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from serving.config import BatchingParameters, read_config
 from serving.server import ModelServer
+from serving.targets import proxy_option
 
 BATCHING = Path(__file__).with_name("deploy") / "batching.config"
 MODEL = "eta"
@@ -439,7 +440,11 @@ def _run_all(target: str, *, batching: bool) -> int:
     Raises:
         ConnectionError: if nothing answers.
     """
-    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    options = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+        proxy_option(target),
+    ]
     failed = 0
     with grpc.insecure_channel(target, options=options) as channel:
         try:

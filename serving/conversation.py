@@ -34,7 +34,7 @@ from serving.answers import (
     VersionStatus,
 )
 from serving.inputs import Columns, ranking_inputs, shape_text, signature_arrays
-from serving.targets import is_loopback
+from serving.targets import proxy_option
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -227,11 +227,12 @@ class Conversations:
     def _parts(
         self, signature_name: str, outputs: Sequence[str], arrays: Mapping[str, np.ndarray], candidates: set[str]
     ) -> list[predict_pb2.PredictRequest]:
-        """The requests of `max_rows` rows and `max_candidates` candidates, row after row."""
+        """The requests of at most `max_rows` rows and, over all of them, `max_candidates` candidates, row after row."""
         num_rows, num_candidates = arrays[next(iter(candidates))].shape
+        rows_of_one = max(1, min(self.max_rows, self.max_candidates // num_candidates))
         requests = []
-        for row in range(0, num_rows, self.max_rows):
-            rows = {name: array[row : row + self.max_rows] for name, array in arrays.items()}
+        for row in range(0, num_rows, rows_of_one):
+            rows = {name: array[row : row + rows_of_one] for name, array in arrays.items()}
             shared = _tensors({name: array for name, array in rows.items() if name not in candidates})
             for start in range(0, num_candidates, self.max_candidates):
                 part = {name: rows[name][:, start : start + self.max_candidates] for name in candidates}
@@ -356,7 +357,7 @@ class Conversations:
 
 def _channel_options(target: str, max_attempts: int) -> list[tuple[str, Any]]:
     # A proxy's own loopback is another machine's.
-    options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not is_loopback(target)))]
+    options = [*_CHANNEL_OPTIONS, proxy_option(target)]
     if max_attempts == 1:
         return [*options, ("grpc.enable_retries", 0)]
     # An empty name: for every method.

@@ -53,6 +53,7 @@ from keras_eta import ETA, Age, Feature, FeatureLookup, Features
 from keras_eta.export import export_model
 from serving.conformance import MODEL, make_model, server_command
 from serving.server_process import ServerProcess
+from serving.targets import proxy_option
 
 RANKER = "ranker"
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
@@ -759,7 +760,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 log=folder / "server.log",
             )
             stack.enter_context(server)
-        channel = stack.enter_context(grpc.insecure_channel(server.address if server else flags.target, options))
+        target = server.address if server else flags.target
+        channel = stack.enter_context(grpc.insecure_channel(target, [*options, proxy_option(target)]))
         try:
             grpc.channel_ready_future(channel).result(timeout=_CONNECT_SECONDS)
         except grpc.FutureTimeoutError:

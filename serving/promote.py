@@ -40,6 +40,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, Model
 
 from serving import tls
 from serving.config import model_configs, read_config
+from serving.targets import proxy_option
 
 _CALL_SECONDS = 10
 _LOOK_SECONDS = 0.5
@@ -276,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=300, metavar="S", help="for each edit (default: 300)")
     tls.add_flags(parser)
     flags = parser.parse_args(argv)
+    tls.check_flags(parser, flags)
     channels = []
     try:
         model = ModelsFile(flags.model_config_file, flags.model_name).model
@@ -284,7 +286,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             version = version_to_roll_back_to(model) if flags.rollback else version_to_promote(model)
         credentials = tls.credentials(flags)
         for target in flags.target:
-            channels.append(grpc.secure_channel(target, credentials) if credentials else grpc.insecure_channel(target))
+            options = [proxy_option(target)]
+            channels.append(
+                grpc.secure_channel(target, credentials, options)
+                if credentials
+                else grpc.insecure_channel(target, options)
+            )
         servers = [Server(*place, flags.model_name) for place in zip(flags.target, channels, strict=True)]
         promote(flags.model_config_file, flags.model_name, flags.labels, version, servers, flags.timeout)
     except (ValueError, OSError) as error:

@@ -44,6 +44,7 @@ from tqdm import tqdm
 from serving.conformance import HITS, IDS, MODEL, ReferenceModel, rank_request, tensor
 from serving.servables import WARMUP_REQUESTS
 from serving.server_process import ServerProcess
+from serving.targets import proxy_option
 
 _DEADLINE_SECONDS = 30.0
 # How long a version may take until it is served or given up.
@@ -221,7 +222,7 @@ def ask_until(stopped: threading.Event, target: str, seed: int, pusher: Pusher, 
     rng = np.random.default_rng(seed)
     choices = [rng.integers(0, IDS.shape[1], int(rng.integers(1, 20))) for _ in range(16)]
     asked = [(rank_request(candidates=tensor(IDS[:, chosen])), HITS[:, chosen]) for chosen in choices]
-    with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+    with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1), proxy_option(target)]) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         for request, hits in itertools.cycle(asked):
             if stopped.is_set():
@@ -255,7 +256,10 @@ def soak(server: ServerProcess, pusher: Pusher, seconds: float, clients: int) ->
         threading.Thread(target=ask_until, args=(stopped, server.address, seed, pusher, tally), daemon=True)
         for seed in range(clients)
     ]
-    with grpc.insecure_channel(server.address) as channel, tqdm(total=round(seconds), unit="s") as progress:
+    with (
+        grpc.insecure_channel(server.address, [proxy_option(server.address)]) as channel,
+        tqdm(total=round(seconds), unit="s") as progress,
+    ):
         pusher.connect(channel)
         for thread in threads:
             thread.start()

@@ -22,6 +22,11 @@ def is_loopback(target: str) -> bool:
         return False
 
 
+def proxy_option(target: str) -> tuple[str, int]:
+    """The channel option by which gRPC takes no proxy to this machine itself, whatever the environment says."""
+    return "grpc.enable_http_proxy", int(not is_loopback(target))
+
+
 def proxy_variable(target: str) -> str | None:
     """The environment variable by which gRPC takes a proxy to the target, if there is one."""
     exceptions = next(filter(None, map(os.environ.get, _EXCEPTIONS)), "")

@@ -15,6 +15,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls_key", metavar="FILE", help="mutual TLS: PEM of its private key")
 
 
+def check_flags(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
+    """Ends the process with a usage error if a certificate comes without its key, or a key without its certificate."""
+    if bool(flags.tls_cert) != bool(flags.tls_key):
+        parser.error("--tls_cert and --tls_key go together.")
+
+
 def credentials(flags: argparse.Namespace) -> grpc.ChannelCredentials | None:
     """What the flags ask for; `None` for plaintext.
 

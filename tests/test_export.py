@@ -297,6 +297,35 @@ def test_floats_behind_a_history_are_not_read(signatures, value, length):
             np.testing.assert_array_equal(values, expected[key])
 
 
+@pytest.mark.parametrize("search_unit", [None, search.FullSearch(), search.InnerProductSearch(2)])
+def test_floats_behind_a_history_are_not_read_without_a_lookup(tmp_path, search_unit):
+    features = Features(
+        item_id=Feature("item_id", embedding_dim=4, vocabulary_size=20),
+        behaviour_attributes=(Feature("dwell", "float32"),),
+        max_history_length=6,
+    )
+    ranker = Ranker(features, search_unit=search_unit, short_history_length=2, hidden_units=(4,))
+    signatures = tf.saved_model.load(str(export_model(ranker, tmp_path, warmup=False))).signatures
+
+    def probability(*behind):
+        columns = {
+            "item_id": np.array([[2, 3]]),
+            "history_item_id": np.array([[4, 5, 6]]),
+            "history_dwell": np.array([[0.5, *behind]], np.float32),
+            "history_length": np.array([1]),
+        }
+        return call(signatures, "rank", columns)["probability"]
+
+    np.testing.assert_array_equal(probability(np.nan, np.inf), probability(0, 0))
+
+
+def test_exports_of_one_model_at_once(model, tmp_path):
+    """Keras traces a model in one thread at a time."""
+    with futures.ThreadPoolExecutor(3) as pool:
+        paths = list(pool.map(lambda _: export_model(model, tmp_path, warmup=False), range(3)))
+    assert sorted(path.name for path in paths) == ["1", "2", "3"]
+
+
 def test_bad_inputs_of_the_pointwise_signature_are_refused(signatures):
     columns = candidate(make_requests(3, 1, 12), 0)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"`item_id` must have shape \[N\]"):

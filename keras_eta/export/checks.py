@@ -26,7 +26,7 @@ _AXIS_NAMES = {"N": "rows", "R": "rows", "C": "candidates", "L": "behaviours"}
 def checked(inputs: Inputs, columns: Mapping[str, str]) -> dict[str, tf.Tensor]:
     """The inputs, once the graph has seen that shapes fit each other, lengths lie in 0..L and floats are finite.
 
-    Floats behind the length of a history are not looked at: nothing reads them.
+    Floats behind the length of a history become 0.
 
     Args:
         inputs: the inputs of a signature by name.
@@ -64,8 +64,10 @@ def checked(inputs: Inputs, columns: Mapping[str, str]) -> dict[str, tf.Tensor]:
     finite = []
     for name, letters in columns.items():
         if shaped[name].dtype.is_floating:
+            if letters.endswith("L"):
+                # A weight of 0 does not make NaN vanish.
+                shaped[name] = tf.where(real, shaped[name], 0)
             wrong = ~tf.math.is_finite(shaped[name])
-            wrong = wrong & real if letters.endswith("L") else wrong
             received = tf.boolean_mask(shaped[name], wrong)
             finite.append(tf.debugging.Assert(~tf.reduce_any(wrong), [f"`{name}` must be finite. Received:", received]))
     with tf.control_dependencies(finite):

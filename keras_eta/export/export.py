@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import uuid
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from keras_eta.export.warmup import write_warmup_requests
 from keras_eta.models.ranker import Ranker
 from keras_eta.validation import check_positive_integers
 
+# Keras can't trace one model in several threads.
+_TRACING = threading.Lock()
 # TF Serving reads versions as int64.
 _HIGHEST_VERSION = 2**63 - 1
 
@@ -73,11 +76,12 @@ def export_model(
         raise TypeError(f"`model` must be a keras_eta Ranker. Received: model={model!r}")
     base = Path(base_path)
     _free_version(base, version)
-    if not model.built:
-        model.build()
-    for unit in model.interests:
-        unit.refresh()
-    signatures = Signatures(model, jit_compile)
+    with _TRACING:
+        if not model.built:
+            model.build()
+        for unit in model.interests:
+            unit.refresh()
+        signatures = Signatures(model, jit_compile)
     base.mkdir(parents=True, exist_ok=True)
     # TF Serving looks at directories with numeric names only, so nobody sees the version before it is whole.
     temporary = base / f".{uuid.uuid4().hex}"

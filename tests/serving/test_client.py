@@ -578,9 +578,9 @@ def test_long_lists_of_several_requests(fake: Any, ask: Ask) -> None:
     answer = ask(fake.address, "explain", request, max_candidates=2)
     assert answer.probability.tolist() == [scores(row) for row in rows]
     assert answer.positions.tolist() == [[[item] for item in row] for row in rows]
-    assert fake.candidates() == [[1, 2], [3, 4], [5]]
-    histories = [tf.make_ndarray(request.inputs["history_item_id"]).tolist() for request in fake.requests]
-    assert histories == [[[7, 8], [0, 0]]] * 3
+    assert fake.candidates() == [[1, 2], [3, 4], [5], [10, 20], [30, 40], [50]]
+    histories = sorted(tf.make_ndarray(request.inputs["history_item_id"]).tolist() for request in fake.requests)
+    assert histories == [[[0, 0]]] * 3 + [[[7, 8]]] * 3
 
 
 @pytest.mark.parametrize(("count", "calls"), [(0, 0), (999, 1), (1_000, 1), (1_001, 2)])
@@ -601,30 +601,36 @@ def test_parallel_calls_are_limited(fake: Any, ask: Ask, options: dict[str, int]
 
 
 @pytest.mark.parametrize("method", ["rank", "explain"])
-def test_rows_over_the_limit_are_split(fake: Any, ask: Ask, method: str) -> None:
-    """Five requests of four candidates in calls of at most two requests and three candidates."""
-    rows = [[10 * row + number for number in range(4)] for row in range(1, 6)]
-    histories = [[row] * row for row in range(1, 6)]
-    request = {"candidates": {"item_id": rows}, "history": {"item_id": histories}}
-    answer = ask(fake.address, method, request, max_rows=2, max_candidates=3)
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [
+        ({"max_rows": 2}, [(10, 11, 20, 21), (30, 31, 40, 41), (50, 51)]),
+        # Candidates are counted over all rows of a call.
+        ({"max_candidates": 5}, [(10, 11, 20, 21), (30, 31, 40, 41), (50, 51)]),
+        ({"max_candidates": 3}, [(10, 11), (20, 21), (30, 31), (40, 41), (50, 51)]),
+        ({"max_rows": 3, "max_candidates": 1}, [(10 * row + number,) for row in range(1, 6) for number in range(2)]),
+    ],
+)
+def test_rows_over_the_limit_are_split(
+    fake: Any, ask: Ask, method: str, options: dict[str, int], calls: list[tuple[int, ...]]
+) -> None:
+    """Five requests of two candidates; the history of request r is r behaviours of item r."""
+    rows = [[10 * row, 10 * row + 1] for row in range(1, 6)]
+    request = {"candidates": {"item_id": rows}, "history": {"item_id": [[row] * row for row in range(1, 6)]}}
+    answer = ask(fake.address, method, request, **options)
     assert answer.probability.tolist() == [scores(row) for row in rows]
     if method == "explain":
         assert answer.positions.tolist() == [[[item] for item in row] for row in rows]
         assert answer.weights.tolist() == [[[item + 2] for item in row] for row in rows]
-    sent = {
-        tuple(tf.make_ndarray(request.inputs["item_id"]).ravel()): [
-            tf.make_ndarray(request.inputs[name]).tolist() for name in ("history_item_id", "history_length")
-        ]
-        for request in fake.requests
-    }
-    assert sent == {
-        (10, 11, 12, 20, 21, 22): [[[1, 0, 0, 0, 0], [2, 2, 0, 0, 0]], [1, 2]],
-        (13, 23): [[[1, 0, 0, 0, 0], [2, 2, 0, 0, 0]], [1, 2]],
-        (30, 31, 32, 40, 41, 42): [[[3, 3, 3, 0, 0], [4, 4, 4, 4, 0]], [3, 4]],
-        (33, 43): [[[3, 3, 3, 0, 0], [4, 4, 4, 4, 0]], [3, 4]],
-        (50, 51, 52): [[[5, 5, 5, 5, 5]], [5]],
-        (53,): [[[5, 5, 5, 5, 5]], [5]],
-    }
+    sent = {}
+    for request in fake.requests:
+        items, history, lengths = (
+            tf.make_ndarray(request.inputs[name]) for name in ("item_id", "history_item_id", "history_length")
+        )
+        sent[tuple(items.ravel().tolist())] = lengths.tolist()
+        assert history.tolist() == [[length] * length + [0] * (5 - length) for length in lengths]
+    assert sent == {call: sorted({item // 10 for item in call}) for call in calls}
+    assert len(fake.requests) == len(calls)
 
 
 @pytest.mark.parametrize(("count", "calls"), [(32, 1), (33, 2)])

@@ -266,3 +266,10 @@ def test_mutual_tls(file: Path, authority: Any, tmp_path: Path) -> None:
         assert run(file, server.address, "--version=2", *pems) == 0
         assert server._models.versions() == {"eta": [1, 2]}
     assert read(file) == ([1, 2], {"stable": 2, "canary": 2})
+
+
+def test_key_without_its_certificate_is_a_usage_error(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(file, "127.0.0.1:1", f"--tls_key={file}")
+    assert ended.value.code == 2
+    assert "--tls_cert and --tls_key go together." in capsys.readouterr().err

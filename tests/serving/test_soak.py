@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,11 @@ def test_answers_of_another_version_are_faults(server: ModelServer, pusher: soak
 
 
 def test_failed_calls_are_faults(server: ModelServer, pusher: soak.Pusher) -> None:
-    tally = ask(server, pusher, lambda: server.stop(grace=0))
+    def stop() -> None:
+        server.stop(grace=0)
+        time.sleep(1)  # until the client has seen it
+
+    tally = ask(server, pusher, stop)
     assert any(fault.startswith("UNAVAILABLE: ") for fault in tally.faults)
 
 
