@@ -57,7 +57,8 @@ class Ranker(tfrs.Model):
         num_heads: heads of both attentions.
         key_dim: width of a head. `None`: the candidate's width divided by the heads, rounded up.
         hidden_units: widths of the MLP's hidden layers.
-        activation: of the hidden layers: a name that Keras knows, or a class of layers such as `keras_eta.layers.Dice`.
+        activation: of the hidden layers: a name that Keras knows, or a class of layers, Keras's own or a registered
+            one such as `keras_eta.layers.Dice`.
         cross_layers: number of `tfrs.layers.dcn.Cross` layers before the MLP (DCN-v2).
         short_attention: layer in place of the short history's `TargetAttention`, e.g. `ActivationUnit`.
         long_attention: the same for the long history.
@@ -105,8 +106,7 @@ class Ranker(tfrs.Model):
             features = lookup.features
         if not isinstance(features, Features):
             raise TypeError(f"`features` must be a keras_eta.Features. Received: features={features!r}")
-        if not isinstance(activation, (str, type)):
-            raise TypeError(f"`activation` must be a name or a class of layers. Received: activation={activation!r}")
+        _check_activation(activation)
         if search_unit is not None and not isinstance(search_unit, SearchUnit):
             raise TypeError(f"`search_unit` must be a SearchUnit or None. Received: search_unit={search_unit!r}")
         for argument, value in (("short_history_length", short_history_length), ("cross_layers", cross_layers)):
@@ -193,6 +193,8 @@ class Ranker(tfrs.Model):
         zeros.update({feature.name: tf.zeros([1, 1], tf.int32) for feature in self.features.item_features})
         zeros.update({name: tf.zeros([1, 1], tf.int32) for name in self.features.encoded_history_names})
         self.score(zeros)
+        # Keras sets it at the first call, to the shapes of that one; without it no SavedModel is written.
+        self._set_save_spec(_specs(self.features))
         self.built = True
 
     def get_build_config(self) -> dict[str, Any] | None:
@@ -247,10 +249,25 @@ class Ranker(tfrs.Model):
 
     def get_compile_config(self) -> Any:
         """The arguments of `compile` for Keras's native format; `None` where the optimiser has no configuration."""
-        return None if self._has_composite_optimizer() else super().get_compile_config()
+        if self._has_composite_optimizer():
+            return None
+        # Keras reads the state of a built optimiser back, and fails on that of another in a loss-scale wrapper.
+        self._build_optimizer()
+        return super().get_compile_config()
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as `get_compile_config` says, and creates the optimiser's variables."""
+        self.compile(**tf.keras.utils.deserialize_keras_object(config))
+        self._build_optimizer()
+
+    def _build_optimizer(self) -> None:
+        if self.built and isinstance(self.optimizer, tf.keras.optimizers.Optimizer):
+            self.optimizer.build(self.trainable_variables)
 
     def _has_composite_optimizer(self) -> bool:
-        return isinstance(self.optimizer, tfrs.experimental.optimizers.CompositeOptimizer)
+        """Whether there is one, in a loss-scale wrapper or without."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        return isinstance(optimizer, tfrs.experimental.optimizers.CompositeOptimizer)
 
     def call(self, inputs: Inputs, training: bool | None = None) -> tf.Tensor:
         row_names = (*self.features.encoded_row_names, HISTORY_LENGTH)
@@ -431,9 +448,36 @@ class Ranker(tfrs.Model):
         for name in ("lookup", "search_unit", "short_attention", "long_attention"):
             if config.get(name) is not None:
                 config[name] = tf.keras.utils.deserialize_keras_object(config[name])
-        registered = tf.keras.utils.get_registered_object(config["activation"])
-        config["activation"] = registered or config["activation"]
+        config["activation"] = _activation_class(config["activation"]) or config["activation"]
         return cls(**config)
+
+
+def _specs(features: Features) -> dict[str, tf.TensorSpec]:
+    """What a call reads, of any number of rows and behaviours."""
+    rows = (*features.encoded_row_names, HISTORY_LENGTH)
+    floats = {feature.name for feature in features.all_features if not feature.is_id}
+    floats |= {history_name(name) for name in floats}
+    return {
+        name: tf.TensorSpec([None] if name in rows else [None, None], tf.float32 if name in floats else tf.int32)
+        for name in (*rows, *features.encoded_history_names)
+    }
+
+
+def _activation_class(name: str) -> type | None:
+    """The registered class or the layer of Keras of that name; `None` for the name of a function."""
+    found: type | None = tf.keras.utils.get_registered_object(name) or getattr(tf.keras.layers, name, None)
+    return found if isinstance(found, type) else None
+
+
+def _check_activation(activation: Any) -> None:
+    is_layer = isinstance(activation, type) and issubclass(activation, tf.keras.layers.Layer)
+    if not isinstance(activation, str) and not is_layer:
+        raise TypeError(f"`activation` must be a name or a class of layers. Received: activation={activation!r}")
+    if is_layer and _activation_class(tf.keras.utils.get_registered_name(activation)) is not activation:
+        raise ValueError(
+            "`activation` must be a layer of Keras or registered by `tf.keras.utils.register_keras_serializable`, to "
+            f"be restored with a saved model. Received: activation={activation!r}"
+        )
 
 
 def _with_global_losses(metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
