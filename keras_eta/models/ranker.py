@@ -13,7 +13,7 @@ from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Feature, Features, h
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.layers.target_attention import TargetAttention
 from keras_eta.search.search_unit import Retrieved, SearchUnit
-from keras_eta.validation import check_positive_integers
+from keras_eta.validation import check_hidden_units, check_integers_from_zero, check_positive_integers
 
 Inputs = Mapping[str, tf.Tensor]
 
@@ -109,14 +109,11 @@ class Ranker(tfrs.Model):
         _check_activation(activation)
         if search_unit is not None and not isinstance(search_unit, SearchUnit):
             raise TypeError(f"`search_unit` must be a SearchUnit or None. Received: search_unit={search_unit!r}")
-        for argument, value in (("short_history_length", short_history_length), ("cross_layers", cross_layers)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"`{argument}` must be an integer of at least 0. Received: {argument}={value!r}")
+        check_integers_from_zero(short_history_length=short_history_length, cross_layers=cross_layers)
         if not short_history_length and search_unit is None:
             raise ValueError("A ranker needs a `short_history_length` above 0 or a `search_unit`. Received neither.")
         check_positive_integers(num_heads=num_heads, **({} if key_dim is None else {"key_dim": key_dim}))
-        if not hidden_units or any(not isinstance(units, int) or units < 1 for units in hidden_units):
-            raise ValueError(f"`hidden_units` must be positive integers. Received: hidden_units={hidden_units!r}")
+        check_hidden_units(hidden_units)
         # Every replica's step returns what holds for all; the default would sum it over workers once more.
         self.distribute_reduction_method = "first"
         self.features = features

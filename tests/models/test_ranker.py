@@ -879,6 +879,11 @@ def _refused(features: Features) -> list[tuple[dict[str, Any], type[Exception], 
             ValueError,
             "`hidden_units` must be positive integers. Received: hidden_units=(8, 0)",
         ),
+        (
+            {"hidden_units": (8, True)},
+            ValueError,
+            "`hidden_units` must be positive integers. Received: hidden_units=(8, True)",
+        ),
         ({"num_heads": 0}, ValueError, "`num_heads` must be a positive integer. Received: num_heads=0"),
         ({"num_heads": 2.0}, ValueError, "`num_heads` must be a positive integer. Received: num_heads=2.0"),
         ({"key_dim": -1}, ValueError, "`key_dim` must be a positive integer. Received: key_dim=-1"),
@@ -904,7 +909,7 @@ def _refused(features: Features) -> list[tuple[dict[str, Any], type[Exception], 
     ]
 
 
-@pytest.mark.parametrize("case", range(16))
+@pytest.mark.parametrize("case", range(17))
 def test_ranker_refuses_a_bad_argument(features: Features, case: int) -> None:
     arguments, error, message = _refused(features)[case]
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
