@@ -960,7 +960,7 @@ def test_ranker_refuses_an_activation_that_a_file_could_not_restore(features: Fe
         Ranker(features, activation=_Unregistered)
     message = f"`activation` must be a name or a class of layers. Received: activation={int!r}"
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
-        Ranker(features, activation=int)  # type: ignore[arg-type]
+        Ranker(features, activation=int)
 
 
 @pytest.mark.parametrize(

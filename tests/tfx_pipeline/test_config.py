@@ -18,7 +18,8 @@ from tfx_pipeline.config import (
 )
 from tfx_pipeline.layouts import movielens, taobao
 
-NAN, INF = float("nan"), float("inf")
+NAN: Any = float("nan")
+INF: Any = float("inf")
 REQUIRED = {"data": "logs", "schema": "s.pbtxt", "output": "out", "serving_dir": "served/eta"}
 
 
@@ -94,9 +95,9 @@ def test_history_bucket(count: int, bucket: str) -> None:
         ),
         (lambda: Split((NAN, 0.5, 0.5)), "`fractions` must be three positive numbers that add up to 1. Received"),
         (lambda: Split((INF, 0.5, 0.5)), "`fractions` must be three positive numbers that add up to 1. Received"),
-        (lambda: Split((0.8, 0.2)), "`fractions` must be three positive numbers that add up to 1. Received"),
+        (lambda: Split((0.8, 0.2)), "`fractions` must be three positive numbers that add up to 1. Received"),  # type: ignore[arg-type]
         (lambda: Split(validation_from=True, eval_from=3), "`validation_from` and `eval_from` must be integers"),
-        (lambda: Split(validation_from=1, eval_from=2.5), "`validation_from` and `eval_from` must be integers"),
+        (lambda: Split(validation_from=1, eval_from=-INF), "`validation_from` and `eval_from` must be integers"),
         (lambda: Split(validation_from=1, eval_from=NAN), "`validation_from` and `eval_from` must be integers"),
         (lambda: Model(top_k=NAN), "`top_k` must be a positive integer. Received: top_k=nan"),
         (lambda: Model(num_bits=True), "`num_bits` must be a positive integer. Received: num_bits=True"),
