@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from keras_eta.validation import check_positive_integers
+from keras_eta.validation import check_positive_integers, is_integer
 
 LABEL = "label"
 TIMESTAMP = "timestamp"
@@ -65,7 +65,7 @@ class Feature:
                 raise ValueError(
                     f"`{argument}` of feature {self.name!r} must be a positive integer. Received: {argument}={value!r}"
                 )
-        if self.vocabulary_size is not None and (not isinstance(self.vocabulary_size, int) or self.vocabulary_size < 1):
+        if self.vocabulary_size is not None and not is_integer(self.vocabulary_size, 1):
             raise ValueError(
                 f"`vocabulary_size` of feature {self.name!r} must be a positive integer or None. "
                 f"Received: vocabulary_size={self.vocabulary_size!r}"

@@ -60,13 +60,13 @@ def log_loss(labels: npt.ArrayLike, logits: npt.ArrayLike) -> float:
         logits: [n], before the sigmoid.
 
     Returns:
-        The mean over rows.
+        The mean over rows; infinite where an infinite logit is wrong.
 
     Raises:
         ValueError: if the lengths differ, a label is neither 0 nor 1, or a score is NaN.
     """
     labels, logits = _checked(labels, logits)
-    return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
+    return float(np.mean(np.logaddexp(0.0, np.where(labels == 1, -logits, logits))))
 
 
 def agreement_at_k(retrieved: npt.ArrayLike, relevant: npt.ArrayLike, mask: npt.ArrayLike) -> float:

@@ -257,13 +257,16 @@ def age_bucket(
         int32 [..., L], between 0 and `len(boundaries) + 1`.
 
     Raises:
-        TypeError: if a timestamp is no integer.
+        TypeError: if a timestamp is no integer that int64 holds.
     """
     timestamp, history_timestamp = tf.convert_to_tensor(timestamp), tf.convert_to_tensor(history_timestamp)
     for name, x in (("timestamp", timestamp), ("history_timestamp", history_timestamp)):
-        if not x.dtype.is_integer:
-            raise TypeError(f"`{name}` must hold integers. Received: dtype={x.dtype.name}")
-    age = tf.maximum(tf.cast(timestamp, tf.int64)[..., tf.newaxis] - tf.cast(history_timestamp, tf.int64), 0)
+        if not x.dtype.is_integer or x.dtype == tf.uint64:
+            raise TypeError(f"`{name}` must hold integers that int64 holds. Received: dtype={x.dtype.name}")
+    timestamp, history_timestamp = tf.cast(timestamp, tf.int64)[..., tf.newaxis], tf.cast(history_timestamp, tf.int64)
+    # Moments are cut off first, since int64 does not hold every difference.
+    oldest = tf.maximum(timestamp, tf.int64.min + boundaries[-1]) - boundaries[-1]
+    age = timestamp - tf.minimum(tf.maximum(history_timestamp, oldest), timestamp)
     reached = tf.searchsorted(tf.constant(boundaries, tf.int64), tf.reshape(age, [-1]), side="right")
     bucket = tf.ensure_shape(1 + tf.reshape(reached, tf.shape(age)), age.shape)
     return bucket if mask is None else tf.where(mask, bucket, 0)

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+
+
+def is_integer(value: Any, minimum: int | None = None) -> bool:
+    """Whether a value is an `int`, of at least `minimum` where there is one; `bool` does not count."""
+    return isinstance(value, int) and not isinstance(value, bool) and (minimum is None or value >= minimum)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is an `int` or a finite `float`; `bool` does not count."""
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def check_positive_integers(**arguments: Any) -> None:
@@ -15,8 +29,21 @@ def check_positive_integers(**arguments: Any) -> None:
         ValueError: naming the first argument that is no positive `int` (`bool` does not count), and what was received.
     """
     for name, value in arguments.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_integer(value, 1):
             raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+
+
+def check_integers_from_zero(**arguments: Any) -> None:
+    """Raises ValueError unless every argument is an integer of at least 0."""
+    for name, value in arguments.items():
+        if not is_integer(value, 0):
+            raise ValueError(f"`{name}` must be an integer of at least 0. Received: {name}={value!r}")
+
+
+def check_hidden_units(hidden_units: Sequence[Any]) -> None:
+    """Raises ValueError unless there are hidden layers and the width of each is a positive integer."""
+    if not hidden_units or not all(is_integer(units, 1) for units in hidden_units):
+        raise ValueError(f"`hidden_units` must be positive integers. Received: hidden_units={hidden_units!r}")
 
 
 def check_planes_period(planes_period: Any, trainable_planes: bool) -> None:
@@ -27,3 +54,26 @@ def check_planes_period(planes_period: Any, trainable_planes: bool) -> None:
             "`planes_period` above 1 needs `trainable_planes=True`. "
             f"Received: planes_period={planes_period}, trainable_planes={trainable_planes}"
         )
+
+
+def exact_integers(values: np.ndarray) -> np.ndarray:
+    """Which of some values are integers that int64 holds.
+
+    Args:
+        values: of any shape and type. Floats count where they are whole and so small that no other integer is rounded
+            to them (for float64 below 2**53); text never does.
+
+    Returns:
+        bool, of the same shape.
+    """
+    if values.dtype.kind == "f":
+        largest = 2 ** (np.finfo(values.dtype).nmant + 1) - 1
+        whole: np.ndarray = (np.abs(values) <= largest) & (values == np.floor(values))
+        return whole
+    if values.dtype.kind == "O":
+        limits = np.iinfo(np.int64)
+        fitting = [isinstance(x, (int, np.integer)) and limits.min <= x <= limits.max for x in values.flat]
+        return np.array(fitting, bool).reshape(values.shape)
+    if values.dtype.kind == "u":
+        return values <= np.iinfo(np.int64).max
+    return np.full(values.shape, values.dtype.kind in "bi")

@@ -76,6 +76,12 @@ def test_log_loss_worked_by_hand_and_without_overflow() -> None:
     assert metrics.log_loss([0, 1], [1000.0, -1000.0]) == 1000.0
 
 
+@pytest.mark.parametrize(("label", "logit", "loss"), [(1, math.inf, 0), (0, -math.inf, 0), (1, -math.inf, math.inf)])
+def test_log_loss_of_a_certain_score(label: int, logit: float, loss: float) -> None:
+    assert metrics.log_loss([label], [logit]) == loss
+    assert metrics.log_loss([1 - label], [-logit]) == loss
+
+
 def test_agreement_at_k_worked_by_hand() -> None:
     retrieved = [[0, 5, 2], [7, 1, 0]]
     relevant = [[2, 0, 9], [0, 3, 0]]

@@ -551,6 +551,27 @@ def test_age_bucket_of_no_behaviours_is_empty() -> None:
     assert ops.age_bucket(tf.zeros([0], tf.int64), tf.zeros([0, 4], tf.int64), (60,)).shape == (0, 4)
 
 
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_age_bucket_of_moments_farther_apart_than_int64_reaches(mode: str) -> None:
+    first, last = -(2**63), 2**63 - 1
+    timestamp, history = (
+        np.array([last, first, 0]),
+        np.array([[-1, first, last - 5], [last, 1, first], [first, last, -5]]),
+    )
+
+    def buckets(timestamp: tf.Tensor, history: tf.Tensor) -> tf.Tensor:
+        return ops.age_bucket(timestamp, history, (5, last))
+
+    function = {
+        "eager": buckets,
+        "graph": tf.function(buckets, autograph=False),
+        "xla": tf.function(buckets, autograph=False, jit_compile=True),
+    }[mode]
+    np.testing.assert_array_equal(
+        function(tf.constant(timestamp), tf.constant(history)), [[3, 3, 2], [1, 1, 1], [3, 1, 2]]
+    )
+
+
 @settings(max_examples=15)
 @given(
     st.lists(st.integers(1, 2**40), min_size=1, max_size=6, unique=True).map(sorted),
@@ -575,5 +596,17 @@ def test_age_bucket_equals_reference_everywhere(boundaries: list[int], timestamp
 def test_age_bucket_refuses_moments_that_are_no_integers(name: str) -> None:
     columns = {"timestamp": tf.constant([5]), "history_timestamp": tf.constant([[4]])}
     columns[name] = tf.cast(columns[name], tf.float32)
-    with pytest.raises(TypeError, match=_message(f"`{name}` must hold integers. Received: dtype=float32")):
+    with pytest.raises(
+        TypeError, match=_message(f"`{name}` must hold integers that int64 holds. Received: dtype=float32")
+    ):
+        ops.age_bucket(**columns, boundaries=(60,))
+
+
+@pytest.mark.parametrize("name", ["timestamp", "history_timestamp"])
+def test_age_bucket_refuses_moments_that_int64_does_not_hold(name: str) -> None:
+    columns = {"timestamp": tf.constant([5]), "history_timestamp": tf.constant([[4]])}
+    columns[name] = tf.cast(columns[name], tf.uint64)
+    with pytest.raises(
+        TypeError, match=_message(f"`{name}` must hold integers that int64 holds. Received: dtype=uint64")
+    ):
         ops.age_bucket(**columns, boundaries=(60,))

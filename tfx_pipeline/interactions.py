@@ -35,7 +35,8 @@ Scalar: TypeAlias = int | float | bytes
 UserId: TypeAlias = int | bytes
 
 _DTYPES = {"int64": int, "float32": float, "string": bytes}
-_LARGEST_EXACT_FLOAT = 2**53
+# A float of 2**53 may stand for 2**53 + 1 as well.
+_LARGEST_EXACT_FLOAT = 2**53 - 1
 _LARGEST_FLOAT = float(np.finfo("float32").max)
 _BATCH_ROWS = 10_000
 _INTEGER = re.compile("[+-]?[0-9]+")

@@ -23,8 +23,8 @@ def warm_start(model: Ranker, serving_dir: str) -> int | None:
 
     Embeddings are carried over by id, since every training has vocabularies of its own: an id that both models know
     keeps its embedding, an id that the version lacks keeps the model's initial one, and the rows of padding and of the
-    out-of-vocabulary buckets keep their place. Planes follow where their number of bits is the same, and the other
-    weights where the architecture is. Fingerprints are exact afterwards.
+    out-of-vocabulary buckets keep their place. Planes, in use and learned, follow where their number of bits is the
+    same, whatever their period, and the other weights where the architecture is. Fingerprints are exact afterwards.
 
     Nothing happens, but for a line in the log, where there is no version or its features are others.
 
@@ -50,8 +50,10 @@ def warm_start(model: Ranker, serving_dir: str) -> int | None:
     named = {variable.name: variable for variable in base.model_variables}
     # Before the embeddings, which are hashed with the planes when they are assigned.
     for planes in filter(_is_planes, _variables(model)):
-        if planes.name in named and named[planes.name].shape == planes.shape:
-            planes.assign(named[planes.name])
+        # A version whose planes follow the optimiser at once has learned no others.
+        source = named.get(planes.name, named.get(planes.name.replace("/learned_planes", "/planes")))
+        if source is not None and source.shape == planes.shape:
+            planes.assign(source)
     id_features = [feature for feature in base_features.all_features if feature.is_id]
     tables = dict(zip(id_features, base.vocabularies, strict=True))
     for feature, table in tables.items():
@@ -118,7 +120,7 @@ def _variables(model: Ranker) -> list[tf.Variable]:
 
 
 def _is_planes(variable: tf.Variable) -> bool:
-    return variable.name.endswith("/planes:0")
+    return variable.name.endswith(("/planes:0", "/learned_planes:0"))
 
 
 def _dense(variables: Iterable[tf.Variable]) -> list[tf.Variable]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from keras_eta.features import (
     history_name,
 )
 from keras_eta.ops import age_bucket
+from keras_eta.validation import exact_integers
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -26,7 +28,8 @@ class FeatureLookup(tf.keras.layers.Layer):
 
     Each id feature has one vocabulary, for the candidate and for the history alike. Its rows are: 0 for padding, then
     the out-of-vocabulary buckets, then the vocabulary, most frequent ids first. No raw value, not even 0 or -1, stands
-    for padding: `history_length` alone says which behaviours are real. Vocabularies are saved with the model.
+    for padding: `history_length` alone says which behaviours are real. Vocabularies are saved with the model. An id of
+    dtype `string` may be any bytes; text stands for its UTF-8.
 
     Where `features` have an `age`, timestamps become the bucket of each behaviour's age.
 
@@ -43,7 +46,8 @@ class FeatureLookup(tf.keras.layers.Layer):
         place of the two timestamps comes `history_age` int32 [..., L], as `keras_eta.ops.age_bucket` makes it.
 
     Raises:
-        TypeError: if `features` is no `Features`, or a timestamp is no integer.
+        TypeError: if `features` is no `Features`, or lengths, timestamps or the ids of an int64 feature have a type
+            that int64 does not hold, e.g. float32 or uint64.
         ValueError: if a column is missing, or a vocabulary is empty.
 
     Example:
@@ -83,14 +87,15 @@ class FeatureLookup(tf.keras.layers.Layer):
                 count.
 
         Raises:
-            ValueError: if the data lacks a feature.
+            ValueError: if the data lacks a feature, or an int64 feature has a value that is no integer of 64 bits.
         """
         counts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in self.tables}
         batches: Iterator[Any] = iter([data]) if isinstance(data, Mapping) else data.as_numpy_iterator()
         for batch in batches:
             columns = batch[0] if isinstance(batch, tuple) else batch
             for name, found in counts.items():
-                found.extend(np.unique(values, return_counts=True) for values in _occurrences(columns, name))
+                occurrences = _occurrences(columns, self._id_feature(name))
+                found.extend(np.unique(values, return_counts=True) for values in occurrences)
         for name, found in counts.items():
             if not sum(len(values) for values, _ in found):
                 raise ValueError(f"`data` holds no value of feature {name!r}.")
@@ -108,12 +113,14 @@ class FeatureLookup(tf.keras.layers.Layer):
             vocabulary: 1-D, different ids, the ones to keep first.
 
         Raises:
-            ValueError: if `name` is no id feature.
+            ValueError: if `name` is no id feature, or the feature is int64 and an id is no integer of 64 bits.
         """
-        feature = self._id_feature(name)
-        if feature.dtype == "int64":
-            vocabulary = np.asarray(vocabulary, np.int64)
-        self.tables[name].set_vocabulary(vocabulary[: feature.vocabulary_size])
+        feature, table = self._id_feature(name), self.tables[name]
+        ids = _raw_ids(feature, vocabulary)[: feature.vocabulary_size]
+        if feature.dtype == "string":
+            ids = np.array([tf.compat.as_bytes(id_) for id_ in ids], object)
+        # Without the reserved ids in front, Keras would take an id that equals them for one of them and leave it out.
+        table.set_vocabulary(np.concatenate([np.full(feature.num_oov_indices, table.oov_token, ids.dtype), ids]))
 
     def encode(self, name: str, values: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Rows of the embedding table for raw ids of one feature, outside of any graph.
@@ -126,22 +133,24 @@ class FeatureLookup(tf.keras.layers.Layer):
             int32, the same shape; never 0, which is padding.
 
         Raises:
-            ValueError: if `name` is no id feature, or its vocabulary is empty.
+            ValueError: if `name` is no id feature, its vocabulary is empty, or the feature is int64 and a value is no
+                integer of 64 bits.
         """
-        return self._rows(name, tf.constant(np.asarray(values), dtype=self._id_feature(name).dtype)).numpy()
+        feature = self._id_feature(name)
+        return self._rows(name, tf.constant(_raw_ids(feature, values), feature.dtype)).numpy()
 
     def call(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         wanted = (*self._features.row_names, *self._features.history_names, HISTORY_LENGTH)
         missing = sorted(set(wanted) - set(inputs))
         if missing:
             raise ValueError(f"Columns are missing: {missing}. Received: {sorted(inputs)}")
-        lengths = tf.cast(inputs[HISTORY_LENGTH], tf.int32)
+        lengths = tf.cast(_int64_column(HISTORY_LENGTH, inputs), tf.int32)
         outputs = {HISTORY_LENGTH: lengths}
         for feature in (*self._features.user, *self._features.context, *self._features.item_features):
-            outputs[feature.name] = self._encoded(feature, inputs[feature.name])
+            outputs[feature.name] = self._encoded(feature, feature.name, inputs)
         for feature in self._features.history_features:
             name = history_name(feature.name)
-            column = self._encoded(feature, inputs[name])
+            column = self._encoded(feature, name, inputs)
             real = tf.sequence_mask(lengths, tf.shape(column)[-1])
             outputs[name] = tf.where(real, column, tf.zeros_like(column))
         if self._features.age is not None:
@@ -150,8 +159,9 @@ class FeatureLookup(tf.keras.layers.Layer):
             outputs[HISTORY_AGE] = age_bucket(inputs[TIMESTAMP], moments, self._features.age.boundaries, real)
         return outputs
 
-    def _encoded(self, feature: Feature, column: tf.Tensor) -> tf.Tensor:
-        column = tf.cast(column, feature.dtype) if feature.dtype != "string" else column
+    def _encoded(self, feature: Feature, name: str, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        column = inputs[name] if feature.dtype != "int64" else _int64_column(name, inputs)
+        column = tf.cast(column, tf.float32) if feature.dtype == "float32" else column
         return self._rows(feature.name, column) if feature.is_id else column
 
     def _id_feature(self, name: str) -> Feature:
@@ -172,18 +182,64 @@ class FeatureLookup(tf.keras.layers.Layer):
         return {**super().get_config(), "features": self._features.to_dict()}
 
 
+@tf.keras.utils.register_keras_serializable(package="keras_eta")
+class StringVocabulary(tf.keras.layers.StringLookup):
+    """A `StringLookup` of bytes, whose saved vocabulary is what it was: Keras's is lines of text, without NULs."""
+
+    def _tensor_vocab_to_numpy(self, vocabulary: tf.Tensor) -> np.ndarray:
+        ids: np.ndarray = vocabulary.numpy()
+        return ids
+
+    def save_assets(self, dir_path: str) -> None:
+        ids = tf.constant(self.get_vocabulary(include_special_tokens=False), tf.string)
+        tf.io.write_file(os.path.join(dir_path, "vocabulary"), tf.io.serialize_tensor(ids))
+
+    def load_assets(self, dir_path: str) -> None:
+        ids = tf.io.parse_tensor(tf.io.read_file(os.path.join(dir_path, "vocabulary")), tf.string)
+        if len(ids):
+            self.set_vocabulary(ids)
+
+
 def _table(feature: Feature) -> tf.keras.layers.Layer:
     # The layers reserve one id as the name of the out-of-vocabulary buckets; by default one that logs do hold.
     options = {"mask_token": None, "num_oov_indices": feature.num_oov_indices, "name": f"{feature.name}_vocabulary"}
     if feature.dtype == "string":
-        return tf.keras.layers.StringLookup(oov_token="\0out of vocabulary", **options)
+        return StringVocabulary(oov_token="\0out of vocabulary", **options)
     return tf.keras.layers.IntegerLookup(oov_token=tf.int64.min, **options)
 
 
-def _occurrences(columns: Mapping[str, Any], name: str) -> Iterator[np.ndarray]:
+def _int64_column(name: str, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    column = tf.convert_to_tensor(inputs[name])
+    fits = column.dtype.is_bool or (column.dtype.is_integer and column.dtype != tf.uint64)
+    # An empty list is one of floats to TensorFlow.
+    if not fits and column.shape.num_elements() != 0:
+        raise TypeError(f"Column {name!r} must hold integers that int64 holds. Received: dtype={column.dtype.name}")
+    return tf.cast(column, tf.int64)
+
+
+def _raw_ids(feature: Feature, values: Any) -> np.ndarray:
+    """Raw ids of a feature as int64, or as text and bytes of their full length."""
+    values = _array(feature, values)
+    if feature.dtype == "string":
+        return values
+    exact = exact_integers(values)
+    if not exact.all():
+        raise ValueError(
+            f"Feature {feature.name!r} must hold integers of 64 bits, as floats only where they are exact. "
+            f"Received: {values[~exact][0]} (dtype={values.dtype})"
+        )
+    return values.astype(np.int64)
+
+
+def _array(feature: Feature, values: Any) -> np.ndarray:
+    # NumPy's own type of strings cuts NULs off.
+    return np.asarray(values, None if isinstance(values, np.ndarray) or feature.dtype != "string" else object)
+
+
+def _occurrences(columns: Mapping[str, Any], feature: Feature) -> Iterator[np.ndarray]:
     """The values of a feature in a batch: the rows' own and those of real behaviours."""
-    if name in columns:
-        yield np.ravel(columns[name])
-    if history_name(name) in columns:
-        history = np.asarray(columns[history_name(name)])
-        yield history[np.arange(history.shape[1]) < np.reshape(columns[HISTORY_LENGTH], [-1, 1])]
+    if feature.name in columns:
+        yield _raw_ids(feature, columns[feature.name])
+    if history_name(feature.name) in columns:
+        history = _array(feature, columns[history_name(feature.name)])
+        yield _raw_ids(feature, history[np.arange(history.shape[1]) < np.reshape(columns[HISTORY_LENGTH], [-1, 1])])

@@ -70,7 +70,7 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
         inputs: int32 or int64 [...], row numbers.
 
     Returns:
-        float32 [..., D] embeddings.
+        float32 [..., D] embeddings, as they are hashed: not rounded under a policy of half precision either.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -97,7 +97,9 @@ class FingerprintedEmbedding(tf.keras.layers.Embedding):
         **kwargs: Any,
     ) -> None:
         check_positive_integers(input_dim=input_dim, output_dim=output_dim)
-        super().__init__(input_dim, output_dim, **kwargs)
+        # Under a mixed policy Keras would round the rows to half precision, and their codes would not be the table's.
+        dtype = tf.keras.mixed_precision.global_policy().variable_dtype
+        super().__init__(input_dim, output_dim, **{"dtype": dtype, **kwargs})
         self.hash = SimHash(num_bits, seed, trainable_planes, planes_period, name="hash")
 
     def build(self, input_shape: tf.TensorShape | None = None) -> None:

@@ -13,7 +13,7 @@ from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Feature, Features, h
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.layers.target_attention import TargetAttention
 from keras_eta.search.search_unit import Retrieved, SearchUnit
-from keras_eta.validation import check_positive_integers
+from keras_eta.validation import check_hidden_units, check_integers_from_zero, check_positive_integers
 
 Inputs = Mapping[str, tf.Tensor]
 
@@ -57,7 +57,8 @@ class Ranker(tfrs.Model):
         num_heads: heads of both attentions.
         key_dim: width of a head. `None`: the candidate's width divided by the heads, rounded up.
         hidden_units: widths of the MLP's hidden layers.
-        activation: of the hidden layers: a name that Keras knows, or a class of layers such as `keras_eta.layers.Dice`.
+        activation: of the hidden layers: a name that Keras knows, or a class of layers, Keras's own or a registered
+            one such as `keras_eta.layers.Dice`.
         cross_layers: number of `tfrs.layers.dcn.Cross` layers before the MLP (DCN-v2).
         short_attention: layer in place of the short history's `TargetAttention`, e.g. `ActivationUnit`.
         long_attention: the same for the long history.
@@ -105,18 +106,14 @@ class Ranker(tfrs.Model):
             features = lookup.features
         if not isinstance(features, Features):
             raise TypeError(f"`features` must be a keras_eta.Features. Received: features={features!r}")
-        if not isinstance(activation, (str, type)):
-            raise TypeError(f"`activation` must be a name or a class of layers. Received: activation={activation!r}")
+        _check_activation(activation)
         if search_unit is not None and not isinstance(search_unit, SearchUnit):
             raise TypeError(f"`search_unit` must be a SearchUnit or None. Received: search_unit={search_unit!r}")
-        for argument, value in (("short_history_length", short_history_length), ("cross_layers", cross_layers)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"`{argument}` must be an integer of at least 0. Received: {argument}={value!r}")
+        check_integers_from_zero(short_history_length=short_history_length, cross_layers=cross_layers)
         if not short_history_length and search_unit is None:
             raise ValueError("A ranker needs a `short_history_length` above 0 or a `search_unit`. Received neither.")
         check_positive_integers(num_heads=num_heads, **({} if key_dim is None else {"key_dim": key_dim}))
-        if not hidden_units or any(not isinstance(units, int) or units < 1 for units in hidden_units):
-            raise ValueError(f"`hidden_units` must be positive integers. Received: hidden_units={hidden_units!r}")
+        check_hidden_units(hidden_units)
         # Every replica's step returns what holds for all; the default would sum it over workers once more.
         self.distribute_reduction_method = "first"
         self.features = features
@@ -193,6 +190,8 @@ class Ranker(tfrs.Model):
         zeros.update({feature.name: tf.zeros([1, 1], tf.int32) for feature in self.features.item_features})
         zeros.update({name: tf.zeros([1, 1], tf.int32) for name in self.features.encoded_history_names})
         self.score(zeros)
+        # Keras sets it at the first call, to the shapes of that one; without it no SavedModel is written.
+        self._set_save_spec(_specs(self.features))
         self.built = True
 
     def get_build_config(self) -> dict[str, Any] | None:
@@ -247,10 +246,25 @@ class Ranker(tfrs.Model):
 
     def get_compile_config(self) -> Any:
         """The arguments of `compile` for Keras's native format; `None` where the optimiser has no configuration."""
-        return None if self._has_composite_optimizer() else super().get_compile_config()
+        if self._has_composite_optimizer():
+            return None
+        # Keras reads the state of a built optimiser back, and fails on that of another in a loss-scale wrapper.
+        self._build_optimizer()
+        return super().get_compile_config()
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as `get_compile_config` says, and creates the optimiser's variables."""
+        self.compile(**tf.keras.utils.deserialize_keras_object(config))
+        self._build_optimizer()
+
+    def _build_optimizer(self) -> None:
+        if self.built and isinstance(self.optimizer, tf.keras.optimizers.Optimizer):
+            self.optimizer.build(self.trainable_variables)
 
     def _has_composite_optimizer(self) -> bool:
-        return isinstance(self.optimizer, tfrs.experimental.optimizers.CompositeOptimizer)
+        """Whether there is one, in a loss-scale wrapper or without."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        return isinstance(optimizer, tfrs.experimental.optimizers.CompositeOptimizer)
 
     def call(self, inputs: Inputs, training: bool | None = None) -> tf.Tensor:
         row_names = (*self.features.encoded_row_names, HISTORY_LENGTH)
@@ -276,11 +290,11 @@ class Ranker(tfrs.Model):
         """
         history, mask = self._history(inputs)
         candidate_vectors = self._vectors(self.features.item_features, inputs)
-        candidate = tf.concat(list(candidate_vectors.values()), axis=-1)
+        candidate = self._concatenated(candidate_vectors)
         parts = [candidate]
         if self.short_attention is not None:
             recent = {name: column[:, : self.short_history_length] for name, column in history.items()}
-            behaviours = tf.concat(list(self._behaviour_vectors(recent).values()), axis=-1)
+            behaviours = self._concatenated(self._behaviour_vectors(recent))
             interest, _ = self.short_attention.attend(candidate, behaviours, mask[:, : self.short_history_length])
             parts.append(interest)
         retrieved, attention = None, None
@@ -343,7 +357,7 @@ class Ranker(tfrs.Model):
             missing = tf.maximum(1 - tf.shape(column)[1], 0)
             columns[key] = tf.pad(column, [[0, 0], [0, missing]])
         width = tf.shape(columns[self.features.item_id.name])[1]
-        return columns, tf.sequence_mask(tf.minimum(inputs[HISTORY_LENGTH], maximum), width)
+        return columns, tf.sequence_mask(inputs[HISTORY_LENGTH], width)
 
     def _long_interest(
         self,
@@ -359,18 +373,22 @@ class Ranker(tfrs.Model):
         retrieved = self.search_unit(
             {name: inputs[name] for name in searched}, {name: history[name] for name in searched}, mask, jit_compile
         )
-        candidate = tf.concat(list(candidate_vectors.values()), axis=-1)
+        candidate = self._concatenated(candidate_vectors)
         if retrieved is None:
-            behaviours = tf.concat(list(self._behaviour_vectors(history).values()), axis=-1)
+            behaviours = self._concatenated(self._behaviour_vectors(history))
             interest, weights = self.long_attention.attend(candidate, behaviours, mask)
             return interest, None, weights
         # Only what was retrieved is ever gathered as floats.
         columns = {name: tf.gather(column, retrieved.positions, batch_dims=1) for name, column in history.items()}
         vectors = self._behaviour_vectors(columns)
-        behaviours = tf.concat(list(vectors.values()), axis=-1)
+        behaviours = self._concatenated(vectors)
         similarity = self.search_unit.similarity(candidate_vectors, vectors, retrieved.distances, training)
         interest, weights = self.long_attention.attend(candidate, behaviours, retrieved.mask, similarity)
         return interest, retrieved, weights
+
+    def _concatenated(self, vectors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Vectors side by side, in the policy's precision; embeddings that are hashed come unrounded."""
+        return tf.concat([tf.cast(vector, self.compute_dtype) for vector in vectors.values()], axis=-1)
 
     def _vectors(self, features: Sequence[Feature], columns: Inputs) -> dict[str, tf.Tensor]:
         """Embeddings of ids and floats as they are, [..., width], by feature name."""
@@ -427,9 +445,36 @@ class Ranker(tfrs.Model):
         for name in ("lookup", "search_unit", "short_attention", "long_attention"):
             if config.get(name) is not None:
                 config[name] = tf.keras.utils.deserialize_keras_object(config[name])
-        registered = tf.keras.utils.get_registered_object(config["activation"])
-        config["activation"] = registered or config["activation"]
+        config["activation"] = _activation_class(config["activation"]) or config["activation"]
         return cls(**config)
+
+
+def _specs(features: Features) -> dict[str, tf.TensorSpec]:
+    """What a call reads, of any number of rows and behaviours."""
+    rows = (*features.encoded_row_names, HISTORY_LENGTH)
+    floats = {feature.name for feature in features.all_features if not feature.is_id}
+    floats |= {history_name(name) for name in floats}
+    return {
+        name: tf.TensorSpec([None] if name in rows else [None, None], tf.float32 if name in floats else tf.int32)
+        for name in (*rows, *features.encoded_history_names)
+    }
+
+
+def _activation_class(name: str) -> type | None:
+    """The registered class or the layer of Keras of that name; `None` for the name of a function."""
+    found: type | None = tf.keras.utils.get_registered_object(name) or getattr(tf.keras.layers, name, None)
+    return found if isinstance(found, type) else None
+
+
+def _check_activation(activation: Any) -> None:
+    is_layer = isinstance(activation, type) and issubclass(activation, tf.keras.layers.Layer)
+    if not isinstance(activation, str) and not is_layer:
+        raise TypeError(f"`activation` must be a name or a class of layers. Received: activation={activation!r}")
+    if is_layer and _activation_class(tf.keras.utils.get_registered_name(activation)) is not activation:
+        raise ValueError(
+            "`activation` must be a layer of Keras or registered by `tf.keras.utils.register_keras_serializable`, to "
+            f"be restored with a saved model. Received: activation={activation!r}"
+        )
 
 
 def _with_global_losses(metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -11,7 +11,7 @@ from keras_eta.features import Feature
 from keras_eta.layers.fingerprinted_embedding import FingerprintedEmbedding
 from keras_eta.layers.hamming_top_k import HammingTopK
 from keras_eta.search.search_unit import Ids, Retrieved, SearchUnit
-from keras_eta.validation import check_planes_period, check_positive_integers
+from keras_eta.validation import check_integers_from_zero, check_planes_period, check_positive_integers
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -52,6 +52,7 @@ class HammingSearch(SearchUnit):
     ) -> None:
         super().__init__(**kwargs)
         check_positive_integers(top_k=top_k, num_bits=num_bits)
+        check_integers_from_zero(seed=seed)
         if trainable_planes and not similarity_bias:
             raise ValueError(
                 "`trainable_planes` needs `similarity_bias=True`: no gradient reaches the planes otherwise. "

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_eta import Age, Feature, FeatureLookup, Features
+from keras_eta import ETA, Age, Feature, FeatureLookup, Features
 from tests import reference
 from tests.layer_check import check_layer
 
@@ -185,6 +187,53 @@ def test_set_vocabulary_keeps_its_order_and_is_cut_off() -> None:
     np.testing.assert_array_equal(layer.encode("user_id", [[4], [9]]), [[3], [2]])
 
 
+# Any bytes are an id: line breaks, no UTF-8, NULs at the end, the names that Keras reserves.
+ODD_IDS = [b"a\nb", b"x", b"y", b"x\r", b"\r\n", b"", b"\xff", b"\xc3", b"x\0", b"\0out of vocabulary", b"a", b"b"]
+
+
+def _odd_model() -> ETA:
+    lookup = FeatureLookup(Features(item_id=Feature("item_id", "string", embedding_dim=2), user=(Feature("user_id"),)))
+    lookup.set_vocabulary("item_id", ODD_IDS)
+    lookup.set_vocabulary("user_id", [-(2**63), 2**63 - 1, 3])
+    model = ETA(lookup=lookup, top_k=1, num_bits=4, short_history_length=1, num_heads=1, hidden_units=(2,))
+    model.build()
+    return model
+
+
+def _through_file(model: ETA, path: Path) -> ETA:
+    model.save(str(path))
+    return tf.keras.models.load_model(str(path))
+
+
+COPIES: dict[str, Callable[[ETA, Path], ETA]] = {
+    "none": lambda model, _: model,
+    "keras file": lambda model, directory: _through_file(model, directory / "model.keras"),
+    "saved model": lambda model, directory: _through_file(model, directory / "model"),
+    "saved model, then keras file": lambda model, directory: _through_file(
+        _through_file(model, directory / "model"), directory / "again.keras"
+    ),
+    "deep copy": lambda model, _: copy.deepcopy(model),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "saved" in name else name for name in COPIES]
+)
+def test_every_id_keeps_its_row_in_a_copy(tmp_path: Path, name: str) -> None:
+    model: Any = _odd_model()
+    model(model.lookup({"user_id": [3], "item_id": ["x"], "history_item_id": [["y"]], "history_length": [1]}))
+    lookup: Any = COPIES[name](model, tmp_path).lookup
+    np.testing.assert_array_equal(lookup.encode("item_id", ODD_IDS), np.arange(2, 14))
+    np.testing.assert_array_equal(lookup.encode("item_id", [b"a\nb\n", b"x\n", b"\n", b"[UNK]", b"\0"]), [1] * 5)
+    np.testing.assert_array_equal(lookup.encode("user_id", [-(2**63), 2**63 - 1, 3, 4]), [2, 3, 4, 1])
+
+
+def test_adapt_and_encode_take_text_with_trailing_nuls() -> None:
+    layer = FeatureLookup(Features(item_id=Feature("item_id", "string")))
+    layer.adapt({"item_id": ["a\0", "a\0", "a"]})
+    np.testing.assert_array_equal(layer.encode("item_id", [["a\0", "a"], ["a\0\0", ""]]), [[2, 3], [1, 1]])
+
+
 # Ages
 
 
@@ -242,7 +291,8 @@ def test_lookup_with_age_refuses_timestamps_that_are_no_integers() -> None:
     raw = _aged_raw()
     raw["history_timestamp"] = raw["history_timestamp"].astype(np.float64)
     # Keras hands floats on as float32.
-    with pytest.raises(TypeError, match=re.escape("`history_timestamp` must hold integers. Received: dtype=float32")):
+    message = "`history_timestamp` must hold integers that int64 holds. Received: dtype=float32"
+    with pytest.raises(TypeError, match=re.escape(message)):
         _aged_lookup()(raw)
 
 
@@ -291,3 +341,65 @@ def test_adapt_refuses_data_without_a_feature(data: dict[str, np.ndarray]) -> No
 def test_lookup_refuses_a_name_that_is_no_id_feature(lookup: FeatureLookup, method: str, name: str) -> None:
     with pytest.raises((KeyError, ValueError), match=f"{name}"):
         getattr(lookup, method)(name, [1])
+
+
+NO_INTEGERS: list[tuple[Any, str]] = [
+    ([1.7], "1.7 (dtype=float64)"),
+    ([1, 2.5], "2.5 (dtype=float64)"),
+    ([float("nan")], "nan (dtype=float64)"),
+    ([float("inf")], "inf (dtype=float64)"),
+    # 2**53 + 1 is rounded to 2**53, 2**24 + 1 as float32 to 2**24.
+    ([2.0**53], "9007199254740992.0 (dtype=float64)"),
+    ([-(2.0**53)], "-9007199254740992.0 (dtype=float64)"),
+    (np.array([1, 2**24], np.float32), "16777216.0 (dtype=float32)"),
+    (np.array([3, 2**63 + 5], np.uint64), "9223372036854775813 (dtype=uint64)"),
+    ([2**63], "9223372036854775808 (dtype=uint64)"),
+    ([2**64], "18446744073709551616 (dtype=object)"),
+    ([-(2**63) - 1], "-9223372036854775809 (dtype=object)"),
+    (["7"], "7 (dtype=<U1)"),
+    ([None], "None (dtype=object)"),
+]
+
+
+@pytest.mark.parametrize("method", ["encode", "set_vocabulary", "adapt"])
+@pytest.mark.parametrize(("values", "what"), NO_INTEGERS)
+def test_lookup_refuses_values_that_are_no_integers(lookup: FeatureLookup, method: str, values: Any, what: str) -> None:
+    message = "Feature 'user_id' must hold integers of 64 bits, as floats only where they are exact. Received: " + what
+    methods = {
+        "encode": lambda: lookup.encode("user_id", values),
+        "set_vocabulary": lambda: lookup.set_vocabulary("user_id", values),
+        "adapt": lambda: lookup.adapt({**LOG, "user_id": values}),
+    }
+    with pytest.raises(ValueError, match=_message(message)):
+        methods[method]()
+
+
+def test_whole_numbers_of_any_type_are_integers(lookup: FeatureLookup) -> None:
+    for values in (
+        [3.0, -5.0, 2.0**53 - 1],
+        np.array([3, -5, 2**24 - 1], np.float32),
+        np.array([3, -5, 2**11 - 1], np.float16),
+        np.array([3, -5, 9], object),
+        np.array([3, -5, 9], np.int8),
+    ):
+        np.testing.assert_array_equal(lookup.encode("user_id", values), [4, 2, 1])
+    np.testing.assert_array_equal(lookup.encode("user_id", np.array([3, 2**63 - 1], np.uint64)), [4, 1])
+    assert lookup.encode("user_id", []).shape == (0,)
+
+
+def test_call_takes_empty_lists_as_a_history() -> None:
+    layer = FeatureLookup(Features(item_id=Feature("item_id")))
+    layer.set_vocabulary("item_id", [5])
+    encoded = layer({"item_id": [5, 6], "history_item_id": [[], []], "history_length": [0, 0]})
+    assert encoded["history_item_id"].shape == (2, 0)
+    np.testing.assert_array_equal(encoded["item_id"], [2, 1])
+
+
+@pytest.mark.parametrize(("dtype", "received"), [("float64", "float32"), ("float32", "float32"), ("uint64", "uint64")])
+def test_call_refuses_columns_whose_type_int64_does_not_hold(lookup: FeatureLookup, dtype: str, received: str) -> None:
+    for name in ("user_id", "history_category_id", "history_length"):
+        raw = _raw()
+        raw[name] = raw[name].astype(dtype)
+        message = f"Column '{name}' must hold integers that int64 holds. Received: dtype={received}"
+        with pytest.raises(TypeError, match=re.escape(message)):
+            lookup(raw)

@@ -303,6 +303,19 @@ def test_parquet_keeps_zeros(tmp_path):
     assert Counter(row["label"] for row in impressions) == {0: 14, 1: 12}
 
 
+@pytest.mark.parametrize(
+    "value", [2**53 - 1, -(2**53) + 1, "9007199254740993", 2**63 - 1, 2.0**53 - 1, "-9007199254740991.0"]
+)
+def test_integers_that_are_exact_are_read(value):
+    assert interactions.parse_integer(value) == int(str(value).removesuffix(".0"))
+
+
+@pytest.mark.parametrize("value", [2.0**53, -(2.0**53), "9007199254740993.0", "9007199254740992.0", 2.0**62, 0.5])
+def test_floats_that_stand_for_several_integers_are_malformed(value):
+    with pytest.raises(interactions.MalformedRowError, match=r"^non-integer$"):
+        interactions.parse_integer(value)
+
+
 def test_parquet_with_gaps_and_strange_values_names_them(tmp_path):
     (tmp_path / "data").mkdir()
     table = {

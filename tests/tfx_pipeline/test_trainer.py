@@ -281,12 +281,15 @@ def test_a_model_reaches_remote_file_systems_whole(trained: Trained) -> None:
     assert tf.io.gfile.exists(target + "/assets.extra/features.json")
 
 
-def make_model(ids: list[int], users: list[bytes], features: Features = FEATURES, **changes: Any) -> Any:
+def make_model(
+    ids: list[int], users: list[bytes], features: Features = FEATURES, planes_period: int = 1, **changes: Any
+) -> Any:
     lookup = FeatureLookup(features)
     lookup.set_vocabulary("item_id", ids)
     lookup.set_vocabulary("user_id", np.array(users, object))
     lookup.set_vocabulary("liked", [0, 1])
-    model = ETA(lookup=lookup, **dataclasses.asdict(dataclasses.replace(MODEL, **changes)))
+    arguments = dataclasses.asdict(dataclasses.replace(MODEL, **changes))
+    model = ETA(lookup=lookup, planes_period=planes_period, **arguments)
     model.build()
     return model
 
@@ -367,6 +370,30 @@ def test_warm_start_of_another_architecture_takes_embeddings_only(
     for variable, before in zip(model.dense_variables(), dense, strict=True):
         np.testing.assert_array_equal(variable, before)
     assert_exact_fingerprints(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("base_period", "period"), [(1, 3), (3, 1), (3, 2)])
+def test_warm_start_carries_planes_over_between_periods(tmp_path: Path, base_period: int, period: int) -> None:
+    base = make_model([10], [b"a"], planes_period=base_period)
+    base_hash = base.embeddings["item_id"].hash
+    for variable in (*base.trainable_variables, base_hash.planes):
+        variable.assign(tf.random.normal(variable.shape))
+    export_model(base, tmp_path, 1, warmup=False)
+    model = make_model([10], [b"a"], planes_period=period)
+    hash = model.embeddings["item_id"].hash
+    assert warm_start(model, str(tmp_path)) == 1
+    np.testing.assert_array_equal(hash.planes, base_hash.planes)
+    assert_exact_fingerprints(model)
+    if period > 1:
+        learned = base_hash.planes if base_period == 1 else base_hash.learned_planes
+        np.testing.assert_array_equal(hash.learned_planes, learned)
+        # The next move keeps what was carried over.
+        model.search_unit.after_step(tf.constant(period))
+        np.testing.assert_array_equal(hash.planes, learned)
+        assert_exact_fingerprints(model)
+    for ours, theirs in zip(model.mlp.trainable_variables, base.mlp.trainable_variables, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_other_features_start_cold(served: tuple[Any, str], caplog: pytest.LogCaptureFixture) -> None:
