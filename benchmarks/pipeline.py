@@ -78,7 +78,7 @@ def from_log(features: Features, rows: int, length: int, items: int) -> tf.data.
     user_id = np.repeat(np.arange(1, users + 1), 2 * length)
     item_id = generator.integers(1, items, len(user_id))
     log = Interactions.from_columns({"user_id": user_id, "item_id": item_id, "timestamp": moments})
-    impressions = Impressions.from_interactions(log, generator.integers(0, 2, len(log)), min_history=0)
+    impressions = Impressions.from_interactions(log, lambda log: generator.integers(0, 2, len(log)), min_history=0)
     full = impressions[impressions.history_counts >= length]
     lookup = FeatureLookup(features)
     lookup.set_vocabulary("item_id", np.arange(1, items + 1))

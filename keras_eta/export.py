@@ -8,12 +8,13 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from keras_eta.features import (
     HISTORY_AGE,
@@ -106,6 +107,9 @@ def export_model(
     temporary = base / f".{uuid.uuid4().hex}"
     try:
         tf.saved_model.save(signatures, str(temporary), signatures=signatures.functions)
+        renamed = {argument: name for name, argument in signatures.arguments.items() if argument != name}
+        if renamed:
+            _rename_inputs(temporary / "saved_model.pb", renamed)
         extra = temporary / "assets.extra"
         extra.mkdir()
         (extra / "features.json").write_text(json.dumps(model.features.to_dict(), indent=2))
@@ -166,13 +170,13 @@ class _Signatures(tf.Module):
             logits = score({name: x[:, tf.newaxis] if name in item else x for name, x in inputs.items()}).logits
             return {PROBABILITY: tf.sigmoid(logits[:, 0])}
 
-        def serving_default(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        def serving_default(inputs: Inputs) -> dict[str, tf.Tensor]:
             return pointwise(_checked(inputs, features, _AXES))
 
-        def rank(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        def rank(inputs: Inputs) -> dict[str, tf.Tensor]:
             return {PROBABILITY: tf.sigmoid(score(_checked(inputs, features, _RANK_AXES)).logits)}
 
-        def explain(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        def explain(inputs: Inputs) -> dict[str, tf.Tensor]:
             scores = score(_checked(inputs, features, _RANK_AXES))
             found: Any = scores.retrieved
             columns = {
@@ -184,18 +188,20 @@ class _Signatures(tf.Module):
             ordered = {name: tf.gather(column, nearest_first, batch_dims=2) for name, column in columns.items()}
             return {PROBABILITY: tf.sigmoid(scores.logits), **ordered}
 
-        def examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            return pointwise(_checked(_parsed(examples, features, dtypes), features, _AXES))
+        def examples(inputs: Inputs) -> dict[str, tf.Tensor]:
+            return pointwise(_checked(_parsed(inputs[EXAMPLES], features, dtypes), features, _AXES))
 
         dtypes = _dtypes(features, raw_ids=model.lookup is not None)
         row_specs, rank_specs = (_specs(features, dtypes, axes) for axes in (_AXES, _RANK_AXES))
+        self.row_specs = row_specs
+        self.arguments = _argument_names(row_specs)
         self.functions = {
-            "serving_default": _concrete(serving_default, row_specs),
-            "rank": _concrete(rank, rank_specs),
-            EXAMPLES: _concrete(examples, {EXAMPLES: tf.TensorSpec([None], tf.string)}),
+            "serving_default": _concrete(serving_default, row_specs, self.arguments),
+            "rank": _concrete(rank, rank_specs, self.arguments),
+            EXAMPLES: _concrete(examples, {EXAMPLES: tf.TensorSpec([None], tf.string)}, {EXAMPLES: EXAMPLES}),
         }
         if isinstance(model.search_unit, HammingSearch):
-            self.functions["explain"] = _concrete(explain, rank_specs)
+            self.functions["explain"] = _concrete(explain, rank_specs, self.arguments)
 
     def warmup_inputs(self, signature: str) -> list[dict[str, np.ndarray]]:
         """Inputs of typical requests to a signature: one, or one for each shape that XLA compiles."""
@@ -208,7 +214,7 @@ class _Signatures(tf.Module):
     def _warmup_inputs(self, signature: str, length: int) -> dict[str, np.ndarray]:
         sizes = {"N": 1, "R": 1, "C": WARMUP_CANDIDATES, "L": length}
         axes = _RANK_AXES if signature in ("rank", "explain") else _AXES
-        specs = self.functions["serving_default"].structured_input_signature[1]
+        specs = self.row_specs
         inputs = {
             name: np.zeros([sizes[letter] for letter in letters], specs[name].dtype.as_numpy_dtype)
             if specs[name].dtype != tf.string
@@ -259,9 +265,51 @@ def _specs(features: Features, dtypes: Mapping[str, tf.DType], axes: Mapping[str
     return {name: tf.TensorSpec([None] * len(letters), dtypes[name]) for name, letters in _axes(features, axes).items()}
 
 
-def _concrete(function: Callable[..., Any], specs: Mapping[str, tf.TensorSpec]) -> Any:
-    named = {name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()}
-    return tf.function(function, autograph=False).get_concrete_function(**named)
+def _argument_names(columns: Iterable[str]) -> dict[str, str]:
+    """The name under which TensorFlow takes each column as an argument: letters, digits and `_`, but not `self`.
+
+    TensorFlow renames others by itself, and then may feed one input with another's values.
+    """
+    arguments: dict[str, str] = {}
+    for name in sorted(columns, key=lambda name: (not _is_argument(name), name)):
+        word = re.sub("[^A-Za-z0-9]", "_", name)
+        argument = stem = word if _is_argument(word) else f"arg_{word}"
+        number = 1
+        while argument in arguments.values():
+            number += 1
+            argument = f"{stem}_{number}"
+        arguments[name] = argument
+    return arguments
+
+
+def _is_argument(name: str) -> bool:
+    return re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) is not None and name != "self"
+
+
+def _rename_inputs(path: Path, names: Mapping[str, str]) -> None:
+    """Renames inputs of the signatures in a SavedModel's file; `names` is old -> new."""
+    saved_model = SavedModel.FromString(path.read_bytes())
+    for meta_graph in saved_model.meta_graphs:
+        for signature in meta_graph.signature_def.values():
+            for old in names.keys() & set(signature.inputs):
+                signature.inputs[names[old]].CopyFrom(signature.inputs[old])
+                del signature.inputs[old]
+    path.write_bytes(saved_model.SerializeToString(deterministic=True))
+
+
+def _concrete(
+    function: Callable[[Inputs], Any], specs: Mapping[str, tf.TensorSpec], arguments: Mapping[str, str]
+) -> Any:
+    """The function of a dict of columns as one of keyword arguments."""
+    columns = {argument: name for name, argument in arguments.items()}
+
+    def by_argument(**inputs: tf.Tensor) -> Any:
+        return function({columns[argument]: tensor for argument, tensor in inputs.items()})
+
+    named = {
+        arguments[name]: tf.TensorSpec(spec.shape, spec.dtype, name=arguments[name]) for name, spec in specs.items()
+    }
+    return tf.function(by_argument, autograph=False).get_concrete_function(**named)
 
 
 def _checked(inputs: Inputs, features: Features, axes: Mapping[str, str]) -> dict[str, tf.Tensor]:

@@ -6,6 +6,8 @@ Models, export, the TFX pipeline and serving clients all read these dataclasses.
 from __future__ import annotations
 
 import dataclasses
+import re
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +28,18 @@ def history_name(name: str) -> str:
     return f"history_{name}"
 
 
+def scope_name(name: str) -> str:
+    """What layers, TensorFlow scopes and files call `name`: ASCII letters, digits, `_`, `.` and `-`, at most 109 long.
+
+    A name that can be used as it is stays; any other gets a checksum, so that different names stay different:
+    `"device type"` -> `"device_type_7e65f50d"`. It depends on nothing else, so it is the same in every model.
+    """
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        return name
+    stem = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip("_.-")[:100]
+    return f"{stem or 'feature'}_{zlib.crc32(name.encode()):08x}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Feature:
     """One column of the data contract.
@@ -35,7 +49,7 @@ class Feature:
     model as it is.
 
     Args:
-        name: column name, e.g. `"item_id"`.
+        name: column name, e.g. `"item_id"`; any printable text, so `"device type"` and `"C1-site"` are allowed.
         dtype: `"int64"`, `"string"` or `"float32"`.
         embedding_dim: width of the embedding of an id feature.
         vocabulary_size: number of ids in the vocabulary, without padding and out-of-vocabulary buckets. `None`: as many
@@ -53,8 +67,8 @@ class Feature:
     num_oov_indices: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"`name` must be a non-empty string. Received: name={self.name!r}")
+        if not isinstance(self.name, str) or not self.name or not self.name.isprintable():
+            raise ValueError(f"`name` must be a non-empty string of printable characters. Received: name={self.name!r}")
         if self.dtype not in DTYPES:
             raise ValueError(
                 f"`dtype` of feature {self.name!r} must be one of {DTYPES}. Received: dtype={self.dtype!r}"

@@ -117,7 +117,10 @@ class Servable:
             # TensorFlow's threads would spin after each call, on the cores that take the next one off the network.
             session = v1.Session(config=v1.ConfigProto(experimental={"disable_thread_spinning": True}))
             loaded = tf.saved_model.load(str(path), tags=_TAGS)
-            calls = {name: _call(session, name, function, batching) for name, function in loaded.signatures.items()}
+            calls = {
+                name: _call(session, name, _arguments(name, signature_defs[name]), function, batching)
+                for name, function in loaded.signatures.items()
+            }
             # Its tables add ops to the graph as they go, and the next call would wait until the session knows them.
             del loaded
             gc.collect()
@@ -182,15 +185,23 @@ def _inputs(signature: SignatureDef) -> list[Input]:
     return [Input(name, dtype, None if shape.rank is None else shape.as_list()) for name, dtype, shape in shapes]
 
 
-def _call(session: tf.compat.v1.Session, name: str, function: Any, batching: Any) -> Call:
+def _arguments(name: str, signature: SignatureDef) -> list[str]:
+    """What TensorFlow's function of a signature calls the inputs, in order of their names in the signature.
+
+    An argument must be a word and an input need not be. The tensor of an input is called `<signature>_<argument>:0`.
+    """
+    return [info.name.removeprefix(f"{name}_").removesuffix(":0") for _, info in sorted(signature.inputs.items())]
+
+
+def _call(session: tf.compat.v1.Session, name: str, arguments: Sequence[str], function: Any, batching: Any) -> Call:
     """A signature as a function of arrays, run by a session whose graph is the default."""
-    specs = sorted(function.structured_input_signature[1].items())
 
     def outputs(*columns: tf.Tensor) -> list[tf.Tensor]:
-        answered = function(**{key: column for (key, _), column in zip(specs, columns, strict=True)})
+        answered = function(**dict(zip(arguments, columns, strict=True)))
         return [value for _, value in sorted(answered.items())]
 
-    inputs = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for _, spec in specs]
+    specs = [function.structured_input_signature[1][argument] for argument in arguments]
+    inputs = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
     direct = callable_of(session, outputs(*inputs), inputs)
     return direct if batching is None else batched(session, name, outputs, inputs, direct, batching)
 

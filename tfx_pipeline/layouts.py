@@ -303,7 +303,7 @@ def custom(
 
 def _feature(text: str, embedding_dim: int = 32) -> Feature:
     """The feature that `"name"` or `"name:dtype"` describes."""
-    name, colon, dtype = text.partition(":")
+    name, colon, dtype = text.rpartition(":") if ":" in text else (text, "", "")
     if not name or (colon and dtype not in DTYPES):
         raise ValueError(f"A feature must be written `name` or `name:dtype`, dtype one of {DTYPES}. Received: {text!r}")
     return Feature(name, dtype or "int64", embedding_dim)

@@ -23,7 +23,7 @@ import tensorflow_transform as tft
 import keras_eta
 from keras_eta import ETA, FeatureLookup, Features
 from keras_eta.export import export_model
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, LABEL, history_name
+from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, LABEL, history_name, scope_name
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.warm_start import warm_start
 
@@ -329,7 +329,7 @@ def _make_model(config: PipelineConfig, transform_output: tft.TFTransformOutput)
     for feature in config.layout.features.all_features:
         if feature.is_id:
             # As objects: NumPy's own strings of bytes lose zero bytes at the end.
-            ids = np.array(transform_output.vocabulary_by_name(feature.name), object)
+            ids = np.array(transform_output.vocabulary_by_name(scope_name(feature.name)), object)
             lookup.set_vocabulary(feature.name, ids)
     training = config.training
     model = ETA(lookup=lookup, seed=training.seed, **dataclasses.asdict(config.model))

@@ -21,6 +21,7 @@ from keras_eta.features import (
     Feature,
     Features,
     history_name,
+    scope_name,
 )
 from keras_eta.ops import age_bucket
 from tfx_pipeline.config import PipelineConfig
@@ -31,9 +32,10 @@ def preprocessing_fn(
 ) -> dict[str, tf.Tensor | tf.SparseTensor]:
     """Encodes impressions as the model reads them, as TFX's Transform component asks for.
 
-    Each id feature gets one vocabulary, over candidates and behaviours together, in the file that has its name: most
-    frequent ids first, at most `vocabulary_size` of them; ids that are equally frequent in descending order of their
-    bytes. Empty strings and strings with line breaks never enter it, so they are out-of-vocabulary.
+    Each id feature gets one vocabulary, over candidates and behaviours together, in the file that
+    `keras_eta.features.scope_name` names: most frequent ids first, at most `vocabulary_size` of them; ids that are
+    equally frequent in descending order of their bytes. Empty strings and strings with line breaks never enter it, so
+    they are out-of-vocabulary.
 
     Args:
         inputs: the raw columns of `config.layout.features`, and `label`. Rows [N, 1], dense; histories [N, L], sparse
@@ -102,7 +104,10 @@ def _vocabulary(feature: Feature, rows: Mapping[str, tf.Tensor], history: Mappin
     # With weights, TFT counts within a batch first. Without, each behaviour goes through Beam by itself, which takes
     # minutes for a million impressions.
     return tft.vocabulary(
-        ids, top_k=feature.vocabulary_size, weights=tf.ones_like(ids, tf.float32), vocab_filename=feature.name
+        ids,
+        top_k=feature.vocabulary_size,
+        weights=tf.ones_like(ids, tf.float32),
+        vocab_filename=scope_name(feature.name),
     )
 
 

@@ -140,13 +140,15 @@ class Impressions:
 
         Args:
             log: the interactions; also the behaviours that make up the histories.
-            label: bool or integers [n], 0 or 1, for the rows of the log, or a function of the log that returns them.
+            label: a function of the log that returns bool or integers [n], 0 or 1. Or these values themselves, where
+                the rows of the log stand in the order in which they came.
             min_history: impressions with fewer earlier behaviours are left out, and the number of them printed.
             outcomes: columns that are known only once the impression is over (rating, dwell, action). The impressions
                 lack them, so no model can read the answer; histories have them.
 
         Raises:
-            ValueError: as `from_columns`; if the log lacks one of `outcomes`.
+            ValueError: as `from_columns`; if the log lacks one of `outcomes`; if `label` is no function and the rows of
+                the log were sorted or left out.
 
         Example:
             >>> impressions = Impressions.from_interactions(
@@ -157,6 +159,14 @@ class Impressions:
         if unknown:
             raise ValueError(
                 f"`outcomes` must name columns of {list(log.columns)}, the required ones excepted. Received: {unknown}"
+            )
+        left_out = np.size(label) == log.report.rows_read != len(log)
+        if not callable(label) and (log.reordered or left_out):
+            happened = "left out" if left_out else "sorted"
+            raise ValueError(
+                f"Rows of the log were {happened}, so the values of `label` may belong to other rows. Make what tells "
+                "the label a column of the log, and `label` a function of the log, e.g. "
+                f"label=lambda log: log['clicked'], outcomes=('clicked',). Received: label={type(label).__name__}"
             )
         columns = {name: column for name, column in log.columns.items() if name not in outcomes}
         return cls.from_columns(log, columns, label(log) if callable(label) else label, min_history=min_history)

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
+from keras_eta.datasets.times import datetime_seconds, iso_seconds
 from keras_eta.features import TIMESTAMP
 from keras_eta.validation import exact_integers
 
@@ -84,6 +85,7 @@ class Interactions:
         columns: name -> column of length n. Numbers are 1-D arrays of int64 or float32, strings a `pandas.Categorical`;
             both are indexed alike. `user_id`, `item_id` and `timestamp` (int64) are always there.
         report: what became of the rows that were read.
+        reordered: whether the rows stand in another order than they came in.
 
     Example:
         >>> columns = {"user_id": [2, 1, 1], "item_id": ["a", "b", "a"], "timestamp": [15, 10, 20]}
@@ -94,6 +96,7 @@ class Interactions:
 
     columns: Mapping[str, Column]
     report: Report
+    reordered: bool = False
 
     @classmethod
     def from_columns(
@@ -110,9 +113,13 @@ class Interactions:
         an integer id (every column named `*_id`) is negative, a float is infinite, bytes are no UTF-8, or it
         equals an earlier row in every column. Floats beyond what their type holds exactly are no integers.
 
+        Datetimes and dates become whole seconds since 1970, int64; those without a time zone are in UTC. So do strings
+        of ISO 8601 dates in `timestamp`: "2023-11-14 22:13:20", "2023-11-14T23:13:20+01:00".
+
         Args:
             columns: name -> sequence of n values: integers, floats (kept as float32; whole numbers in an id or the
-                timestamp become int64), strings, or bytes in UTF-8. `user_id`, `item_id` and `timestamp` are required.
+                timestamp become int64), strings, bytes in UTF-8, or datetimes. `user_id`, `item_id` and `timestamp` are
+                required.
             integers: columns besides `timestamp` that must hold integers. Without it a number spelt wrongly makes its
                 column one of strings.
             lines: integers [n], each row's line in its file, for the report. Default: 1 to n.
@@ -120,7 +127,7 @@ class Interactions:
 
         Raises:
             ValueError: if a required column is missing, the log is empty, no row is left, the columns' lengths differ,
-                or a column mixes types.
+                a column mixes types, or one of strings named `*_id` spells an id in two ways, as "1" and "1.0".
         """
         num_rows = count_rows("log", columns)
         rejections = list(rejected)
@@ -167,7 +174,7 @@ class Interactions:
         report = Report(rows_read, len(lines), tuple(rejections), tuple(notes))
         if report.rejected or report.notes:
             print(f"Interactions: {report}")
-        return cls(parsed, report)
+        return cls(parsed, report, order is not None)
 
     @classmethod
     def from_frame(
@@ -253,6 +260,8 @@ def parse_column(name: str, values: Any, *, integer: bool = False) -> tuple[Colu
         kind = pd.api.types.infer_dtype(series.cat.categories)
         if kind != "string" or integer:
             series = series.astype(object)
+    elif pd.api.types.is_datetime64_any_dtype(series.dtype):
+        kind = "datetime64"
     elif not pd.api.types.is_numeric_dtype(series.dtype):
         series = series.astype(object)
         series = series.mask(series == "")
@@ -268,6 +277,11 @@ def parse_column(name: str, values: Any, *, integer: bool = False) -> tuple[Colu
         text = series.str.decode("utf-8", "backslashreplace")
         faults[f"undecodable {name}"] = (text.str.encode("utf-8") != series).to_numpy() & ~missing
         series, kind = text, "string"
+    if kind.startswith("date"):
+        return datetime_seconds(series), faults
+    if name == TIMESTAMP and kind == "string":
+        texts = pd.to_numeric(series, errors="coerce").isna() & ~missing
+        series = series.where(~texts, series[texts].map(iso_seconds))
     if integer and kind in ("string", "mixed-integer", "mixed"):
         non_numeric = pd.to_numeric(series, errors="coerce").isna().to_numpy() & ~missing
         column, more_faults = _whole_numbers(name, pd.to_numeric(series.where(~(missing | non_numeric), 0)))
@@ -278,6 +292,8 @@ def parse_column(name: str, values: Any, *, integer: bool = False) -> tuple[Colu
         strings = strings.rename_categories(names)
         if not names.is_monotonic_increasing:
             strings = strings.reorder_categories(names.sort_values())
+        if name.endswith("_id"):
+            _check_spelling(name, names)
         return strings, faults
     if kind in ("integer", "boolean", "floating", "mixed-integer-float", "empty"):
         if missing.any():
@@ -288,10 +304,6 @@ def parse_column(name: str, values: Any, *, integer: bool = False) -> tuple[Colu
         with np.errstate(over="ignore"):
             column = series.to_numpy(dtype="float64").astype("float32")
         return column, {**faults, f"non-finite {name}": ~np.isfinite(column)}
-    if kind.startswith("datetime"):
-        raise ValueError(
-            f"Column {name!r} holds dates. Give integers, e.g. seconds: column.astype('datetime64[s]').astype('int64')"
-        )
     raise ValueError(
         f"Column {name!r} must hold integers, floats or strings, one of them only. Received: {kind} values"
     )
@@ -300,6 +312,18 @@ def parse_column(name: str, values: Any, *, integer: bool = False) -> tuple[Colu
 def id_numbers(column: Column) -> np.ndarray:
     """Integers [n] that are equal exactly where the ids are, in the ids' order."""
     return column.codes if isinstance(column, pd.Categorical) else column
+
+
+def _check_spelling(name: str, ids: pd.Index) -> None:
+    """Refuses an id in two spellings, as a file of integers and a file of floats give it."""
+    floats = ids[ids.str.fullmatch(r"-?\d+\.0")]
+    integers = floats.str.slice(stop=-2)
+    both = integers.isin(ids)
+    if both.any():
+        raise ValueError(
+            f"Column {name!r} spells {both.sum():,} ids in two ways, the first as {integers[both][0]!r} and "
+            f"{floats[both][0]!r}. Spell each in one."
+        )
 
 
 def _whole_numbers(name: str, numbers: pd.Series) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -257,7 +257,12 @@ def _read_folder(folder: Path) -> tuple[_Ratings, pd.DataFrame, pd.DataFrame]:
         # One-byte separators let pandas use its C parser.
         content = (folder / name).read_bytes().replace(b"::", b"\t")
         table, lines, malformed = parse_lines(
-            content, columns, b"\t", encoding="latin-1", dtype={ITEM_ID: str, "genres": str, "zip_code": str}
+            content,
+            columns,
+            b"\t",
+            encoding="latin-1",
+            dtype={ITEM_ID: str, "genres": str, "zip_code": str},
+            path=folder / name,
         )
         if len(malformed) and name != "ratings.dat":
             raise ValueError(f"{folder / name} has lines {WRONG_COLUMNS}: {malformed[:5].tolist()}")

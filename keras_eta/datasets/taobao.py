@@ -62,7 +62,7 @@ def load(path: str | os.PathLike[str]) -> Interactions:
     first_line = 1
     for content in _blocks(path):
         frame, lines, malformed = parse_lines(
-            content, _COLUMNS, b",", first_line=first_line, dtype={ACTION: "category"}
+            content, _COLUMNS, b",", first_line=first_line, dtype={ACTION: "category"}, path=path
         )
         first_line += len(lines) + len(malformed)
         dropped[WRONG_COLUMNS].append(malformed)

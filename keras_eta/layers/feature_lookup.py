@@ -17,6 +17,7 @@ from keras_eta.features import (
     Feature,
     Features,
     history_name,
+    scope_name,
 )
 from keras_eta.ops import age_bucket
 from keras_eta.validation import exact_integers
@@ -202,7 +203,11 @@ class StringVocabulary(tf.keras.layers.StringLookup):
 
 def _table(feature: Feature) -> tf.keras.layers.Layer:
     # The layers reserve one id as the name of the out-of-vocabulary buckets; by default one that logs do hold.
-    options = {"mask_token": None, "num_oov_indices": feature.num_oov_indices, "name": f"{feature.name}_vocabulary"}
+    options = {
+        "mask_token": None,
+        "num_oov_indices": feature.num_oov_indices,
+        "name": f"{scope_name(feature.name)}_vocabulary",
+    }
     if feature.dtype == "string":
         return StringVocabulary(oov_token="\0out of vocabulary", **options)
     return tf.keras.layers.IntegerLookup(oov_token=tf.int64.min, **options)

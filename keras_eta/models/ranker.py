@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from keras_eta.distribution import sum_over_replicas
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Feature, Features, history_name
+from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Feature, Features, history_name, scope_name
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.layers.target_attention import TargetAttention
 from keras_eta.search.search_unit import Retrieved, SearchUnit
@@ -138,7 +138,7 @@ class Ranker(tfrs.Model):
                     feature.num_indices,
                     feature.embedding_dim,
                     embeddings_regularizer=self._regularizer,
-                    name=feature.name,
+                    name=scope_name(feature.name),
                 )
 
         if features.age is not None:

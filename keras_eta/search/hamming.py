@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.features import Feature
+from keras_eta.features import Feature, scope_name
 from keras_eta.layers.fingerprinted_embedding import FingerprintedEmbedding
 from keras_eta.layers.hamming_top_k import HammingTopK
 from keras_eta.search.search_unit import Ids, Retrieved, SearchUnit
@@ -81,7 +81,7 @@ class HammingSearch(SearchUnit):
                 trainable_planes=self.trainable_planes,
                 planes_period=self.planes_period,
                 embeddings_regularizer=regularizer,
-                name=feature.name,
+                name=scope_name(feature.name),
             )
             for index, feature in enumerate(features)
         }

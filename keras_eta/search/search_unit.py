@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_eta.features import Feature
+from keras_eta.features import Feature, scope_name
 
 Ids = Mapping[str, tf.Tensor]
 
@@ -51,7 +51,10 @@ class SearchUnit(tf.keras.layers.Layer):
         """
         self.embeddings = {
             feature.name: tf.keras.layers.Embedding(
-                feature.num_indices, feature.embedding_dim, embeddings_regularizer=regularizer, name=feature.name
+                feature.num_indices,
+                feature.embedding_dim,
+                embeddings_regularizer=regularizer,
+                name=scope_name(feature.name),
             )
             for feature in features
         }

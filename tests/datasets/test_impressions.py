@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -312,15 +313,44 @@ def test_from_interactions_any_log_equals_the_loop(rows, min_history):
 
     if not kept:
         with pytest.raises(ValueError, match="No impression has"):
-            Impressions.from_interactions(log, log["rating"] > 3, min_history=min_history)
+            Impressions.from_interactions(log, lambda log: log["rating"] > 3, min_history=min_history)
         return
-    impressions = Impressions.from_interactions(log, log["rating"] > 3, min_history=min_history)
+    impressions = Impressions.from_interactions(log, lambda log: log["rating"] > 3, min_history=min_history)
     columns = {name: np.asarray(column).tolist() for name, column in impressions.columns.items()}
     assert reference.rows_of(columns) == kept
     assert impressions.label.tolist() == [int(row["rating"] > 3) for row in kept]
     for index, row in enumerate(kept):
         items = log["item_id"][impressions.start[index] : impressions.end[index]].tolist()
         assert items[::-1] == [behaviour["item_id"] for behaviour in reference.history(clean, row)]
+
+
+def test_from_interactions_label_beside_a_sorted_log_is_refused_and_the_advice_works():
+    raw = pd.DataFrame({"user_id": [2, 1], "item_id": [10, 11], "timestamp": [1, 2], "clicked": [1, 0]})
+    log = Interactions.from_frame(raw[["user_id", "item_id", "timestamp"]])
+    message = (
+        "Rows of the log were sorted, so the values of `label` may belong to other rows. Make what tells the label a "
+        "column of the log, and `label` a function of the log, e.g. "
+        "label=lambda log: log['clicked'], outcomes=('clicked',). Received: label=Series"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Impressions.from_interactions(log, raw["clicked"], min_history=0)
+
+    advised = Impressions.from_interactions(
+        Interactions.from_frame(raw), label=lambda log: log["clicked"], outcomes=("clicked",), min_history=0
+    )
+    assert dict(zip(advised.columns["item_id"], advised.label, strict=True)) == {11: 0, 10: 1}
+
+
+def test_from_interactions_label_beside_a_log_with_rows_left_out_is_refused():
+    raw = {"user_id": [1, -1, 1], "item_id": [10, 11, 12], "timestamp": [1, 2, 3]}
+    with pytest.raises(ValueError, match=r"^Rows of the log were left out, so the values of `label` may belong"):
+        Impressions.from_interactions(Interactions.from_columns(raw), [0, 1, 1], min_history=0)
+
+
+def test_from_interactions_label_beside_a_log_in_order_is_taken():
+    raw = {"user_id": [1, 1, 2], "item_id": [10, 11, 12], "timestamp": [1, 2, 1]}
+    impressions = Impressions.from_interactions(Interactions.from_columns(raw), [0, 1, 1], min_history=0)
+    assert dict(zip(impressions.columns["item_id"], impressions.label, strict=True)) == {10: 0, 11: 1, 12: 1}
 
 
 def test_from_interactions_short_histories_are_counted(capsys):

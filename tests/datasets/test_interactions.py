@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Any
 
@@ -217,9 +218,8 @@ def test_from_columns_empty_log_is_an_error(empty):
             "Column 'item_id' must hold integers, floats or strings, one of them only. Received: mixed-integer values",
         ),
         (
-            {"timestamp": pd.to_datetime(["2017-11-25"] * 4)},
-            "Column 'timestamp' holds dates. Give integers, e.g. seconds: "
-            "column.astype('datetime64[s]').astype('int64')",
+            {"user_id": ["7", "1.0", "1", "7.0"]},
+            "Column 'user_id' spells 2 ids in two ways, the first as '1' and '1.0'. Spell each in one.",
         ),
         (
             {"item_id": np.array([1, 2, 3, 2**64 - 1], "uint64")},
@@ -247,6 +247,74 @@ def test_from_columns_accepts_the_usual_forms_of_a_column(given_values, kept):
     log = Interactions.from_columns(log_columns(extra=given_values))
 
     assert log["extra"].tolist() == kept
+
+
+# 2023-11-14 22:13:20 UTC is 1,700,000,000 seconds after 1970.
+BERLIN = datetime.timezone(datetime.timedelta(hours=1))
+MOMENT = datetime.datetime(2023, 11, 14, 22, 13, 20, 999_999)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pd.Series(pd.to_datetime(["2023-11-14 22:13:20"])),
+        pd.Series(pd.to_datetime(["2023-11-14 22:13:20.9"])),
+        pd.Series(pd.to_datetime(["2023-11-14 22:13:20"])).dt.tz_localize("UTC"),
+        pd.Series(pd.to_datetime(["2023-11-14 22:13:20"])).dt.tz_localize("UTC").dt.tz_convert("Asia/Kolkata"),
+        pd.Series(pd.to_datetime(["2023-11-14 22:13:20"])).astype("category"),
+        np.array(["2023-11-14T22:13:20"], "datetime64[s]"),
+        [MOMENT],
+        [MOMENT.replace(tzinfo=datetime.timezone.utc).astimezone(BERLIN)],
+        ["2023-11-14 22:13:20"],
+        ["2023-11-14T22:13:20Z"],
+        ["2023-11-14T23:13:20.999+01:00"],
+        ["2023-11-14 16:43:20 -0530"],
+        [b"2023-11-14 22:13:20 UTC"],
+        pd.Categorical(["2023-11-14 22:13:20"]),
+        ["1700000000"],
+    ],
+)
+def test_from_columns_takes_moments_as_they_are(moment):
+    log = Interactions.from_columns({"user_id": [1], "item_id": [1], "timestamp": moment})
+
+    assert log["timestamp"].tolist() == [1_700_000_000]
+    assert log["timestamp"].dtype == np.int64
+
+
+def test_from_columns_takes_dates_and_moments_before_1970():
+    days = [datetime.date(2023, 11, 14), datetime.date(1969, 12, 31), None, datetime.date(1970, 1, 2)]
+    before = pd.to_datetime(["1969-12-31 23:59:59.5", None, "1970-01-01", "1970-01-01 00:00:01"])
+    log = Interactions.from_columns(log_columns(timestamp=days, user_id=[1] * 4))
+    # 2023-11-14 is the 19,675th day after 1970-01-01.
+    assert log["timestamp"].tolist() == [-86_400, 86_400, 19_675 * 86_400]
+    assert str(log.report.rejected[0]) == "1 missing timestamp (line 3)"
+    log = Interactions.from_columns(log_columns(timestamp=before, user_id=[1] * 4))
+    assert log["timestamp"].tolist() == [-1, 0, 1]
+
+
+def test_from_columns_takes_a_column_of_moments_besides_the_timestamp():
+    log = Interactions.from_columns(log_columns(extra=pd.to_datetime(["1970-01-02"] * 4)))
+    assert log["extra"].tolist() == [86_400] * 4
+
+
+def test_from_columns_dates_that_are_none_are_counted():
+    times = ["2023-11-14 22:13:20", "14/11/2023", "2023-02-30", "1700000001"]
+    log = Interactions.from_columns(log_columns(timestamp=times, user_id=[1] * 4))
+    assert log["timestamp"].tolist() == [1_700_000_000, 1_700_000_001]
+    assert str(log.report.rejected[0]) == "2 non-numeric timestamp (lines 2, 3)"
+
+
+def test_from_columns_id_with_a_missing_value_is_spelt_as_without():
+    whole = pd.DataFrame({"user_id": [1, 2], "item_id": ["a", "b"], "timestamp": [1, 2]})
+    gap = pd.DataFrame({"user_id": [1.0, np.nan], "item_id": ["c", "d"], "timestamp": [3, 4]})
+    log = Interactions.from_frame(pd.concat([whole, gap]))
+    assert log["user_id"].tolist() == [1, 1, 2]
+    assert log["user_id"].dtype == np.int64
+
+
+def test_from_columns_says_whether_rows_were_moved():
+    assert not Interactions.from_columns(log_columns(user_id=[1] * 4, timestamp=[1, 2, 2, 3])).reordered
+    assert Interactions.from_columns(log_columns(user_id=[1, 2, 1, 2], timestamp=[1, 2, 3, 4])).reordered
 
 
 def test_from_frame_ignores_the_index_and_to_frame_returns_the_columns():

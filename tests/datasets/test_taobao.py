@@ -238,3 +238,11 @@ def test_paper_impressions_bad_arguments_are_refused():
     message = "The log lacks the column 'category_id'. Present: ['user_id', 'item_id', 'timestamp']"
     with pytest.raises(ValueError, match=re.escape(message)):
         taobao.paper_impressions(bare)
+
+
+def test_load_line_that_is_not_utf_8_is_named(tmp_path):
+    path = tmp_path / "UserBehavior.csv"
+    path.write_bytes(b"1,2,3,pv,1511539300\n1,2,pv,1511539300\n1,2,3,\xff\xfe,1511539300\n")
+    message = f"{path} is not in utf-8: line 3, column 'action' holds b'\\xff\\xfe'."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        taobao.load(path)

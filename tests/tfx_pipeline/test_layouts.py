@@ -49,6 +49,14 @@ def test_custom_mapping_makes_the_features_and_columns():
     )  # fmt: skip
 
 
+def test_custom_takes_names_with_spaces_and_colons():
+    layout = custom("*.csv", Label("clicked"), context=("device type", "a:b:float32"))
+    assert [(feature.name, feature.dtype) for feature in layout.features.context] == [
+        ("device type", "int64"),
+        ("a:b", "float32"),
+    ]
+
+
 def test_custom_without_age_boundaries_reads_no_ages():
     layout = custom("log.csv", Label("clicked"), age_boundaries=())
 

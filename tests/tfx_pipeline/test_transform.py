@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from keras_eta import Age, Feature, FeatureLookup, Features
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, LABEL, history_name
+from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, LABEL, history_name, scope_name
 from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transform
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.layouts import Label, Layout
@@ -246,3 +247,54 @@ def test_missing_columns_are_named() -> None:
             },
             {"config": make_config().to_json()},
         )
+
+
+def test_transform_of_odd_names_keeps_the_columns_and_their_vocabularies_apart(tmp_path: Path) -> None:
+    features = Features(
+        item_id=Feature("item id"),
+        item_attributes=(Feature("größe/cm", "string"),),
+        context=(Feature("device type"), Feature("device-type"), Feature("self", "float32")),
+        max_history_length=3,
+    )
+    rows: list[Impression] = [
+        {
+            "user_id": 1,
+            "item id": item,
+            "größe/cm": size,
+            "device type": device,
+            "device-type": device + 10,
+            "self": 0.5,
+            "timestamp": item,
+            "label": 1,
+            "history_bucket": b"0-9",
+            "history_item id": [7] * (item - 1),
+            "history_größe/cm": [b"s"] * (item - 1),
+            "history_timestamp": [0] * (item - 1),
+        }
+        for item, size, device in ((1, b"m", 3), (2, b"s", 4), (3, b"s", 4))
+    ]
+    layout = Layout(dataclasses.replace(features, user=(Feature("user_id"),)), pattern="*.csv", label=Label("label"))
+    config = PipelineConfig(data="", layout=layout, schema="", output="", serving_dir="")
+    graph = run_transform(config, make_schema(layout), {"train": rows}, tmp_path)
+    vocabularies = {
+        "item id": [b"7", b"3", b"2", b"1"],
+        "größe/cm": [b"s", b"m"],
+        "device type": [b"4", b"3"],
+        "device-type": [b"14", b"13"],
+    }
+    for name, ids in vocabularies.items():
+        assert graph.vocabulary_by_name(scope_name(name)) == ids
+    (path,) = (tmp_path / "train").iterdir()
+    transformed = [
+        tf.train.Example.FromString(record).features.feature
+        for record in tf.data.TFRecordDataset(str(path), "GZIP").as_numpy_iterator()
+    ]
+    # Row 0 is padding and row 1 the one out-of-vocabulary bucket.
+    by_item = {row["item id"].int64_list.value[0]: row for row in transformed}
+    assert set(by_item) == {5, 4, 3}
+    assert [by_item[row]["größe/cm"].int64_list.value[0] for row in (5, 4, 3)] == [3, 2, 2]
+    assert [by_item[row]["device type"].int64_list.value[0] for row in (5, 4, 3)] == [3, 2, 2]
+    assert [by_item[row]["device-type"].int64_list.value[0] for row in (5, 4, 3)] == [3, 2, 2]
+    assert list(by_item[3]["history_item id"].int64_list.value) == [2, 2]
+    assert list(by_item[3]["history_größe/cm"].int64_list.value) == [2, 2]
+    assert by_item[3]["self"].float_list.value[0] == 0.5
