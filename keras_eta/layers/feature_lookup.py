@@ -150,6 +150,11 @@ class FeatureLookup(tf.keras.layers.Layer):
             outputs[HISTORY_AGE] = age_bucket(inputs[TIMESTAMP], moments, self._features.age.boundaries, real)
         return outputs
 
+    @property
+    def non_trainable_weights(self) -> list[tf.Variable]:
+        """None: a vocabulary is no variable, which Keras's callbacks and H5 files take all weights for."""
+        return []
+
     def _encoded(self, feature: Feature, column: tf.Tensor) -> tf.Tensor:
         column = tf.cast(column, feature.dtype) if feature.dtype != "string" else column
         return self._rows(feature.name, column) if feature.is_id else column
