@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-# Log-odds of 0 fall between the two middle ones.
 NUM_LOG_ODDS_BUCKETS = 65_536
+# Most buckets lie where the logits of click rates do; the rest keep a relative resolution from 1e-7 to 1e8.
+_BUCKET_SCALES = {8e-6: 1 / 16, 8e-3: 1 / 16, 8.0: 3 / 4, 8e3: 1 / 16, 8e6: 1 / 16}
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -17,10 +18,9 @@ class LogOddsAUC(tf.keras.metrics.Metric):
     """Area under the ROC curve of logits, at any click rate: rows are counted in narrow buckets of log-odds.
 
     `tf.keras.metrics.AUC` spreads 200 thresholds evenly over the probabilities from 0 to 1, and where clicks are rare
-    all rows lie between two of them. Here a bucket is 0.00025 wide at even odds, 0.001 at a probability of 0.0003 and
-    less than 1 % of the logit up to 2,000; only rows in one bucket count as ties. The value is within 0.001 of the
-    exact one, `auc`, where logits around 0 spread (standard deviation) over 0.0015 or more, and logits around -8 over
-    0.006.
+    all rows lie between two of them. Here a bucket is 0.0013 wide at a logit of -8, a probability of 0.0003, narrower
+    towards 0, and at most 2 % of a logit anywhere; only rows in one bucket count as ties. The value is within 0.001 of
+    the exact one, `auc`, unless all logits lie within a few buckets (around -8: a standard deviation below 0.01).
 
     Args:
         name: of the metric.
@@ -76,8 +76,9 @@ def log_odds_bucket(logits: Any) -> Any:
     Returns:
         Floats [...], whose integer part is the bucket.
     """
-    # A softsign of scale 8, moved from [-1, 1] to the buckets; the last half bucket takes the largest logits in.
-    return (logits / (abs(logits) + 8.0) + 1.0) * (NUM_LOG_ODDS_BUCKETS / 2 - 0.5)
+    # Softsigns of all scales, added up, moved from [-1, 1] to the buckets; the half takes the largest logits in.
+    place = sum(share * logits / (abs(logits) + scale) for scale, share in _BUCKET_SCALES.items())
+    return (place + 1.0) * (NUM_LOG_ODDS_BUCKETS / 2 - 0.5)
 
 
 def auc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:

@@ -208,8 +208,9 @@ class Impressions:
         the row and `history_<name>` [N, L] of its behaviours, most recent first, and `history_length` int64 [N], the
         number of behaviours among the L. Histories are padded with 0, 0.0 or "". The label is int64 [N].
 
-        Ids are raw (int64 or string) unless a `lookup` is given, and rankers refuse them. The lookup turns each column into indices once, here, so
-        batches carry int32 indices under the same names, padded with 0, and training pays for no lookup.
+        Ids are raw (int64 or string), and refused by rankers, unless a `lookup` is given. It turns each column into
+        indices once, here, so batches carry int32 indices under the same names, padded with 0, and training pays for no
+        lookup.
 
         With `features.age` raw batches hold `timestamp` int64 [N] and `history_timestamp` int64 [N, L], and batches of
         indices `history_age` int32 [N, L] in place of both.

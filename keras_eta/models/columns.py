@@ -26,7 +26,7 @@ def checked_columns(inputs: Mapping[str, Any], features: Features) -> Mapping[st
         The columns of `features` and `history_length`.
 
     Raises:
-        ValueError: if a column is missing, or holds raw ids: `to_dataset` made it so, or it holds no integers.
+        ValueError: if a column is missing, or holds raw ids: `to_dataset` made them so, or it is no int32 or int64.
         tf.errors.InvalidArgumentError: as the columns are read, if an index is negative or above its table. A graph
             that XLA compiles does not check it.
     """
@@ -43,8 +43,8 @@ def checked_columns(inputs: Mapping[str, Any], features: Features) -> Mapping[st
     if isinstance(inputs, RawColumns):
         raise ValueError(f"Columns {sorted(indices)} hold raw ids. {_ADVICE}")
     for name, column in indices.items():
-        if not column.dtype.is_integer:
-            raise ValueError(f"Column {name!r} must hold integers. {_ADVICE} Received: {column.dtype.name}")
+        if column.dtype not in (tf.int32, tf.int64):
+            raise ValueError(f"Column {name!r} must hold int32 or int64. {_ADVICE} Received: {column.dtype.name}")
     checks = [_check_range(name, column, sizes[name]) for name, column in indices.items()]
     with tf.control_dependencies([check for check in checks if check is not None]):
         return {name: tf.identity(column) for name, column in columns.items()}
@@ -52,8 +52,8 @@ def checked_columns(inputs: Mapping[str, Any], features: Features) -> Mapping[st
 
 def _check_range(name: str, column: tf.Tensor, size: int) -> tf.Operation | None:
     # As unsigned numbers negative ones are the largest of all, so one pass finds both.
-    unsigned = tf.uint64 if column.dtype.size == 8 else tf.uint32
-    column = column if column.dtype.size >= 4 else tf.cast(column, tf.int32)
+    unsigned = tf.uint64 if column.dtype == tf.int64 else tf.uint32
     largest = tf.reduce_max(tf.bitcast(column, unsigned))
-    message = f"Column {name!r} holds an index that its table of {size} rows lacks. {_ADVICE} Received:"
+    # Without quotes, which graphs escape.
+    message = f"Column {name} holds an index that its table of {size} rows lacks. {_ADVICE} Received:"
     return tf.debugging.Assert(largest < size, [message, tf.bitcast(largest, column.dtype)])

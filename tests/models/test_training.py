@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ def impressions() -> Impressions:
     log = Interactions.from_columns(
         {
             "user_id": rng.integers(0, 9, ROWS),
-            "item_id": rng.integers(0, 40, ROWS),
+            "item_id": rng.integers(0, 12, ROWS),
             "timestamp": np.arange(ROWS) + 10**9,
             "price": rng.normal(size=ROWS).astype("float32"),
         }
@@ -51,11 +52,12 @@ def lookup(impressions: Impressions) -> FeatureLookup:
     return layer
 
 
-def _model(lookup: FeatureLookup, optimizer: Any = None, **arguments: Any) -> ETA:
+def _model(lookup: FeatureLookup, optimizer: Any = None, run_eagerly: bool = True, **arguments: Any) -> ETA:
+    """A compiled model; eager by default, since a trace takes longer than the few steps of a test."""
     tf.keras.utils.set_random_seed(0)
     model = ETA(lookup=lookup, top_k=2, num_bits=8, short_history_length=2, hidden_units=(3,), **arguments)
     model.build()
-    model.compile(optimizer)
+    model.compile(optimizer, run_eagerly=run_eagerly)
     return model
 
 
@@ -70,31 +72,27 @@ def _rates(model: ETA) -> list[float]:
 # Reports
 
 
-@pytest.mark.parametrize("batch_size", [60, 7])
+@pytest.mark.parametrize(("batch_size", "weighted"), [(60, False), (25, True)])
 def test_reported_losses_are_means_over_all_rows(
-    impressions: Impressions, lookup: FeatureLookup, batch_size: int
+    impressions: Impressions, lookup: FeatureLookup, batch_size: int, weighted: bool
 ) -> None:
     # A rate of 0: every step sees the same model.
-    model = _model(lookup, tf.keras.optimizers.SGD(0.0), embeddings_regularizer=tf.keras.regularizers.L2(0.5))
+    regularizer = tf.keras.regularizers.L2(0.5)
+    model = _model(lookup, tf.keras.optimizers.SGD(0.0), weighted, embeddings_regularizer=regularizer)
     batches = _batches(impressions, lookup, batch_size)
-    weights = np.random.default_rng(1).uniform(0.0, 2.0, ROWS).astype("float32")
-    weighted = tf.data.Dataset.zip((batches.unbatch(), tf.data.Dataset.from_tensor_slices(weights)))
-    weighted = weighted.map(lambda batch, weight: (*batch, weight)).batch(batch_size)
     logits = model.predict(batches, verbose=0).astype("float64")
-    row_losses = np.logaddexp(0.0, logits) - impressions.label * logits
+    weights = np.ones(ROWS, "float32")
+    if weighted:
+        weights = np.random.default_rng(1).uniform(0.0, 2.0, ROWS).astype("float32")
+        rows = tf.data.Dataset.zip((batches.unbatch(), tf.data.Dataset.from_tensor_slices(weights)))
+        batches = rows.map(lambda row, weight: (*row, weight)).batch(batch_size)
+    expected = (weights * (np.logaddexp(0.0, logits) - impressions.label * logits)).mean()
     regularization = 0.5 * np.sum(model.embeddings["item_id"].embeddings.numpy() ** 2)
-    for data, expected in ((batches, row_losses.mean()), (weighted, (weights * row_losses).mean())):
-        history = model.fit(data, validation_data=data, epochs=2, verbose=0).history
-        evaluation = model.evaluate(data, return_dict=True, verbose=0)
-        found = [evaluation]
-        found += [
-            {name: history[prefix + name][epoch] for name in evaluation} for prefix in ("", "val_") for epoch in (0, 1)
-        ]
-        for logs in found:
-            assert logs["loss"] == pytest.approx(expected, rel=1e-5)
-            assert logs["regularization_loss"] == pytest.approx(regularization, rel=1e-5)
-            assert logs["total_loss"] == pytest.approx(expected + regularization, rel=1e-5)
-    assert [metric.name for metric in model.metrics] == ["auc", "log_loss", "loss", "regularization_loss"]
+    history = model.fit(batches, validation_data=batches, epochs=2, verbose=0).history
+    for epoch, prefix in itertools.product((0, 1), ("", "val_")):
+        assert history[f"{prefix}loss"][epoch] == pytest.approx(expected, rel=1e-5)
+        assert history[f"{prefix}regularization_loss"][epoch] == pytest.approx(regularization, rel=1e-5)
+        assert history[f"{prefix}total_loss"][epoch] == pytest.approx(expected + regularization, rel=1e-5)
 
 
 def test_loss_of_an_epoch_is_not_that_of_its_last_batch(impressions: Impressions, lookup: FeatureLookup) -> None:
@@ -142,7 +140,7 @@ def test_default_optimizer_has_the_rates_it_is_given(lookup: FeatureLookup) -> N
 
 def test_callbacks_move_both_learning_rates(impressions: Impressions, lookup: FeatureLookup, tmp_path: Path) -> None:
     model = _model(lookup)
-    model.compile(model.default_optimizer(0.5, 0.25))
+    model.compile(model.default_optimizer(0.5, 0.25), run_eagerly=True)
     batches = _batches(impressions, lookup)
     model.fit(batches, epochs=2, verbose=0, callbacks=[callbacks.LearningRateScheduler(lambda _, rate: rate * 0.5)])
     assert _rates(model) == [0.125, 0.0625]
@@ -183,7 +181,7 @@ def test_rates_are_not_set_in_proportion_to_zero(lookup: FeatureLookup) -> None:
 def test_schedules_set_both_learning_rates(impressions: Impressions, lookup: FeatureLookup) -> None:
     schedule = tf.keras.optimizers.schedules.PiecewiseConstantDecay
     model = _model(lookup)
-    model.compile(model.default_optimizer(schedule([1], [0.5, 0.25]), schedule([2], [0.125, 0.0625])))
+    model.compile(model.default_optimizer(schedule([1], [0.5, 0.25]), schedule([2], [0.125, 0.0625])), run_eagerly=True)
     rates = []
     record = callbacks.LambdaCallback(on_train_batch_end=lambda *_: rates.append(_rates(model)))
     model.fit(_batches(impressions, lookup, 16), verbose=0, callbacks=[record])
@@ -310,11 +308,11 @@ def test_float16_scales_the_loss(impressions: Impressions, lookup: FeatureLookup
     kernels = {}
     for policy in ("float32", "mixed_float16"):
         tf.keras.mixed_precision.set_global_policy(policy)
-        model = _model(lookup, tf.keras.optimizers.SGD(1e7) if kind == "sgd" else None)
+        model = _model(lookup, tf.keras.optimizers.SGD(1e7) if kind == "sgd" else None, run_eagerly=False)
         if kind == "default":
-            model.optimizer.learning_rate = 0.01
-            for part in model.optimizer.optimizers:
-                part.epsilon = 1e-12
+            optimizer = model.default_optimizer(0.1, 0.01)
+            optimizer.optimizers[1].epsilon = 1e-12
+            model.compile(optimizer)
         kernel = model.mlp.layers[0].kernel
         before = kernel.numpy()
         logs = model.train_on_batch(columns, label, weights, return_dict=True)
@@ -322,9 +320,8 @@ def test_float16_scales_the_loss(impressions: Impressions, lookup: FeatureLookup
         kernels[policy] = kernel.numpy() - before
         layer = model.embeddings["item_id"]
         np.testing.assert_array_equal(layer.fingerprints_table, layer.hash(layer.embeddings))
-    assert np.abs(kernels["float32"]).max() > 1e-3
-    large = np.abs(kernels["float32"]) > 1e-3
-    np.testing.assert_allclose(kernels["mixed_float16"][large], kernels["float32"][large], rtol=0.05)
+    assert np.abs(kernels["float32"]).max() > 5e-3
+    np.testing.assert_allclose(kernels["mixed_float16"], kernels["float32"], atol=3e-4)
     assert isinstance(model.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
     if kind == "default":
         assert isinstance(model.optimizer.inner_optimizer, EmbeddingsAndDense)
@@ -353,16 +350,15 @@ ADVICE = (
 
 
 def test_raw_batches_are_refused_until_they_are_looked_up(impressions: Impressions, lookup: FeatureLookup) -> None:
-    model = _model(lookup)
+    model = _model(lookup, run_eagerly=False)
     # All ids are rows of the table, too: only the mark on the batch tells them apart.
     raw = impressions.to_dataset(lookup.features, 60)
     assert int(max(columns["item_id"].numpy().max() for columns, _ in raw)) < lookup.features.item_id.num_indices
     before = model.get_weights()
     message = re.escape(f"Columns ['history_item_id', 'item_id'] hold raw ids. {ADVICE}")
-    for dataset in (raw, raw.take(1), raw.shuffle(2).repeat(2).prefetch(1)):
-        for method in (model.fit, model.evaluate, lambda data, verbose: model.predict(data.map(lambda x, y: x))):
-            with pytest.raises(ValueError, match=message):
-                method(dataset, verbose=0)
+    for method in (model.fit, model.evaluate, model.predict):
+        with pytest.raises(ValueError, match=message):
+            method(raw.shuffle(2).repeat(2).take(1).prefetch(1), verbose=0)
     columns, _ = next(iter(raw))
     assert isinstance(columns, RawColumns)
     with pytest.raises(ValueError, match=message):
@@ -376,36 +372,45 @@ def test_raw_batches_are_refused_until_they_are_looked_up(impressions: Impressio
 
 
 @pytest.mark.parametrize("name", ["item_id", "history_item_id"])
-@pytest.mark.parametrize(
-    ("dtype", "value"), [("int64", 10**10), ("int64", -1), ("int32", 42), ("int32", -7), ("uint8", 200)]
-)
+@pytest.mark.parametrize(("dtype", "value"), [("int64", 10**10), ("int64", -1), ("int32", "size"), ("int32", -7)])
 def test_indices_outside_of_their_table_name_their_column(
-    impressions: Impressions, lookup: FeatureLookup, name: str, dtype: str, value: int
+    impressions: Impressions, lookup: FeatureLookup, name: str, dtype: str, value: Any
 ) -> None:
     model = _model(lookup)
     size = lookup.features.item_id.num_indices
-    value = size if value == 42 else value
-    columns, label = next(iter(_batches(impressions, lookup)))
+    columns, _ = next(iter(_batches(impressions, lookup)))
     good = {name: tf.cast(column, dtype) if "item" in name else column for name, column in columns.items()}
     np.testing.assert_array_equal(model(good), model(columns))
-    flat = columns[name].numpy().astype(dtype)
-    flat[5] = value
-    message = re.escape(f"Column {name!r} holds an index that its table of {size} rows lacks. {ADVICE} Received:")
+    bad = columns[name].numpy().astype(dtype)
+    bad[5] = value = size if value == "size" else value
+    message = f"Column {name} holds an index that its table of {size} rows lacks. {ADVICE} Received:"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=re.escape(message)) as error:
+        model({**good, name: bad})
+    assert f"\n{value}\n" in str(error.value)
+
+
+def test_a_step_with_an_index_outside_of_its_table_changes_nothing(
+    impressions: Impressions, lookup: FeatureLookup
+) -> None:
+    model = _model(lookup, run_eagerly=False)
+    columns, label = next(iter(_batches(impressions, lookup)))
+    bad = {**columns, "history_item_id": columns["history_item_id"] - 1}
     before = model.get_weights()
-    for method in (model, lambda x: model.train_on_batch(x, label), lambda x: model.predict(x, verbose=0)):
-        with pytest.raises(tf.errors.InvalidArgumentError, match=message) as error:
-            method({**good, name: tf.constant(flat)})
-        assert str(value) in str(error.value)
+    message = (
+        f"Column history_item_id holds an index that its table of {lookup.features.item_id.num_indices} rows lacks"
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        model.train_on_batch(bad, label)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.parametrize("dtype", ["string", "float32"])
-def test_columns_that_hold_no_integers_are_refused(impressions: Impressions, lookup: FeatureLookup, dtype: str) -> None:
+@pytest.mark.parametrize("dtype", ["string", "float32", "uint8"])
+def test_columns_of_another_type_are_refused(impressions: Impressions, lookup: FeatureLookup, dtype: str) -> None:
     columns, _ = next(iter(_batches(impressions, lookup)))
     ids = columns["history_item_id"]
     ids = tf.as_string(ids) if dtype == "string" else tf.cast(ids, dtype)
-    message = f"Column 'history_item_id' must hold integers. {ADVICE} Received: {dtype}"
+    message = f"Column 'history_item_id' must hold int32 or int64. {ADVICE} Received: {dtype}"
     with pytest.raises(ValueError, match=re.escape(message)):
         _model(lookup)({**columns, "history_item_id": ids})
 
@@ -416,6 +421,6 @@ def test_ages_outside_of_their_table_name_their_column(impressions: Impressions,
     model = ETA(features, top_k=2, num_bits=8)
     ages = tf.ones_like(columns["history_item_id"])
     model({**columns, "history_age": 2 * ages})
-    message = "Column 'history_age' holds an index that its table of 3 rows lacks."
+    message = "Column history_age holds an index that its table of 3 rows lacks."
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         model({**columns, "history_age": 3 * ages})
