@@ -286,3 +286,7 @@ class Features:
             max_history_length=values["max_history_length"],
             age=None if age is None else Age(**age),
         )
+
+
+class RawColumns(dict[str, Any]):
+    """A batch of raw columns, which no ranker takes for rows of its tables. `tf.data` and `tf.nest` keep the type."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,10 @@ from keras_eta.distribution import sum_over_replicas
 from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Feature, Features, history_name, scope_name
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.layers.target_attention import TargetAttention
+from keras_eta.metrics import LogOddsAUC
+from keras_eta.models.columns import checked_columns
+from keras_eta.models.loss_means import LossMeans
+from keras_eta.models.optimizers import EmbeddingsAndDense, check_callbacks, writes_to_handles
 from keras_eta.search.search_unit import Retrieved, SearchUnit
 from keras_eta.validation import check_hidden_units, check_integers_from_zero, check_positive_integers
 
@@ -79,6 +84,9 @@ class Ranker(tfrs.Model):
     Reference:
         ETA, arXiv 2108.04468, Section 3 and Figure 1; DIN, arXiv 1706.06978; DCN-v2, arXiv 2008.13535.
     """
+
+    # Keras's BackupAndRestore deletes what Keras's constructor sets, and a second `fit` misses it.
+    _training_state = None
 
     def __init__(
         self,
@@ -171,10 +179,11 @@ class Ranker(tfrs.Model):
         self.task = tfrs.tasks.Ranking(
             loss=tf.keras.losses.BinaryCrossentropy(from_logits=True, reduction=tf.keras.losses.Reduction.SUM),
             metrics=[
-                tf.keras.metrics.AUC(from_logits=True, name="auc"),
+                LogOddsAUC(name="auc"),
                 tf.keras.metrics.BinaryCrossentropy(from_logits=True, name="log_loss"),
             ],
         )
+        self._loss_means = LossMeans()
 
     def build(self, input_shape: Any = None) -> None:
         """Creates all variables. Keras calls it at the first batch; call it earlier to restore weights."""
@@ -216,21 +225,35 @@ class Ranker(tfrs.Model):
         optimizer = self.default_optimizer() if optimizer is None else optimizer
         super().compile(optimizer=optimizer, **kwargs)
 
-    def default_optimizer(self, embedding_learning_rate: float = 0.1, dense_learning_rate: float = 1e-3) -> Any:
+    def fit(self, *args: Any, **kwargs: Any) -> tf.keras.callbacks.History:
+        """Trains the model, as `tf.keras.Model.fit` does.
+
+        Raises:
+            ValueError: if a callback sets the learning rate of an optimiser that has none to set.
+        """
+        arguments = inspect.signature(tf.keras.Model.fit).bind(self, *args, **kwargs).arguments
+        check_callbacks(self.optimizer, arguments.get("callbacks"))
+        try:
+            return super().fit(*args, **kwargs)
+        except Exception:
+            # A function whose first trace failed can never create the optimiser's variables.
+            self.train_function = None
+            raise
+
+    def default_optimizer(self, embedding_learning_rate: Any = 0.1, dense_learning_rate: Any = 1e-3) -> Any:
         """Adagrad for embeddings, whose steps move only the rows that a batch touches, and Adam for the rest.
 
         Args:
-            embedding_learning_rate: Adagrad's, for `embedding_variables`.
-            dense_learning_rate: Adam's, for `dense_variables`.
+            embedding_learning_rate: Adagrad's, for `embedding_variables`; a number or a Keras schedule.
+            dense_learning_rate: Adam's, for `dense_variables`; likewise.
 
         Returns:
-            A `tfrs.experimental.optimizers.CompositeOptimizer` of the two.
+            A `keras_eta.models.optimizers.EmbeddingsAndDense` of the two. Callbacks that set its `learning_rate` set
+            both rates, in this ratio.
         """
-        return tfrs.experimental.optimizers.CompositeOptimizer(
-            [
-                (tf.keras.optimizers.Adagrad(embedding_learning_rate), self.embedding_variables),
-                (tf.keras.optimizers.Adam(dense_learning_rate), self.dense_variables),
-            ]
+        return EmbeddingsAndDense(
+            (tf.keras.optimizers.Adagrad(embedding_learning_rate), self.embedding_variables),
+            (tf.keras.optimizers.Adam(dense_learning_rate), self.dense_variables),
         )
 
     def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:
@@ -267,10 +290,8 @@ class Ranker(tfrs.Model):
         return isinstance(optimizer, tfrs.experimental.optimizers.CompositeOptimizer)
 
     def call(self, inputs: Inputs, training: bool | None = None) -> tf.Tensor:
+        inputs = checked_columns(inputs, self.features)
         row_names = (*self.features.encoded_row_names, HISTORY_LENGTH)
-        missing = sorted({*row_names, *self.features.encoded_history_names} - set(inputs))
-        if missing:
-            raise ValueError(f"Columns are missing: {missing}. Received: {sorted(inputs)}")
         rows = {name: tf.reshape(inputs[name], [-1]) for name in row_names}
         candidates = {feature.name: rows[feature.name][:, tf.newaxis] for feature in self.features.item_features}
         history = {name: inputs[name] for name in self.features.encoded_history_names}
@@ -331,15 +352,28 @@ class Ranker(tfrs.Model):
         return [loss / replicas for loss in super().losses] if replicas > 1 else super().losses
 
     def train_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
-        metrics = _with_global_losses(super().train_step(inputs))
+        with tf.GradientTape() as tape:
+            loss, regularization_loss = self.compute_loss(inputs, training=True), self._regularization_loss()
+            total_loss = loss + regularization_loss
+        # Unlike tfrs.Model, `minimize` scales the loss where the optimiser is a LossScaleOptimizer.
+        self.optimizer.minimize(total_loss, self.trainable_variables, tape=tape)
         if self.search_unit is not None:
-            if _writes_to_handles(self.optimizer):
+            if writes_to_handles(self.optimizer):
                 self.search_unit.refresh()
             self.search_unit.after_step(self.optimizer.iterations)
-        return metrics
+        self._loss_means.update(inputs[1], loss, regularization_loss)
+        return self._logs()
 
     def test_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
-        return _with_global_losses(super().test_step(inputs))
+        self._loss_means.update(inputs[1], self.compute_loss(inputs), self._regularization_loss())
+        return self._logs()
+
+    def _regularization_loss(self) -> tf.Tensor:
+        return tf.reduce_sum([tf.reduce_sum(loss) for loss in self.losses])
+
+    def _logs(self) -> dict[str, tf.Tensor]:
+        logs = {metric.name: metric.result() for metric in self.metrics}
+        return {**logs, "total_loss": logs["loss"] + logs["regularization_loss"]}
 
     def _history(self, inputs: Inputs) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """The history columns by feature name, [R, L] with L cut to the maximum and at least 1, and their mask.
@@ -475,16 +509,3 @@ def _check_activation(activation: Any) -> None:
             "`activation` must be a layer of Keras or registered by `tf.keras.utils.register_keras_serializable`, to "
             f"be restored with a saved model. Received: activation={activation!r}"
         )
-
-
-def _with_global_losses(metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """What a step of tfrs.Model returns, its losses summed over the replicas as its metrics are."""
-    losses = {name: metrics[name] for name in ("loss", "regularization_loss", "total_loss")}
-    return {**metrics, **sum_over_replicas(losses)}
-
-
-def _writes_to_handles(optimizer: Any) -> bool:
-    """Whether an optimiser changes variables behind the back of their Python methods, as Keras's legacy ones do."""
-    if isinstance(optimizer, tfrs.experimental.optimizers.CompositeOptimizer):
-        return any(map(_writes_to_handles, optimizer.optimizers))
-    return not isinstance(optimizer, tf.keras.optimizers.Optimizer)
