@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from keras_eta.validation import check_positive_integers
+from keras_eta.validation import check_positive_integers, is_integer
 
 LABEL = "label"
 TIMESTAMP = "timestamp"
@@ -79,7 +79,7 @@ class Feature:
                 raise ValueError(
                     f"`{argument}` of feature {self.name!r} must be a positive integer. Received: {argument}={value!r}"
                 )
-        if self.vocabulary_size is not None and (not isinstance(self.vocabulary_size, int) or self.vocabulary_size < 1):
+        if self.vocabulary_size is not None and not is_integer(self.vocabulary_size, 1):
             raise ValueError(
                 f"`vocabulary_size` of feature {self.name!r} must be a positive integer or None. "
                 f"Received: vocabulary_size={self.vocabulary_size!r}"
@@ -286,3 +286,7 @@ class Features:
             max_history_length=values["max_history_length"],
             age=None if age is None else Age(**age),
         )
+
+
+class RawColumns(dict[str, Any]):
+    """A batch of raw columns, which no ranker takes for rows of its tables. `tf.data` and `tf.nest` keep the type."""

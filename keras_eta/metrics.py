@@ -1,9 +1,84 @@
-"""Offline metrics of rankers and of retrieval, in NumPy."""
+"""Metrics of rankers and of retrieval: offline ones in NumPy, and the AUC that training reports."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
+
+NUM_LOG_ODDS_BUCKETS = 65_536
+# Most buckets lie where the logits of click rates do; the rest keep a relative resolution from 1e-7 to 1e8.
+_BUCKET_SCALES = {8e-6: 1 / 16, 8e-3: 1 / 16, 8.0: 3 / 4, 8e3: 1 / 16, 8e6: 1 / 16}
+
+
+@tf.keras.utils.register_keras_serializable(package="keras_eta")
+class LogOddsAUC(tf.keras.metrics.Metric):
+    """Area under the ROC curve of logits, at any click rate: rows are counted in narrow buckets of log-odds.
+
+    `tf.keras.metrics.AUC` spreads 200 thresholds evenly over the probabilities from 0 to 1, and where clicks are rare
+    all rows lie between two of them. Here a bucket is 0.0013 wide at a logit of -8, a probability of 0.0003, narrower
+    towards 0, and at most 2 % of a logit anywhere; only rows in one bucket count as ties. The value is within 0.001 of
+    the exact one, `auc`, unless all logits lie within a few buckets (around -8: a standard deviation below 0.01).
+
+    Args:
+        name: of the metric.
+        **kwargs: as `tf.keras.metrics.Metric`.
+
+    Call arguments:
+        y_true: [...], labels between 0 and 1.
+        y_pred: [...], logits. A NaN makes the result NaN.
+        sample_weight: as many weights, or `None`.
+
+    Returns:
+        float32 scalar; 0 where one class is missing, as `tf.keras.metrics.AUC`.
+    """
+
+    def __init__(self, name: str = "auc", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.negatives, self.positives = (
+            self.add_weight(name, [NUM_LOG_ODDS_BUCKETS], initializer="zeros") for name in ("negatives", "positives")
+        )
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        sample_weight = tf.ones_like(y_pred) if sample_weight is None else sample_weight
+        labels, logits, weights = (tf.reshape(tf.cast(x, tf.float32), [-1]) for x in (y_true, y_pred, sample_weight))
+        weights = tf.where(tf.math.is_nan(logits), logits, weights)
+        logits = tf.clip_by_value(tf.where(tf.math.is_nan(logits), 0.0, logits), -1e30, 1e30)
+        buckets = tf.cast(log_odds_bucket(logits), tf.int32)
+        for counts, counted in ((self.negatives, weights * (1.0 - labels)), (self.positives, weights * labels)):
+            counts.assign_add(tf.math.unsorted_segment_sum(counted, buckets, NUM_LOG_ODDS_BUCKETS))
+
+    def result(self) -> tf.Tensor:
+        # Pairs are counted level by level: those that part in one of 16 children of a parent. A cumulative sum over all
+        # buckets takes several times as long, and under XLA a hundred times.
+        negatives, positives = tf.convert_to_tensor(self.negatives), tf.convert_to_tensor(self.positives)
+        above = tf.linalg.band_part(tf.ones([16, 16]), 0, -1) - tf.eye(16)
+        ordered = tf.reduce_sum(negatives * positives) / 2.0
+        while positives.shape[0] > 1:
+            negatives, positives = tf.reshape(negatives, [-1, 16]), tf.reshape(positives, [-1, 16])
+            ordered += tf.reduce_sum((negatives @ above) * positives)
+            negatives, positives = tf.reduce_sum(negatives, axis=1), tf.reduce_sum(positives, axis=1)
+        return tf.math.divide_no_nan(ordered, negatives[0] * positives[0])
+
+    def reset_state(self) -> None:
+        for counts in (self.negatives, self.positives):
+            counts.assign(tf.zeros_like(counts))
+
+
+def log_odds_bucket(logits: Any) -> Any:
+    """The bucket that a logit falls in, of `NUM_LOG_ODDS_BUCKETS` that widen with the distance from 0.
+
+    Args:
+        logits: finite floats: a tensor or an array [...], or a number.
+
+    Returns:
+        Floats [...], whose integer part is the bucket.
+    """
+    # Softsigns of all scales, added up, moved from [-1, 1] to the buckets; the half takes the largest logits in.
+    place = sum(share * logits / (abs(logits) + scale) for scale, share in _BUCKET_SCALES.items())
+    return (place + 1.0) * (NUM_LOG_ODDS_BUCKETS / 2 - 0.5)
 
 
 def auc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:

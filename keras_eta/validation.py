@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 
-def is_integer(value: Any, minimum: int) -> bool:
-    """Whether a value is an `int` of at least `minimum`; `bool` does not count."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+def is_integer(value: Any, minimum: int | None = None) -> bool:
+    """Whether a value is an `int`, of at least `minimum` where there is one; `bool` does not count."""
+    return isinstance(value, int) and not isinstance(value, bool) and (minimum is None or value >= minimum)
 
 
 def is_number(value: Any) -> bool:
     """Whether a value is an `int` or a finite `float`; `bool` does not count."""
-    return is_integer(value, value) or (isinstance(value, float) and math.isfinite(value))
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def check_positive_integers(**arguments: Any) -> None:
@@ -30,6 +31,19 @@ def check_positive_integers(**arguments: Any) -> None:
     for name, value in arguments.items():
         if not is_integer(value, 1):
             raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+
+
+def check_integers_from_zero(**arguments: Any) -> None:
+    """Raises ValueError unless every argument is an integer of at least 0."""
+    for name, value in arguments.items():
+        if not is_integer(value, 0):
+            raise ValueError(f"`{name}` must be an integer of at least 0. Received: {name}={value!r}")
+
+
+def check_hidden_units(hidden_units: Sequence[Any]) -> None:
+    """Raises ValueError unless there are hidden layers and the width of each is a positive integer."""
+    if not hidden_units or not all(is_integer(units, 1) for units in hidden_units):
+        raise ValueError(f"`hidden_units` must be positive integers. Received: hidden_units={hidden_units!r}")
 
 
 def check_planes_period(planes_period: Any, trainable_planes: bool) -> None:

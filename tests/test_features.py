@@ -59,6 +59,10 @@ def test_feature_defaults() -> None:
             "`vocabulary_size` of feature 'item_id' must be a positive integer or None. Received: vocabulary_size=0",
         ),
         (
+            {"name": "item_id", "vocabulary_size": True},
+            "`vocabulary_size` of feature 'item_id' must be a positive integer or None. Received: vocabulary_size=True",
+        ),
+        (
             {"name": "item_id", "vocabulary_size": "10"},
             "`vocabulary_size` of feature 'item_id' must be a positive integer or None. Received: vocabulary_size='10'",
         ),

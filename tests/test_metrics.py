@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -136,3 +138,76 @@ def test_agreement_at_k_refuses_different_shapes() -> None:
     message = "`retrieved`, `relevant` and `mask` must have one shape. Received: (1, 2), (1, 3), (1, 2)"
     with pytest.raises(ValueError, match=_message(message)):
         metrics.agreement_at_k([[1, 2]], [[1, 2, 3]], [[True, True]])
+
+
+# The metric of training
+
+
+def _log_odds_auc(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray | None = None) -> float:
+    metric = metrics.LogOddsAUC()
+    # Batches with a column axis, as Keras hands them over.
+    for rows in np.array_split(np.arange(len(labels)), 3):
+        metric.update_state(labels[rows, None], logits[rows, None], None if weights is None else weights[rows, None])
+    return float(metric.result())
+
+
+def test_log_odds_auc_worked_by_hand() -> None:
+    # As above; the weights double the pairs that were won, and add half of one that was tied.
+    labels, logits = np.array([1, 0, 1, 0]), np.array([-7.9, -8.0, 3.0, -7.9])
+    assert _log_odds_auc(labels, logits) == 3.5 / 4
+    assert _log_odds_auc(labels, logits, np.array([1.0, 1.0, 3.0, 1.0])) == (1 + 0.5 + 3 + 3) / 8
+    assert _log_odds_auc(labels, -logits) == 0.5 / 4
+
+
+@pytest.mark.parametrize("click_rate", [0.5, 0.01, 1e-3, 1e-4])
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda logits: logits,
+        lambda logits: 0.01 * logits,
+        lambda logits: 100.0 * logits,
+        lambda logits: 1e4 * logits,
+        lambda logits: -8.0 + 0.05 * (logits - logits.mean()),
+        lambda logits: 14.0 + logits - logits.mean(),
+        lambda logits: logits**3,
+        lambda logits: np.exp(logits),
+        np.round,
+        np.sign,
+    ],
+)
+def test_log_odds_auc_is_within_a_thousandth_of_the_exact_one(click_rate: float, score: Any) -> None:
+    rng = np.random.default_rng(0)
+    logits = np.log(click_rate / (1 - click_rate)) - 0.5 + 1.2 * rng.normal(size=200_000)
+    labels = (rng.random(200_000) < 1 / (1 + np.exp(-logits))).astype("float32")
+    scores = score(logits).astype("float32")
+    assert _log_odds_auc(labels, scores) == pytest.approx(metrics.auc(labels, scores), abs=1e-3)
+
+
+def test_log_odds_auc_of_weighted_rows_equals_pair_counting() -> None:
+    rng = np.random.default_rng(0)
+    labels, logits, weights = rng.integers(0, 2, 60), rng.integers(-9, 9, 60) / 4, rng.uniform(0, 2, 60)
+    expected = reference.auc(labels.tolist(), logits.tolist(), weights.tolist())
+    assert _log_odds_auc(labels, logits.astype("float32"), weights) == pytest.approx(expected, abs=1e-6)
+
+
+def test_log_odds_auc_of_infinities_nan_and_one_class() -> None:
+    logits = np.array([-math.inf, 3e38, math.inf, 0.0], "float32")
+    assert _log_odds_auc(np.array([0, 1, 1, 0]), logits) == 1.0
+    assert _log_odds_auc(np.array([1, 0, 0, 1]), logits) == 0.0
+    assert math.isnan(_log_odds_auc(np.array([0, 1, 0, 1]), np.array([0.0, 1.0, math.nan, 2.0], "float32")))
+    # As `tf.keras.metrics.AUC`.
+    assert _log_odds_auc(np.ones(4), logits) == _log_odds_auc(np.zeros(4), logits) == 0.0
+
+
+def test_log_odds_auc_starts_again_and_is_compiled() -> None:
+    metric = metrics.LogOddsAUC(name="area")
+    assert type(metric).from_config(metric.get_config()).name == "area"
+
+    @tf.function(jit_compile=True)
+    def area(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        metric.update_state(labels, logits)
+        return metric.result()
+
+    for labels in ([0.0, 1.0, 1.0], [1.0, 0.0, 1.0]):
+        metric.reset_state()
+        assert float(area(tf.constant(labels), tf.constant([-9.0, -8.9, -8.8]))) == metrics.auc(labels, [0, 1, 2])

@@ -7,7 +7,13 @@ import json
 import os
 from typing import Any
 
-from keras_eta.validation import check_positive_integers
+from keras_eta.validation import (
+    check_hidden_units,
+    check_integers_from_zero,
+    check_positive_integers,
+    is_integer,
+    is_number,
+)
 from tfx_pipeline.layouts import Layout
 
 TRAIN, VALIDATION, EVAL = "train", "validation", "eval"
@@ -29,7 +35,8 @@ class Split:
         eval_from: timestamp of the first eval impression.
 
     Raises:
-        ValueError: if the fractions are not three positive numbers that add up to 1, or one date is missing or late.
+        ValueError: if the fractions are not three positive numbers that add up to 1, or one date is no integer, missing
+            or late.
     """
 
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -38,11 +45,17 @@ class Split:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fractions", tuple(self.fractions))
-        if len(self.fractions) != 3 or min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
+        positive = all(is_number(fraction) and fraction > 0 for fraction in self.fractions)
+        if len(self.fractions) != 3 or not positive or abs(sum(self.fractions) - 1) > 1e-6:
             raise ValueError(
                 f"`fractions` must be three positive numbers that add up to 1. Received: fractions={self.fractions}"
             )
         dates = self.validation_from, self.eval_from
+        if not all(date is None or is_integer(date) for date in dates):
+            raise ValueError(
+                "`validation_from` and `eval_from` must be integers or None. "
+                f"Received: validation_from={self.validation_from}, eval_from={self.eval_from}"
+            )
         if (None in dates) != (dates == (None, None)) or (None not in dates and not dates[0] < dates[1]):  # type: ignore[operator]
             raise ValueError(
                 "`validation_from` and `eval_from` must be given together, the first before the second. "
@@ -52,7 +65,11 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Arguments of `keras_eta.ETA`."""
+    """Arguments of `keras_eta.ETA`.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
 
     top_k: int = 48
     num_bits: int = 64
@@ -65,6 +82,9 @@ class Model:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_units", tuple(self.hidden_units))
+        check_positive_integers(top_k=self.top_k, num_bits=self.num_bits, num_heads=self.num_heads)
+        check_integers_from_zero(short_history_length=self.short_history_length, cross_layers=self.cross_layers)
+        check_hidden_units(self.hidden_units)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +114,11 @@ class Training:
     def __post_init__(self) -> None:
         bounds = {} if self.max_steps is None else {"max_steps": self.max_steps}
         check_positive_integers(batch_size=self.batch_size, epochs=self.epochs, patience=self.patience, **bounds)
+        check_integers_from_zero(seed=self.seed)
         for name in ("embedding_learning_rate", "dense_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive. Received: {name}={getattr(self, name)}")
+            value = getattr(self, name)
+            if not (is_number(value) and value > 0):
+                raise ValueError(f"`{name}` must be a positive number. Received: {name}={value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +136,11 @@ class Evaluation:
     longest_bucket: str = HISTORY_BUCKETS[-1]
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_auc <= 1 or self.max_auc_drop < 0:
+        if not (is_number(self.min_auc) and 0 <= self.min_auc <= 1):
+            raise ValueError(f"`min_auc` must lie between 0 and 1. Received: min_auc={self.min_auc}")
+        if not (is_number(self.max_auc_drop) and self.max_auc_drop >= 0):
             raise ValueError(
-                "`min_auc` must lie between 0 and 1, and `max_auc_drop` must not be negative. "
-                f"Received: min_auc={self.min_auc}, max_auc_drop={self.max_auc_drop}"
+                f"`max_auc_drop` must be a number of at least 0. Received: max_auc_drop={self.max_auc_drop}"
             )
         if self.longest_bucket not in HISTORY_BUCKETS:
             raise ValueError(
@@ -166,11 +189,10 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "beam_args", tuple(self.beam_args))
-        if self.min_history < 0:
-            raise ValueError(f"`min_history` must not be negative. Received: min_history={self.min_history}")
-        if not 0 <= self.max_bad_share <= 1:
+        check_integers_from_zero(min_history=self.min_history)
+        if not (is_number(self.max_bad_share) and 0 <= self.max_bad_share <= 1):
             raise ValueError(f"`max_bad_share` must lie between 0 and 1. Received: max_bad_share={self.max_bad_share}")
-        if not 0 < self.statistics_sample_rate <= 1:
+        if not (is_number(self.statistics_sample_rate) and 0 < self.statistics_sample_rate <= 1):
             raise ValueError(
                 "`statistics_sample_rate` must lie between 0 and 1, 0 excluded. "
                 f"Received: statistics_sample_rate={self.statistics_sample_rate}"

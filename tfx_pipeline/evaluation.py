@@ -47,7 +47,7 @@ def eval_config(config: PipelineConfig) -> config_pb2.EvalConfig:
     above_floor = config_pb2.GenericValueThreshold(lower_bound=wrappers_pb2.DoubleValue(value=evaluation.min_auc))
     module = "tfx_pipeline.grouped_auc"
     metrics = [
-        _metric("AUC", AUC, _overall(value_threshold=above_floor, change_threshold=not_worse)),
+        _metric("LogOddsAUC", AUC, _overall(value_threshold=above_floor, change_threshold=not_worse), module=module),
         _metric("GroupedAUC", GROUPED_AUC, module=module, group_key=USER_ID),
         _metric("BinaryCrossEntropy", LOG_LOSS),
         _metric("Calibration", CALIBRATION),

@@ -1,10 +1,11 @@
-"""Metrics of TensorFlow Model Analysis that it lacks: AUC within users, and AUC of a part of the impressions."""
+"""Metrics of TensorFlow Model Analysis that it lacks: AUC at any click rate, within users, and of some impressions."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,10 +14,24 @@ import numpy as np
 import tensorflow_model_analysis as tfma
 from tensorflow_model_analysis.proto import config_pb2
 
-from keras_eta.metrics import auc, grouped_auc
+from keras_eta.metrics import NUM_LOG_ODDS_BUCKETS, auc, grouped_auc, log_odds_bucket
 
 # Impressions that a slice keeps, 17 bytes each.
 MAX_ROWS = 4_000_000
+
+
+class LogOddsAUC(tfma.metrics.Metric):
+    """AUC of probabilities, counted in the buckets of `keras_eta.metrics.LogOddsAUC`; NaN where a class is missing.
+
+    TensorFlow Model Analysis's own spreads its buckets evenly over the probabilities, and where clicks are rare most
+    rows fall into one.
+
+    Args:
+        name: of the metric.
+    """
+
+    def __init__(self, name: str = "auc") -> None:
+        super().__init__(tfma.metrics.merge_per_key_computations(_log_odds_auc), name=name)
 
 
 class GroupedAUC(tfma.metrics.Metric):
@@ -73,6 +88,16 @@ class SubsetAUC(tfma.metrics.Metric):
             max_rows=max_rows,
             name=name,
         )
+
+
+def _log_odds_auc(
+    name: str,
+    eval_config: config_pb2.EvalConfig | None = None,
+    model_name: str = "",
+    output_name: str = "",
+) -> list[Any]:
+    key = tfma.metrics.MetricKey(name=name, model_name=model_name, output_name=output_name)
+    return [tfma.metrics.MetricComputation([key], [], _LogOddsAUCCombiner(key, eval_config))]
 
 
 def _grouped_auc(
@@ -165,6 +190,43 @@ class Rows:
         self._groups = array("Q", groups[kept].tobytes())
         self._labels = array("b", labels[kept].tobytes())
         self._scores = array("d", scores[kept].tobytes())
+
+
+class _LogOddsAUCCombiner(beam.CombineFn):
+    """Counts rows by label and bucket."""
+
+    def __init__(self, key: Any, eval_config: config_pb2.EvalConfig | None) -> None:
+        self._key = key
+        self._eval_config = eval_config
+
+    def create_accumulator(self) -> Counter[tuple[int, int]]:
+        return Counter()
+
+    def add_input(self, accumulator: Counter[tuple[int, int]], element: Any) -> Counter[tuple[int, int]]:
+        for label, score, _ in tfma.metrics.to_label_prediction_example_weight(
+            element,
+            eval_config=self._eval_config,
+            model_name=self._key.model_name,
+            output_name=self._key.output_name,
+        ):
+            odds = score.item() / max(1.0 - score.item(), 1e-300)
+            accumulator[int(label.item()), int(log_odds_bucket(math.log(max(odds, 1e-300))))] += 1
+        return accumulator
+
+    def merge_accumulators(self, accumulators: Iterable[Counter[tuple[int, int]]]) -> Counter[tuple[int, int]]:
+        merged = self.create_accumulator()
+        for accumulator in accumulators:
+            merged.update(accumulator)
+        return merged
+
+    def extract_output(self, accumulator: Counter[tuple[int, int]]) -> dict[Any, float]:
+        counts = np.zeros([2, NUM_LOG_ODDS_BUCKETS])
+        for place, count in accumulator.items():
+            counts[place] = count
+        negatives, positives = counts
+        pairs = negatives.sum() * positives.sum()
+        ordered = positives @ (np.cumsum(negatives) - negatives / 2)
+        return {self._key: float(ordered / pairs) if pairs else math.nan}
 
 
 class _GroupedAUCCombiner(beam.CombineFn):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -169,12 +168,17 @@ class MakeExamples(CountingDoFn):
             self.count(f"{POSITIVES}/{split}", int(log.labels[part].sum()))
             for start in range(0, len(part), _BLOCK_SIZE):
                 block = [serialize(position) for position in part[start : start + _BLOCK_SIZE].tolist()]
-                yield beam.pvalue.TaggedOutput(split, zlib.compress(pickle.dumps(block), _COMPRESSION_LEVEL))
+                yield beam.pvalue.TaggedOutput(split, zlib.compress(_packed(block), _COMPRESSION_LEVEL))
 
 
 def read_block(block: bytes) -> list[bytes]:
     """The tf.Examples of a block of `MakeExamples`."""
-    return pickle.loads(zlib.decompress(block))
+    return list(tf.train.BytesList.FromString(zlib.decompress(block)).value)
+
+
+def _packed(examples: Sequence[bytes]) -> bytes:
+    """The tf.Examples of a block, each after its length: what comes off a shuffle is data and never code."""
+    return tf.train.BytesList(value=examples).SerializeToString()
 
 
 _KINDS = {int: "int64_list", float: "float_list", bytes: "bytes_list"}

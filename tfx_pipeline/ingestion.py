@@ -12,21 +12,27 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet
+import tensorflow as tf
 from absl import logging
 from apache_beam.io.filesystems import FileSystems
 from google.protobuf import struct_pb2
 from tfx import v1 as tfx
 from tfx.components.example_gen.component import FileBasedExampleGen
 from tfx.components.example_gen.driver import FileBasedDriver
-from tfx.components.example_gen.utils import FINGERPRINT_PROPERTY_NAME, SPAN_PROPERTY_NAME
+from tfx.components.example_gen.utils import (
+    FINGERPRINT_PROPERTY_NAME,
+    SPAN_PROPERTY_NAME,
+    VERSION_PROPERTY_NAME,
+)
 from tfx.components.util import examples_utils
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.dsl.components.base.executor_spec import BeamExecutorSpec
 from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.types.standard_component_specs import CUSTOM_CONFIG_KEY, EXAMPLES_KEY
-from tfx.utils import io_utils, proto_utils
+from tfx.utils import proto_utils
 
+from keras_eta.features import TIMESTAMP
 from tfx_pipeline import impressions, interactions
 from tfx_pipeline.config import EVAL, SPLITS, TRAIN, Evaluation, Model, PipelineConfig, Training
 from tfx_pipeline.layouts import PARQUET, Layout
@@ -127,17 +133,22 @@ def check_data(config: PipelineConfig) -> None:
 
 
 class _Driver(FileBasedDriver):
-    """TFX's driver resolves the newest span and takes the fingerprint of its files. Here all that is read counts."""
+    """Resolves the newest span and takes the fingerprint of all files that are read.
+
+    TFX's own takes that of the newest span, and finds no file in a folder whose name has brackets.
+    """
 
     def resolve_exec_properties(
         self, exec_properties: dict[str, Any], pipeline_info: Any, component_info: Any
     ) -> dict[str, Any]:
-        exec_properties = super().resolve_exec_properties(exec_properties, pipeline_info, component_info)
         config = _config(exec_properties)
-        paths = interactions.log_files(config.data, config.layout, exec_properties[SPAN_PROPERTY_NAME])
+        spans = interactions.log_spans(config.data, config.layout)
+        paths = sorted(spans)
         if config.layout.items is not None:
             paths.append(os.path.join(config.data, config.layout.items.file))
-        prints = [io_utils.generate_fingerprint(os.path.relpath(path, config.data), path) for path in paths]
+        prints = [f"{os.path.relpath(path, config.data)} {_size_and_time(path)}" for path in paths]
+        exec_properties[SPAN_PROPERTY_NAME] = max(spans.values(), default=0)
+        exec_properties[VERSION_PROPERTY_NAME] = None
         exec_properties[FINGERPRINT_PROPERTY_NAME] = hashlib.sha256("\n".join(prints).encode()).hexdigest()
         return exec_properties
 
@@ -153,8 +164,8 @@ class Executor(BaseBeamExecutor):
         Raises:
             FileNotFoundError: as `check_data`.
             RuntimeError: if more than `config.max_bad_share` of the rows are malformed.
-            ValueError: as `check_data`; if there are fewer than two users, a split has no impressions, or train or eval
-                have labels of one class only.
+            ValueError: as `check_data`; if there are fewer than two users, a split has no impressions, train or eval
+                have labels of one class only, or a column of strings spells its ids in two ways, as "1" and "1.0".
         """
         config = _config(exec_properties)
         check_data(config)
@@ -184,6 +195,7 @@ class Executor(BaseBeamExecutor):
             with fileio.open(os.path.join(dead_letters, REPORT_FILE), "w") as file:
                 file.write(text)
         logging.info("Ingestion: %s", text)
+        _check_spellings(raw["counts"])
         _check_report(report, raw["examples"], config)
         with fileio.open(report_path, "w") as file:
             file.write(text)
@@ -298,6 +310,12 @@ def _config(exec_properties: Mapping[str, Any]) -> PipelineConfig:
     return PipelineConfig.from_json(parameters["config"])
 
 
+def _size_and_time(path: str) -> str:
+    """Bytes of a file, and when it was written."""
+    found = tf.io.gfile.stat(path)
+    return f"{found.length} {found.mtime_nsec}"
+
+
 def _check_csv(path: str, layout: Layout) -> bool:
     """Whether a file has rows."""
     if not layout.header:
@@ -320,10 +338,11 @@ def _check_parquet(path: str, layout: Layout) -> bool:
     _check_columns(path, schema.names, layout)
     for name in layout.sources:
         dtype = schema.field(name).type
-        if pa.types.is_temporal(dtype) or pa.types.is_nested(dtype):
+        moments = name == layout.source(TIMESTAMP) and (pa.types.is_timestamp(dtype) or pa.types.is_date(dtype))
+        if (pa.types.is_temporal(dtype) and not moments) or pa.types.is_nested(dtype):
             raise ValueError(
-                f"The column {name!r} of {path} must hold integers, floats or strings; times are integers, e.g. "
-                f"seconds since 1970. Received: {dtype}"
+                f"The column {name!r} of {path} must hold integers, floats or strings, or dates where it is the "
+                f"timestamp. Received: {dtype}"
             )
     return num_rows > 0
 
@@ -397,6 +416,23 @@ def _report(raw: Mapping[str, Any], num_files: int, num_bytes: int, dead_letters
         "bytes": num_bytes,
         "bytes_per_impression": round(num_bytes / max(sum(num_impressions.values()), 1), 1),
     }
+
+
+def _check_spellings(counts: Iterable[str]) -> None:
+    """Refuses a log in which one column spells its numbers in two ways: they would be different ids."""
+    files: dict[str, dict[str, str]] = {}
+    for name in sorted(counts):
+        kind, *rest = name.split("\t", 3)
+        if kind == interactions.SPELLING:
+            spelling, column, path = rest
+            files.setdefault(column, {}).setdefault(spelling, path)
+    for column, by_spelling in files.items():
+        if len(by_spelling) > 1:
+            raise ValueError(
+                f"The column {column!r} spells ids as integers, e.g. in {by_spelling[interactions.INTEGER]}, and as "
+                f"'1.0', e.g. in {by_spelling[interactions.DECIMAL]}: one id would be two. Write them in one spelling, "
+                "or make the feature int64, which reads both."
+            )
 
 
 def _check_report(report: Mapping[str, Any], examples: Mapping[str, Any], config: PipelineConfig) -> None:

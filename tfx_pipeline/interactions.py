@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import decimal
+import glob
 import json
 import math
 import os
@@ -12,6 +14,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
@@ -19,6 +24,7 @@ from tfx.components.example_gen.utils import date_to_span_number
 from tfx.dsl.io import fileio
 
 from keras_eta.datasets.delimited import WRONG_COLUMNS
+from keras_eta.datasets.times import iso_seconds
 from keras_eta.features import LABEL, TIMESTAMP
 from tfx_pipeline.layouts import CSV, USER_ID, ItemTable, Layout
 
@@ -29,16 +35,21 @@ MALFORMED = "malformed"
 COUNTS = "counts"
 
 ROWS_READ = "rows_read"
+# Of a string id: how it is spelt where it is a number, its column and its file, joined by tabs.
+SPELLING = "spelling"
+INTEGER, DECIMAL = "integer", "decimal"
 
 Scalar: TypeAlias = int | float | bytes
 # What joins a row to its user: an int or bytes.
 UserId: TypeAlias = int | bytes
 
 _DTYPES = {"int64": int, "float32": float, "string": bytes}
-_LARGEST_EXACT_FLOAT = 2**53
+# A float of 2**53 may stand for 2**53 + 1 as well.
+_LARGEST_EXACT_FLOAT = 2**53 - 1
 _LARGEST_FLOAT = float(np.finfo("float32").max)
 _BATCH_ROWS = 10_000
 _INTEGER = re.compile("[+-]?[0-9]+")
+_NUMBER_IDS = {INTEGER: re.compile(rb"-?[0-9]+"), DECIMAL: re.compile(rb"-?[0-9]+\.0")}
 _SPECS = re.compile(r"\{SPAN(?::(?P<width>\d+))?\}|\{(?P<date>YYYY|MM|DD)\}|(?P<any>\*)|(?P<one>\?)")
 
 
@@ -121,36 +132,58 @@ def value_dtype(layout: Layout, name: str) -> type:
 def log_files(data: str, layout: Layout, last_span: int | None = None) -> list[str]:
     """The files of a log, sorted.
 
+    Files and folders whose names begin with `.` or `_`, as `.DS_Store` and `_SUCCESS` do, are skipped where the pattern
+    does not spell that beginning. Only `*` and `?` stand for other characters: brackets are meant as they are.
+
     Args:
         data: its directory.
         layout: its pattern may have a `{SPAN}` or `{YYYY}`, `{MM}` and `{DD}`, as TFX's example generators know them.
         last_span: the newest span to read, a number or days since 1970. `None`: all.
     """
-    pattern = os.path.join(data, layout.pattern)
-    glob, regex, end = "", "", 0
+    spans = log_spans(data, layout)
+    return sorted(path for path, span in spans.items() if last_span is None or span <= last_span)
+
+
+def log_spans(data: str, layout: Layout) -> dict[str, int]:
+    """The span of each file of a log: a number, or days since 1970; 0 where the pattern has none."""
+    pattern = os.path.normpath(layout.pattern)
+    wildcards, regex, end = glob.escape(os.path.join(data, "")), "", 0
     for spec in _SPECS.finditer(pattern):
         literal = pattern[end : spec.start()]
+        begins_name = not pattern[: spec.start()].rpartition("/")[2]
         end = spec.end()
+        regex += re.escape(literal)
         if spec["any"] or spec["one"]:
-            glob += literal + spec[0]
-            regex += re.escape(literal) + ("[^/]*" if spec["any"] else "[^/]")
+            wildcards += glob.escape(literal) + spec[0]
+            regex += ("(?![._])" if begins_name else "") + ("[^/]*" if spec["any"] else "[^/]")
         else:
             width = len(spec["date"]) if spec["date"] else spec["width"]
-            glob += literal + "*"
-            regex += re.escape(literal) + rf"(?P<{spec['date'] or 'SPAN'}>\d{f'{{{width}}}' if width else '+'})"
-    paths = [str(path) for path in fileio.glob(glob + pattern[end:])]
+            wildcards += glob.escape(literal) + "*"
+            regex += rf"(?P<{spec['date'] or 'SPAN'}>\d{f'{{{width}}}' if width else '+'})"
     regex += re.escape(pattern[end:])
-    if "(?P<" not in regex:
-        return sorted(paths)
-    matches = [match for path in paths if (match := re.fullmatch(regex, path))]
-    return sorted(match[0] for match in matches if last_span is None or _span(match) <= last_span)
+    paths = [str(path) for path in fileio.glob(wildcards + glob.escape(pattern[end:]))]
+    matches = {path: re.fullmatch(regex, os.path.relpath(path, data)) for path in paths}
+    return {path: _span(match) for path, match in matches.items() if match}
+
+
+def file_metadata(path: str) -> FileMetadata:
+    """A file as Beam's `ReadAll` transforms take it and as they name it: they take brackets for wildcards."""
+    return FileMetadata(glob.escape(path), fileio.stat(path).length)
 
 
 def read_header(path: str, layout: Layout) -> tuple[str, ...]:
     """Names of a CSV file's columns, from its first line; none where the file is empty."""
     with FileSystems.open(path) as file:
-        line = file.readline().rstrip(b"\r\n").decode("utf-8-sig" if layout.encoding == "utf-8" else layout.encoding)
-    return tuple(name.strip() for name in split_row(line, layout.separator)) if line else ()
+        line = file.readline().rstrip(b"\r\n")
+    encoding = "utf-8-sig" if layout.encoding == "utf-8" else layout.encoding
+    try:
+        text = line.decode(encoding)
+    except UnicodeDecodeError as error:
+        column = line[: error.start].count(layout.separator.encode()) + 1
+        raise ValueError(
+            f"{path} is not in {layout.encoding}: line 1, column {column} holds {line[error.start : error.end]!r}."
+        ) from error
+    return tuple(name.strip() for name in split_row(text, layout.separator)) if text else ()
 
 
 def split_row(line: str, separator: str) -> list[str]:
@@ -208,10 +241,14 @@ def parse_string(value: Any) -> bytes:
     """A value as UTF-8.
 
     Raises:
-        MalformedRowError: "missing", or "undecodable" where bytes are not UTF-8.
+        MalformedRowError: "missing", "undecodable" where bytes are not UTF-8, or "non-integer" for a whole float beyond
+            2**53, which stands for several integers.
     """
     if value is None or value in ("", b"") or value != value:
         raise MalformedRowError("missing")
+    if isinstance(value, (float, decimal.Decimal)) and math.isfinite(value) and value == math.floor(value):
+        # A column of integers is one of floats in files where a value is missing: both spell the same.
+        value = parse_integer(float(value))
     if isinstance(value, bytes):
         try:
             value.decode()
@@ -221,6 +258,26 @@ def parse_string(value: Any) -> bytes:
     return str(value).encode()
 
 
+def parse_timestamp(value: Any) -> int:
+    """The int64 that a value spells, or the seconds since 1970 of an ISO 8601 date.
+
+    Raises:
+        MalformedRowError: as `parse_integer`.
+    """
+    seconds = iso_seconds(value) if isinstance(value, str) else None
+    return parse_integer(value) if seconds is None else seconds
+
+
+def column_values(column: Any) -> list[Any]:
+    """The values of a Parquet column; moments as seconds since 1970, fractions cut off."""
+    if pa.types.is_temporal(column.type):
+        unit = column.type.unit if pa.types.is_timestamp(column.type) else "s"
+        # Without its time zone, a moment is what Parquet holds: UTC.
+        moments = pa.compute.floor_temporal(column.cast(pa.timestamp(unit)), unit="second")
+        column = moments.cast(pa.timestamp("s")).cast(pa.int64())
+    return column.to_pylist()
+
+
 class _Cell(NamedTuple):
     """A column of the file or of the item table: where its value stands in the row and what it must be."""
 
@@ -228,10 +285,11 @@ class _Cell(NamedTuple):
     source: str
     dtype: type
     is_id: bool
+    is_time: bool = False
 
     def parse(self, row: Sequence[Any]) -> Any:
         try:
-            value = _PARSERS[self.dtype](row[self.position])
+            value = (parse_timestamp if self.is_time else _PARSERS[self.dtype])(row[self.position])
         except MalformedRowError as error:
             raise MalformedRowError(f"{error} {self.source}") from None
         if self.is_id and self.dtype is int and value < 0:
@@ -255,7 +313,7 @@ class RowParser:
         def cell(name: str) -> _Cell:
             source = layout.source(name)
             is_id = name.endswith("_id") or name == layout.features.item_id.name
-            return _Cell(positions[source], source, value_dtype(layout, name), is_id)
+            return _Cell(positions[source], source, value_dtype(layout, name), is_id, name == TIMESTAMP)
 
         self._user = cell(USER_ID)
         self._timestamp = cell(TIMESTAMP)
@@ -268,6 +326,7 @@ class RowParser:
         # The label stands behind the row and what is joined to it.
         positions[LABEL] = len(positions)
         self._values = [cell(name) for name in value_names(layout)]
+        self._string_ids = [cell for cell in (self._user, *self._values) if cell.is_id and cell.dtype is bytes]
         self._first = -math.inf if layout.first_timestamp is None else layout.first_timestamp
         self._end = math.inf if layout.end_timestamp is None else layout.end_timestamp
 
@@ -300,6 +359,18 @@ class RowParser:
         label = self._label(outcome)
         cells = (*row, *joined, label)
         return user, Interaction(timestamp, tuple(value.parse(cells) for value in self._values), label, outcome, file)
+
+    def number_spellings(self, row: Sequence[Any]) -> Iterator[tuple[str, str]]:
+        """`INTEGER` or `DECIMAL`, and the column, of each string id of a well-formed row that is a number.
+
+        A file of integers in which a value is missing is often written with decimals, "1.0" in place of "1".
+        """
+        for cell in self._string_ids:
+            if cell.position < self._num_columns:
+                text = cell.parse(row)
+                for spelling, pattern in _NUMBER_IDS.items():
+                    if pattern.fullmatch(text):
+                        yield spelling, cell.source
 
     def _label(self, outcome: Scalar) -> int:
         rule = self._rule
@@ -334,7 +405,7 @@ class ReadInteractions(beam.PTransform):
 
     def expand(self, pipeline: Any) -> Any:
         layout = self._layout
-        paths = pipeline | "Files" >> beam.Create(self._files)
+        paths = pipeline | "Files" >> beam.Create([file_metadata(path) for path in self._files])
         if layout.file_format == CSV:
             headers = {path: layout.header or read_header(path, layout) for path in self._files}
             rows = paths | beam.io.ReadAllFromText(
@@ -351,7 +422,14 @@ class ReadInteractions(beam.PTransform):
         return rows | "Parse" >> beam.ParDo(parse, items).with_outputs(MALFORMED, COUNTS, main="interactions")
 
 
-class _ParseLines(CountingDoFn):
+class _ParseRows(CountingDoFn):
+    def count_spellings(self, parser: RowParser, row: Sequence[Any], path: str) -> None:
+        """Counts the string ids of a row that are numbers by their spelling."""
+        for spelling, column in parser.number_spellings(row):
+            self.count("\t".join((SPELLING, spelling, column, path)))
+
+
+class _ParseLines(_ParseRows):
     """(path, line) -> (user, `Interaction`)."""
 
     def __init__(self, layout: Layout, headers: Mapping[str, tuple[str, ...]]) -> None:
@@ -360,14 +438,16 @@ class _ParseLines(CountingDoFn):
         self._separator = layout.separator
         parsers = {header: RowParser(layout, header) for header in set(headers.values()) if header}
         self._files = {
-            path: (number, parsers[header]) for number, (path, header) in enumerate(headers.items()) if header
+            glob.escape(path): (number, path, parsers[header])
+            for number, (path, header) in enumerate(headers.items())
+            if header
         }
 
     def process(
         self, element: tuple[str, bytes], items: Mapping[Scalar, Sequence[str]] | None
     ) -> Iterator[tuple[UserId, Interaction] | beam.pvalue.TaggedOutput]:
-        path, line = element
-        file, parser = self._files[path]
+        name, line = element
+        file, path, parser = self._files[name]
         self.count(ROWS_READ)
         try:
             row = split_row(line.decode(self._encoding), self._separator)
@@ -376,32 +456,35 @@ class _ParseLines(CountingDoFn):
             reason = str(error) if isinstance(error, MalformedRowError) else f"not in {self._encoding}"
             yield self.malformed(reason, path, line.decode(self._encoding, "backslashreplace"))
         else:
+            self.count_spellings(parser, row, path)
             yield interaction
 
 
-class _ParseTables(CountingDoFn):
+class _ParseTables(_ParseRows):
     """(path, `pyarrow.Table`) -> (user, `Interaction`) of each row."""
 
     def __init__(self, layout: Layout, files: Sequence[str]) -> None:
         super().__init__()
         self._columns = layout.sources
         self._parser = RowParser(layout, layout.sources)
-        self._files = {path: number for number, path in enumerate(files)}
+        self._files = {glob.escape(path): (number, path) for number, path in enumerate(files)}
 
     def process(
         self, element: tuple[str, Any], items: Mapping[Scalar, Sequence[str]] | None
     ) -> Iterator[tuple[UserId, Interaction] | beam.pvalue.TaggedOutput]:
-        path, table = element
+        name, table = element
+        file, path = self._files[name]
         self.count(ROWS_READ, table.num_rows)
         for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
-            columns = [batch.column(batch.schema.get_field_index(name)).to_pylist() for name in self._columns]
+            columns = [column_values(batch.column(batch.schema.get_field_index(name))) for name in self._columns]
             for row in zip(*columns, strict=True):
                 try:
-                    interaction = self._parser.parse(row, items, self._files[path])
+                    interaction = self._parser.parse(row, items, file)
                 except MalformedRowError as error:
                     text = json.dumps(dict(zip(self._columns, row, strict=True)), default=repr)
                     yield self.malformed(str(error), path, text)
                 else:
+                    self.count_spellings(self._parser, row, path)
                     yield interaction
 
 
@@ -417,7 +500,8 @@ class _ReadItems(beam.PTransform):
     def expand(self, pipeline: Any) -> Any:
         return (
             pipeline
-            | "Read" >> beam.io.ReadFromText(self._path, coder=beam.coders.BytesCoder())
+            | "File" >> beam.Create([file_metadata(self._path)])
+            | "Read" >> beam.io.ReadAllFromText(coder=beam.coders.BytesCoder())
             | "Parse" >> beam.Map(_parse_item, self._table, self._path, self._dtype)
             | beam.GroupByKey()
             | "Check" >> beam.Map(_only_item, self._path)
@@ -425,7 +509,12 @@ class _ReadItems(beam.PTransform):
 
 
 def _parse_item(line: bytes, table: ItemTable, path: str, dtype: type) -> tuple[Scalar, tuple[str, ...]]:
-    text = line.decode(table.encoding)
+    try:
+        text = line.decode(table.encoding)
+    except UnicodeDecodeError as error:
+        column = line[: error.start].count(table.separator.encode())
+        name = table.header[min(column, len(table.header) - 1)]
+        raise ValueError(f"{path} has a line that is not in {table.encoding}, in column {name!r}: {line!r}") from error
     row = split_row(text, table.separator)
     if len(row) != len(table.header):
         raise ValueError(f"{path} has a line {WRONG_COLUMNS}, {len(table.header)}: {text!r}")
@@ -449,6 +538,8 @@ def _only_item(item: tuple[Scalar, Iterable[tuple[str, ...]]], path: str) -> tup
 
 def _span(match: re.Match[str]) -> int:
     found = match.groupdict()
+    if not found:
+        return 0
     if "SPAN" in found:
         return int(found["SPAN"])
     return date_to_span_number(*(int(found[name]) for name in ("YYYY", "MM", "DD")))

@@ -28,6 +28,7 @@ from keras_eta.features import (
     TIMESTAMP,
     Feature,
     Features,
+    RawColumns,
     history_name,
 )
 from keras_eta.ops import age_bucket
@@ -217,8 +218,9 @@ class Impressions:
         the row and `history_<name>` [N, L] of its behaviours, most recent first, and `history_length` int64 [N], the
         number of behaviours among the L. Histories are padded with 0, 0.0 or "". The label is int64 [N].
 
-        Ids are raw (int64 or string) unless a `lookup` is given. It turns each column into indices once, here, so
-        batches carry int32 indices under the same names, padded with 0, and training pays for no lookup.
+        Ids are raw (int64 or string), and refused by rankers, unless a `lookup` is given. It turns each column into
+        indices once, here, so batches carry int32 indices under the same names, padded with 0, and training pays for no
+        lookup.
 
         With `features.age` raw batches hold `timestamp` int64 [N] and `history_timestamp` int64 [N, L], and batches of
         indices `history_age` int32 [N, L] in place of both.
@@ -268,7 +270,8 @@ class Impressions:
                     inputs |= {TIMESTAMP: now, HISTORY_TIMESTAMP: moments}
                 else:
                     inputs[HISTORY_AGE] = age_bucket(now, moments, features.age.boundaries, positions > 0)
-            return {**inputs, HISTORY_LENGTH: lengths}, tf.gather(label, row)
+            inputs[HISTORY_LENGTH] = lengths
+            return RawColumns(inputs) if lookup is None else inputs, tf.gather(label, row)
 
         dataset = _shuffled_range(len(self), seed) if shuffle else tf.data.Dataset.range(len(self))
         dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from keras_eta.datasets.times import datetime_seconds, iso_seconds
 from keras_eta.features import TIMESTAMP
+from keras_eta.validation import exact_integers
 
 USER_ID = "user_id"
 ITEM_ID = "item_id"
@@ -20,7 +21,6 @@ REQUIRED_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP)
 Column: TypeAlias = np.ndarray | pd.Categorical
 
 _NUM_EXAMPLES = 5
-_LARGEST_EXACT_FLOAT = 2**53
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Interactions:
         """Check the columns of a log, leave bad rows out, sort the rest, and print what was done if anything was.
 
         A row is left out if a value is missing (NaN, None or ""), the timestamp or a value of `integers` is no integer,
-        an integer id (every column named `*_id`) is negative, a float is infinite, or it equals an earlier row in every
-        column.
+        an integer id (every column named `*_id`) is negative, a float is infinite, bytes are no UTF-8, or it
+        equals an earlier row in every column. Floats beyond what their type holds exactly are no integers.
 
         Datetimes and dates become whole seconds since 1970, int64; those without a time zone are in UTC. So do strings
         of ISO 8601 dates in `timestamp`: "2023-11-14 22:13:20", "2023-11-14T23:13:20+01:00".
@@ -274,7 +274,9 @@ def parse_column(name: str, values: Any, *, integer: bool = False) -> tuple[Colu
     faults = {f"missing {name}": missing}
 
     if kind == "bytes":
-        series, kind = series.str.decode("utf-8"), "string"
+        text = series.str.decode("utf-8", "backslashreplace")
+        faults[f"undecodable {name}"] = (text.str.encode("utf-8") != series).to_numpy() & ~missing
+        series, kind = text, "string"
     if kind.startswith("date"):
         return datetime_seconds(series), faults
     if name == TIMESTAMP and kind == "string":
@@ -333,9 +335,9 @@ def _whole_numbers(name: str, numbers: pd.Series) -> tuple[np.ndarray, dict[str,
             raise ValueError(f"Column {name!r} holds integers beyond 64 bits with sign. Give such ids as strings.")
         integers = numbers.to_numpy(dtype="int64")
     else:
-        floats = numbers.to_numpy(dtype="float64")
-        # Beyond 2**53 a float stands for several integers; NaN compares false.
-        inexact = ~((np.abs(floats) <= _LARGEST_EXACT_FLOAT) & (floats == np.floor(floats)))
+        dtype = getattr(numbers.dtype, "numpy_dtype", numbers.dtype)
+        floats = numbers.to_numpy(dtype=dtype if dtype.kind == "f" else "float64")
+        inexact = ~exact_integers(floats)
         faults[f"non-integer {name}"] = inexact
         integers = np.where(inexact, 0, floats).astype("int64")
     if name.endswith("_id"):

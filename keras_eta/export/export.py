@@ -79,8 +79,7 @@ def export_model(
     with _TRACING:
         if not model.built:
             model.build()
-        for unit in model.interests:
-            unit.refresh()
+        model.refresh()
         signatures = Signatures(model, jit_compile)
     base.mkdir(parents=True, exist_ok=True)
     # TF Serving looks at directories with numeric names only, so nobody sees the version before it is whole.

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_eta.layers.dice import Dice
 from keras_eta.layers.target_attention import behaviours_are_shared
+from keras_eta.validation import check_hidden_units
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -48,8 +49,7 @@ class ActivationUnit(tf.keras.layers.Layer):
 
     def __init__(self, hidden_units: Sequence[int] = (36,), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not hidden_units or any(not isinstance(units, int) or units < 1 for units in hidden_units):
-            raise ValueError(f"`hidden_units` must be positive integers. Received: hidden_units={hidden_units!r}")
+        check_hidden_units(hidden_units)
         self.hidden_units = tuple(hidden_units)
         self.hidden_layers = [layer for units in self.hidden_units for layer in (tf.keras.layers.Dense(units), Dice())]
         self.weight = tf.keras.layers.Dense(1, name="weight")

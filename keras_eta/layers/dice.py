@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_eta.validation import is_number
+
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
 class Dice(tf.keras.layers.Layer):
@@ -37,10 +39,10 @@ class Dice(tf.keras.layers.Layer):
 
     def __init__(self, epsilon: float = 1e-8, momentum: float = 0.99, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not epsilon > 0:
-            raise ValueError(f"`epsilon` must be positive. Received: epsilon={epsilon!r}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"`momentum` must lie in [0, 1). Received: momentum={momentum!r}")
+        if not (is_number(epsilon) and epsilon > 0):
+            raise ValueError(f"`epsilon` must be a positive number. Received: epsilon={epsilon!r}")
+        if not (is_number(momentum) and 0 <= momentum < 1):
+            raise ValueError(f"`momentum` must be a number in [0, 1). Received: momentum={momentum!r}")
         self.epsilon = epsilon
         self.momentum = momentum
         self.normalization = tf.keras.layers.BatchNormalization(

@@ -160,6 +160,11 @@ class FeatureLookup(tf.keras.layers.Layer):
             outputs[HISTORY_AGE] = age_bucket(inputs[TIMESTAMP], moments, self._features.age.boundaries, real)
         return outputs
 
+    @property
+    def non_trainable_weights(self) -> list[tf.Variable]:
+        """None: a vocabulary is no variable, which Keras's callbacks and H5 files take all weights for."""
+        return []
+
     def _encoded(self, feature: Feature, name: str, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         column = inputs[name] if feature.dtype != "int64" else _int64_column(name, inputs)
         column = tf.cast(column, tf.float32) if feature.dtype == "float32" else column

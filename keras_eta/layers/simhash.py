@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_eta import ops
-from keras_eta.validation import check_planes_period, check_positive_integers
+from keras_eta.validation import check_integers_from_zero, check_planes_period, check_positive_integers
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -34,8 +34,8 @@ class SimHash(tf.keras.layers.Layer):
         int64 [..., W], W = ceil(M / 64): bit j in word j // 64 at position j % 64.
 
     Raises:
-        ValueError: if `num_bits` or `planes_period` is not a positive integer, or planes that do not learn have a
-            period.
+        ValueError: if `num_bits` or `planes_period` is not a positive integer, `seed` is no integer, or planes that do
+            not learn have a period.
 
     Example:
         >>> fingerprints = keras_eta.layers.SimHash(num_bits=64)(tf.random.normal([8, 32]))
@@ -58,6 +58,7 @@ class SimHash(tf.keras.layers.Layer):
         # Keras would round the inputs to half precision under a mixed policy, which changes bits.
         super().__init__(**{"autocast": False, **kwargs})
         check_positive_integers(num_bits=num_bits)
+        check_integers_from_zero(seed=seed)
         check_planes_period(planes_period, trainable_planes)
         self.num_bits = num_bits
         self.seed = seed

@@ -101,10 +101,6 @@ class ETA(Ranker):
         """The interest unit that retrieves by Hamming distance."""
         return self.interests[-1]
 
-    def refresh(self) -> None:
-        """Hashes the whole fingerprint table again. Needed only after code that wrote to a raw variable handle."""
-        self.eta.refresh()
-
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "short_history_length": self.short_history_length}
         del config["interests"]

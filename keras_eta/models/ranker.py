@@ -12,7 +12,12 @@ from keras_eta.distribution import sum_over_replicas
 from keras_eta.features import HISTORY_LENGTH, Features
 from keras_eta.interest.base import Interest, InterestUnit
 from keras_eta.layers.feature_lookup import FeatureLookup
+from keras_eta.metrics import LogOddsAUC
 from keras_eta.models.feature_embedding import FeatureEmbedding
+from keras_eta.models.input_checks import checked_columns, specs_of
+from keras_eta.models.mlp import activation_class, check_activation, make_mlp
+from keras_eta.models.trainable import TrainableModel
+from keras_eta.validation import check_hidden_units, check_integers_from_zero
 
 Inputs = Mapping[str, tf.Tensor]
 
@@ -30,7 +35,7 @@ class Scores(NamedTuple):
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
-class Ranker(tfrs.Model):
+class Ranker(TrainableModel):
     """Click-through-rate ranker: interest units, whose vectors go through an MLP.
 
     Each interest unit reads a vector for the candidate out of a sequence of behaviours. These vectors, the candidate
@@ -44,7 +49,8 @@ class Ranker(tfrs.Model):
         lookup: the adapted lookup of raw ids, which then travels with the model into its export.
         interests: the interest units, e.g. `[RecentInterest(16), ETAInterest(48)]`; `ETA` builds just these two.
         hidden_units: widths of the MLP's hidden layers.
-        activation: of the hidden layers: a name that Keras knows, or a class of layers such as `keras_eta.layers.Dice`.
+        activation: of the hidden layers: a name that Keras knows, or a class of layers, Keras's own or a registered
+            one such as `keras_eta.layers.Dice`.
         cross_layers: number of `tfrs.layers.dcn.Cross` layers before the MLP (DCN-v2).
         embeddings_regularizer: of all embedding tables, e.g. `tf.keras.regularizers.L2(1e-6)`.
 
@@ -86,17 +92,10 @@ class Ranker(tfrs.Model):
             features = lookup.features
         if not isinstance(features, Features):
             raise TypeError(f"`features` must be a keras_eta.Features. Received: features={features!r}")
-        if not isinstance(activation, (str, type)):
-            raise TypeError(f"`activation` must be a name or a class of layers. Received: activation={activation!r}")
+        check_activation(activation)
         _check_interests(interests)
-        if not isinstance(cross_layers, int) or isinstance(cross_layers, bool) or cross_layers < 0:
-            raise ValueError(
-                f"`cross_layers` must be an integer of at least 0. Received: cross_layers={cross_layers!r}"
-            )
-        if not hidden_units or any(not isinstance(units, int) or units < 1 for units in hidden_units):
-            raise ValueError(f"`hidden_units` must be positive integers. Received: hidden_units={hidden_units!r}")
-        # Every replica's step returns what holds for all; the default would sum it over workers once more.
-        self.distribute_reduction_method = "first"
+        check_integers_from_zero(cross_layers=cross_layers)
+        check_hidden_units(hidden_units)
         self.features = features
         self.lookup = lookup
         self.interests = list(interests)
@@ -120,15 +119,11 @@ class Ranker(tfrs.Model):
             unit.bind(features, self.embedding_of(unit).tables)
 
         self.cross = [tfrs.layers.dcn.Cross(name=f"cross_{index}") for index in range(cross_layers)]
-        self.mlp = tf.keras.Sequential(name="mlp")
-        for units in self.hidden_units:
-            self.mlp.add(tf.keras.layers.Dense(units))
-            self.mlp.add(tf.keras.layers.Activation(activation) if isinstance(activation, str) else activation())
-        self.mlp.add(tf.keras.layers.Dense(1, dtype=tf.float32))
+        self.mlp = make_mlp(self.hidden_units, activation)
         self.task = tfrs.tasks.Ranking(
             loss=tf.keras.losses.BinaryCrossentropy(from_logits=True, reduction=tf.keras.losses.Reduction.SUM),
             metrics=[
-                tf.keras.metrics.AUC(from_logits=True, name="auc"),
+                LogOddsAUC(name="auc"),
                 tf.keras.metrics.BinaryCrossentropy(from_logits=True, name="log_loss"),
             ],
         )
@@ -145,70 +140,13 @@ class Ranker(tfrs.Model):
         zeros.update({feature.name: tf.zeros([1, 1], tf.int32) for feature in self.features.item_features})
         zeros.update({name: tf.zeros([1, 1], tf.int32) for name in self.features.encoded_history_names})
         self.score(zeros)
+        # Keras sets it at the first call, to the shapes of that one; without it no SavedModel is written.
+        self._set_save_spec(specs_of(self.features))
         self.built = True
 
-    def get_build_config(self) -> dict[str, Any] | None:
-        """Whether Keras's native format has variables to create again; their shapes follow from the configuration."""
-        return {"input_shape": None} if self.built else None
-
-    def build_from_config(self, config: dict[str, Any]) -> None:
-        """Creates all variables."""
-        self.build(config["input_shape"])
-
-    def compile(self, optimizer: Any = None, **kwargs: Any) -> None:
-        """Configures training; under a `tf.distribute` strategy it also creates all variables.
-
-        Args:
-            optimizer: any Keras optimiser. `None`: `default_optimizer()`.
-            **kwargs: as `tf.keras.Model.compile`.
-        """
-        if not self.built:
-            with self.distribute_strategy.scope():
-                if tf.distribute.has_strategy():
-                    self.build()
-        optimizer = self.default_optimizer() if optimizer is None else optimizer
-        super().compile(optimizer=optimizer, **kwargs)
-
-    def default_optimizer(self, embedding_learning_rate: float = 0.1, dense_learning_rate: float = 1e-3) -> Any:
-        """Adagrad for embeddings, whose steps move only the rows that a batch touches, and Adam for the rest.
-
-        Args:
-            embedding_learning_rate: Adagrad's, for `embedding_variables`.
-            dense_learning_rate: Adam's, for `dense_variables`.
-
-        Returns:
-            A `tfrs.experimental.optimizers.CompositeOptimizer` of the two.
-        """
-        return tfrs.experimental.optimizers.CompositeOptimizer(
-            [
-                (tf.keras.optimizers.Adagrad(embedding_learning_rate), self.embedding_variables),
-                (tf.keras.optimizers.Adam(dense_learning_rate), self.dense_variables),
-            ]
-        )
-
-    def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:
-        """Saves the model as `tf.keras.Model.save` does; for TF Serving, use `keras_eta.export`.
-
-        `CompositeOptimizer`, the default, has no configuration that a file could hold, so its state is left out unless
-        `include_optimizer` is given. `save_weights`, checkpoints and `tf.keras.callbacks.BackupAndRestore` keep it.
-        """
-        native = str(filepath).endswith(".keras") or save_format == "keras"
-        if self._has_composite_optimizer() and not native:
-            kwargs.setdefault("include_optimizer", False)
-        super().save(filepath, overwrite, save_format, **kwargs)
-
-    def get_compile_config(self) -> Any:
-        """The arguments of `compile` for Keras's native format; `None` where the optimiser has no configuration."""
-        return None if self._has_composite_optimizer() else super().get_compile_config()
-
-    def _has_composite_optimizer(self) -> bool:
-        return isinstance(self.optimizer, tfrs.experimental.optimizers.CompositeOptimizer)
-
     def call(self, inputs: Inputs, training: bool | None = None) -> tf.Tensor:
+        inputs = checked_columns(inputs, self.features)
         row_names = (*self.features.encoded_row_names, HISTORY_LENGTH)
-        missing = sorted({*row_names, *self.features.encoded_history_names} - set(inputs))
-        if missing:
-            raise ValueError(f"Columns are missing: {missing}. Received: {sorted(inputs)}")
         rows = {name: tf.reshape(inputs[name], [-1]) for name in row_names}
         candidates = {feature.name: rows[feature.name][:, tf.newaxis] for feature in self.features.item_features}
         history = {name: inputs[name] for name in self.features.encoded_history_names}
@@ -269,33 +207,18 @@ class Ranker(tfrs.Model):
         rows = sum_over_replicas(tf.cast(tf.size(labels), total.dtype))
         return tf.math.divide_no_nan(total, rows)
 
-    @property
-    def losses(self) -> list[tf.Tensor]:
-        """The regularisation losses; of several replicas each has its share, since their gradients are summed."""
-        replica = tf.distribute.get_replica_context()
-        replicas = 1 if replica is None else replica.num_replicas_in_sync
-        return [loss / replicas for loss in super().losses] if replicas > 1 else super().losses
-
-    def train_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
-        metrics = _with_global_losses(super().train_step(inputs))
+    def refresh(self) -> None:
+        """Derives again what the units keep beside the embeddings; needed only after writes to raw variable handles."""
         for unit in self.interests:
-            if _writes_to_handles(self.optimizer):
-                unit.refresh()
-            unit.after_step(self.optimizer.iterations)
-        return metrics
+            unit.refresh()
 
-    def test_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
-        return _with_global_losses(super().test_step(inputs))
+    def after_step(self, step: tf.Tensor) -> None:
+        for unit in self.interests:
+            unit.after_step(step)
 
     def embedding_variables(self) -> list[tf.Variable]:
-        """The embedding tables, whose gradients are sparse."""
         embeddings = (self.feature_embedding, *self.own_embeddings.values())
         return [table.embeddings for embedding in embeddings for table in embedding.tables.values()]
-
-    def dense_variables(self) -> list[tf.Variable]:
-        """All other trainable variables, learned planes included."""
-        embeddings = {variable.ref() for variable in self.embedding_variables()}
-        return [variable for variable in self.trainable_variables if variable.ref() not in embeddings]
 
     def get_config(self) -> dict[str, Any]:
         serialize = tf.keras.utils.serialize_keras_object
@@ -321,8 +244,7 @@ class Ranker(tfrs.Model):
             config["lookup"] = deserialize(config["lookup"])
         if "interests" in config:
             config["interests"] = [deserialize(unit) for unit in config["interests"]]
-        registered = tf.keras.utils.get_registered_object(config["activation"])
-        config["activation"] = registered or config["activation"]
+        config["activation"] = activation_class(config["activation"]) or config["activation"]
         return cls(**config)
 
 
@@ -336,16 +258,3 @@ def _check_interests(interests: Sequence[InterestUnit]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"Every interest unit must have a `name` of its own. Used twice: {twice}")
-
-
-def _with_global_losses(metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """What a step of tfrs.Model returns, its losses summed over the replicas as its metrics are."""
-    losses = {name: metrics[name] for name in ("loss", "regularization_loss", "total_loss")}
-    return {**metrics, **sum_over_replicas(losses)}
-
-
-def _writes_to_handles(optimizer: Any) -> bool:
-    """Whether an optimiser changes variables behind the back of their Python methods, as Keras's legacy ones do."""
-    if isinstance(optimizer, tfrs.experimental.optimizers.CompositeOptimizer):
-        return any(map(_writes_to_handles, optimizer.optimizers))
-    return not isinstance(optimizer, tf.keras.optimizers.Optimizer)

@@ -98,6 +98,22 @@ def test_from_columns_log_in_order_of_time_is_no_unsorted_log():
         ({"item_id": [1.0, 2.5, 3.0, NAN]}, "1 missing item_id (line 4), 1 non-integer item_id (line 2)"),
         ({"rating": [NAN, 1, 2, 3]}, "1 missing rating (line 1)"),
         ({"price": [0.5, NAN, float("inf"), 1e300]}, "1 missing price (line 2), 2 non-finite price (lines 3, 4)"),
+        # 2**53 + 1 is rounded to 2**53, as float32 2**24 + 1 to 2**24: another integer may be meant.
+        ({"user_id": [1.0, 2.0**53, -(2.0**53), 2.0**53 - 1]}, "2 non-integer user_id (lines 2, 3)"),
+        (
+            {"user_id": np.array([1, 2**24, 2**24 + 2, 2**24 - 1], "float32")},
+            "2 non-integer user_id (lines 2, 3)",
+        ),
+        (
+            {"user_id": pd.array([1, 2**24, None, 2], "Float32")},
+            "1 missing user_id (line 3), 1 non-integer user_id (line 2)",
+        ),
+        ({"timestamp": ["9007199254740993.0", "10", "15", "9007199254740991.0"]}, "1 non-integer timestamp (line 1)"),
+        (
+            {"item_id": [b"a", b"b\xff", None, b"\xc3"]},
+            "1 missing item_id (line 3), 2 undecodable item_id (lines 2, 4)",
+        ),
+        ({"item_id": pd.Categorical([b"a", b"\xff", b"c", b"\xff"])}, "2 undecodable item_id (lines 2, 4)"),
         ({"timestamp": ["10", "soon", "15", "25"]}, "1 non-numeric timestamp (line 2)"),
         ({"timestamp": ["10", "", None, "25"]}, "2 missing timestamp (lines 2, 3)"),
         ({"timestamp": [10.0, 20.5, 15.0, float("inf")]}, "2 non-integer timestamp (lines 2, 4)"),

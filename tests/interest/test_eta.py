@@ -229,6 +229,8 @@ def test_defaults_are_those_of_the_design() -> None:
     [
         ({"top_k": 0}, "`top_k` must be a positive integer. Received: top_k=0"),
         ({"num_bits": -1}, "`num_bits` must be a positive integer. Received: num_bits=-1"),
+        ({"seed": True}, "`seed` must be an integer of at least 0. Received: seed=True"),
+        ({"seed": float("nan")}, "`seed` must be an integer of at least 0. Received: seed=nan"),
         ({"num_bits": 6.4}, "`num_bits` must be a positive integer. Received: num_bits=6.4"),
         (
             {"trainable_planes": True},

@@ -93,11 +93,15 @@ def test_output_shape() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epsilon": 0.0}, "`epsilon` must be positive. Received: epsilon=0.0"),
-        ({"epsilon": -1e-3}, "`epsilon` must be positive. Received: epsilon=-0.001"),
-        ({"epsilon": float("nan")}, "`epsilon` must be positive. Received: epsilon=nan"),
-        ({"momentum": 1.0}, "`momentum` must lie in [0, 1). Received: momentum=1.0"),
-        ({"momentum": -0.1}, "`momentum` must lie in [0, 1). Received: momentum=-0.1"),
+        ({"epsilon": 0.0}, "`epsilon` must be a positive number. Received: epsilon=0.0"),
+        ({"epsilon": -1e-3}, "`epsilon` must be a positive number. Received: epsilon=-0.001"),
+        ({"epsilon": float("nan")}, "`epsilon` must be a positive number. Received: epsilon=nan"),
+        ({"epsilon": float("inf")}, "`epsilon` must be a positive number. Received: epsilon=inf"),
+        ({"epsilon": True}, "`epsilon` must be a positive number. Received: epsilon=True"),
+        ({"momentum": False}, "`momentum` must be a number in [0, 1). Received: momentum=False"),
+        ({"momentum": float("nan")}, "`momentum` must be a number in [0, 1). Received: momentum=nan"),
+        ({"momentum": 1.0}, "`momentum` must be a number in [0, 1). Received: momentum=1.0"),
+        ({"momentum": -0.1}, "`momentum` must be a number in [0, 1). Received: momentum=-0.1"),
     ],
 )
 def test_dice_refuses_a_bad_argument(arguments: dict[str, Any], message: str) -> None:

@@ -220,9 +220,9 @@ COPIES: dict[str, Callable[[ETA, Path], ETA]] = {
     "name", [pytest.param(name, marks=pytest.mark.slow) if "saved" in name else name for name in COPIES]
 )
 def test_every_id_keeps_its_row_in_a_copy(tmp_path: Path, name: str) -> None:
-    model = _odd_model()
+    model: Any = _odd_model()
     model(model.lookup({"user_id": [3], "item_id": ["x"], "history_item_id": [["y"]], "history_length": [1]}))
-    lookup = COPIES[name](model, tmp_path).lookup
+    lookup: Any = COPIES[name](model, tmp_path).lookup
     np.testing.assert_array_equal(lookup.encode("item_id", ODD_IDS), np.arange(2, 14))
     np.testing.assert_array_equal(lookup.encode("item_id", [b"a\nb\n", b"x\n", b"\n", b"[UNK]", b"\0"]), [1] * 5)
     np.testing.assert_array_equal(lookup.encode("user_id", [-(2**63), 2**63 - 1, 3, 4]), [2, 3, 4, 1])

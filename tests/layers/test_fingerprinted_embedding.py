@@ -175,6 +175,30 @@ def test_table_is_exact_after_an_update(layer: Layer, name: str, in_graph: bool)
     assert (before != _table(layer)).any()
 
 
+# A plane is a column; these change coordinates of all of them.
+_COORDINATES = tf.IndexedSlices(tf.reshape(tf.linspace(-9.0, 9.0, 2 * NUM_BITS), [2, NUM_BITS]), tf.constant([0, 3]))
+_ALL_COORDINATES = tf.reshape(tf.linspace(-9.0, 9.0, DIM * NUM_BITS), [DIM, NUM_BITS])
+
+PLANES_UPDATES: dict[str, tuple[Any, ...]] = {
+    **{f"scatter_{name}": (_COORDINATES,) for name in ("add", "sub", "update", "mul", "div", "min", "max")},
+    **{
+        f"scatter_nd_{name}": (_COORDINATES.indices[:, tf.newaxis], _COORDINATES.values)
+        for name in ("add", "sub", "update", "min", "max")
+    },
+    "assign_add": (_ALL_COORDINATES,),
+    "assign_sub": (_ALL_COORDINATES,),
+    "batch_scatter_update": (tf.IndexedSlices(tf.fill([DIM, 1], 30.0), tf.tile(tf.constant([[2]]), [DIM, 1])),),
+}
+
+
+@pytest.mark.parametrize("name", PLANES_UPDATES)
+def test_table_is_exact_after_an_update_of_the_planes(layer: Layer, name: str) -> None:
+    before = _table(layer)
+    getattr(layer.hash.planes, name)(*PLANES_UPDATES[name])
+    _assert_exact(layer)
+    assert (before != _table(layer)).any()
+
+
 @pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("name", ROW_UPDATES)
 def test_row_update_hashes_only_its_rows(layer: Layer, name: str, in_graph: bool) -> None:
@@ -450,6 +474,22 @@ def test_copy_keeps_its_own_table_exact(layer: Layer) -> None:
     _assert_exact(twin)
     np.testing.assert_array_equal(_table(layer), before)
     _assert_exact(layer)
+
+
+def test_copy_has_the_weights_and_the_arguments(layer: Layer) -> None:
+    constraint, regularizer = tf.keras.constraints.UnitNorm(axis=1), tf.keras.regularizers.L2(0.5)
+    layer = _layer(embeddings_constraint=constraint, embeddings_regularizer=regularizer, trainable_planes=True)
+    layer.embeddings.assign(3.0 * layer.embeddings + 1.0)
+    layer.hash.planes.assign(-layer.hash.planes)
+    twin = copy.deepcopy(layer)
+    for ours, theirs in zip(twin.get_weights(), layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs, strict=True)
+    assert twin.embeddings is not layer.embeddings
+    assert (twin.embeddings_constraint, twin.embeddings_regularizer) == (constraint, regularizer)
+    _train(twin, tf.keras.optimizers.SGD(0.5), steps=1)
+    np.testing.assert_allclose(np.linalg.norm(twin.embeddings, axis=1), np.ones(ROWS), rtol=1e-5)
+    unbuilt = copy.deepcopy(FingerprintedEmbedding(ROWS, DIM, num_bits=NUM_BITS))
+    assert not unbuilt.built
 
 
 # Large tables, half precision

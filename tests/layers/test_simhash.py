@@ -165,6 +165,12 @@ def test_simhash_refuses_a_bad_num_bits(num_bits: Any) -> None:
         SimHash(num_bits)
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5, float("nan"), True, None])
+def test_simhash_refuses_a_bad_seed(seed: Any) -> None:
+    with pytest.raises(ValueError, match=f"^`seed` must be an integer of at least 0. Received: seed={seed!r}$"):
+        SimHash(8, seed)
+
+
 def test_simhash_refuses_inputs_of_unknown_width() -> None:
     message = "The last dimension of the inputs must be known. Received: input_shape=(3, None)"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

@@ -116,6 +116,7 @@ def _check_equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) ->
 def _check_rest(results: Results, model: Any) -> None:
     """What the program does with the default model, `model` in one process, besides training it."""
     assert results["evaluation"] == pytest.approx(distributed.evaluate(model), rel=RELATIVE)
+    assert results["evaluation"]["loss"] == pytest.approx(results["evaluation"]["log_loss"], rel=RELATIVE)
     ways = ("checkpoint", "h5", "set_weights", "checkpoint before build")
     assert results["loaded"] == {way: (0, True) for way in ways}
     assert results["resumed"]["epochs"] == [distributed.EPOCHS]

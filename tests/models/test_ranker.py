@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -758,6 +759,84 @@ def test_native_keras_format_reloads(features: Features, make_batch: MakeBatch, 
     np.testing.assert_array_equal(tf.keras.models.load_model(path)(batch), model(batch))
 
 
+COMPILED: dict[str, Callable[[], Any]] = {
+    "name": lambda: "adagrad",
+    "adam": lambda: tf.keras.optimizers.Adam(0.01),
+    "loss scaling": lambda: tf.keras.mixed_precision.LossScaleOptimizer(tf.keras.optimizers.Adam(0.01)),
+}
+
+
+@pytest.mark.parametrize("travel", ["file", "pickle"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_native_keras_format_reloads_compiled(
+    features: Features, make_batch: MakeBatch, name: str, travel: str, tmp_path: Path
+) -> None:
+    model = _ranker(features, "hamming")
+    model.compile(COMPILED[name](), run_eagerly=True)
+    batch, labels = make_batch(features), np.array([0, 1] * 4, np.float32)
+    model.train_on_batch(batch, labels)
+    if travel == "file":
+        model.save(str(tmp_path / "model.keras"))
+        twin = tf.keras.models.load_model(str(tmp_path / "model.keras"))
+    else:
+        twin = pickle.loads(pickle.dumps(model))
+    assert type(twin.optimizer) is type(model.optimizer)
+    assert twin.run_eagerly
+    assert twin.optimizer.get_config() == model.optimizer.get_config()
+    # It trains on as the original does, which takes the optimiser's state.
+    assert int(twin.optimizer.iterations) == 1
+    for one in (model, twin):
+        one.train_on_batch(batch, labels)
+    for ours, theirs in zip(twin.trainable_variables, model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_native_keras_format_of_an_untrained_model_reloads_compiled(
+    features: Features, name: str, tmp_path: Path
+) -> None:
+    model = _ranker(features, "hamming")
+    model.compile(COMPILED[name](), steps_per_execution=3)
+    model.save(str(tmp_path / "model.keras"))
+    twin = tf.keras.models.load_model(str(tmp_path / "model.keras"))
+    assert twin.optimizer.get_config() == model.optimizer.get_config()
+    assert int(twin.optimizer.iterations) == 0
+    assert twin.get_compile_config()["steps_per_execution"] == 3
+
+
+COMPOSITES: dict[str, Callable[[Ranker], Any]] = {
+    "default": lambda model: model.default_optimizer(),
+    "loss scaling": lambda model: tf.keras.mixed_precision.LossScaleOptimizer(model.default_optimizer()),
+}
+
+
+@pytest.mark.parametrize("save_format", ["keras", pytest.param("tf", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_optimiser_without_a_configuration_is_left_out_of_a_file(
+    features: Features, make_batch: MakeBatch, name: str, save_format: str, tmp_path: Path
+) -> None:
+    model = _ranker(features, "hamming")
+    model.compile(COMPOSITES[name](model))
+    path = str(tmp_path / ("model.keras" if save_format == "keras" else "model"))
+    model.save(path)
+    twin = tf.keras.models.load_model(path)
+    assert twin.optimizer is None
+    batch = make_batch(features)
+    np.testing.assert_allclose(twin(batch), model(batch), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_model_that_was_only_built_is_saved(aged_features: Features, make_batch: MakeBatch, tmp_path: Path) -> None:
+    model = _ranker(aged_features, "hamming with bias")
+    model.save(str(tmp_path / "model"))
+    reloaded, plain = (load(str(tmp_path / "model")) for load in (tf.keras.models.load_model, tf.saved_model.load))
+    # Of any number of rows and length.
+    for rows, length in ((4, 12), (2, 3)):
+        batch = _aged(make_batch(aged_features, rows, length))
+        np.testing.assert_allclose(reloaded(batch), model(batch), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(plain(batch), model(batch), rtol=1e-5, atol=1e-6)
+
+
 # Refusals
 
 
@@ -800,6 +879,11 @@ def _refused(features: Features) -> list[tuple[dict[str, Any], type[Exception], 
             ValueError,
             "`hidden_units` must be positive integers. Received: hidden_units=(8, 0)",
         ),
+        (
+            {"hidden_units": (8, True)},
+            ValueError,
+            "`hidden_units` must be positive integers. Received: hidden_units=(8, True)",
+        ),
         ({"num_heads": 0}, ValueError, "`num_heads` must be a positive integer. Received: num_heads=0"),
         ({"num_heads": 2.0}, ValueError, "`num_heads` must be a positive integer. Received: num_heads=2.0"),
         ({"key_dim": -1}, ValueError, "`key_dim` must be a positive integer. Received: key_dim=-1"),
@@ -825,7 +909,7 @@ def _refused(features: Features) -> list[tuple[dict[str, Any], type[Exception], 
     ]
 
 
-@pytest.mark.parametrize("case", range(16))
+@pytest.mark.parametrize("case", range(17))
 def test_ranker_refuses_a_bad_argument(features: Features, case: int) -> None:
     arguments, error, message = _refused(features)[case]
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
@@ -847,6 +931,36 @@ def test_ranker_refuses_an_activation_that_is_none(features: Features) -> None:
         Ranker(features, activation="no such activation")
     with pytest.raises((TypeError, ValueError), match="activation"):
         Ranker(features, activation=3)  # type: ignore[arg-type]
+
+
+class _Unregistered(tf.keras.layers.Layer):
+    pass
+
+
+@tf.keras.utils.register_keras_serializable(package="tests")
+class _Doubled(tf.keras.layers.Layer):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return 2.0 * inputs
+
+
+@pytest.mark.parametrize("activation", [_Doubled, tf.keras.layers.LeakyReLU, tf.keras.layers.ReLU, "leaky_relu"])
+def test_activation_is_restored(features: Features, activation: Any) -> None:
+    model = _ranker(features, activation=activation)
+    twin = Ranker.from_config(json.loads(json.dumps(model.get_config())))
+    assert twin.activation == activation
+    assert [type(layer) for layer in twin.mlp.layers] == [type(layer) for layer in model.mlp.layers]
+
+
+def test_ranker_refuses_an_activation_that_a_file_could_not_restore(features: Features) -> None:
+    message = (
+        "`activation` must be a layer of Keras or registered by `tf.keras.utils.register_keras_serializable`, to be "
+        f"restored with a saved model. Received: activation={_Unregistered!r}"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Ranker(features, activation=_Unregistered)
+    message = f"`activation` must be a name or a class of layers. Received: activation={int!r}"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        Ranker(features, activation=int)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from apache_beam.testing.util import assert_that
 from tensorflow_model_analysis.proto import config_pb2
 
 from keras_eta import metrics
-from tfx_pipeline.grouped_auc import GroupedAUC, Rows, SubsetAUC
+from tfx_pipeline.grouped_auc import GroupedAUC, LogOddsAUC, Rows, SubsetAUC
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 
@@ -39,6 +39,24 @@ def run(metric, elements, bundles=3):
             accumulator = combiner.add_input(accumulator, tfma.metrics.StandardMetricInputs(one))
         accumulators.append(pickle.loads(pickle.dumps(accumulator)))
     return combiner.extract_output(combiner.merge_accumulators(accumulators))[computation.keys[0]]
+
+
+def test_log_odds_auc_by_hand():
+    # Pairs (positive, negative): .0002 beats .0001 and ties .0002, 1 beats both.
+    elements = [element(*row) for row in [(0, 1e-4), (1, 2e-4), (0, 2e-4), (1, 1.0)]]
+    assert run(LogOddsAUC(), elements) == 3.5 / 4
+    assert run(LogOddsAUC(), [element(0, 0.0), element(1, 1e-30)]) == 1.0
+    assert math.isnan(run(LogOddsAUC(), elements[1::2]))
+
+
+@pytest.mark.parametrize("click_rate", [0.5, 0.01, 1e-3])
+def test_log_odds_auc_is_within_a_thousandth_of_the_exact_one(click_rate):
+    random = np.random.default_rng(0)
+    logits = np.log(click_rate / (1 - click_rate)) + 1.2 * random.normal(size=20_000)
+    scores = (1 / (1 + np.exp(-logits))).astype("float32")
+    labels = (random.random(20_000) < scores).astype(int)
+    elements = [element(*row) for row in zip(labels, scores, strict=True)]
+    assert run(LogOddsAUC(), elements) == pytest.approx(metrics.auc(labels, scores), abs=1e-3)
 
 
 def test_grouped_auc_by_hand():
@@ -138,9 +156,10 @@ def test_subset_auc_without_two_classes_is_one_half(rows):
     assert run(SubsetAUC("part", "a"), elements) == 0.5
 
 
-def test_grouped_auc_runs_on_beam():
+@pytest.mark.parametrize("metric", [GroupedAUC(), LogOddsAUC("grouped_auc")], ids=["grouped", "log odds"])
+def test_metrics_run_on_beam(metric):
     elements = [element(label, score, user_id=1) for label, score in [(0, 0.1), (1, 0.4), (0, 0.3), (1, 0.2)]]
-    computation = combiner_of(GroupedAUC())
+    computation = combiner_of(metric)
 
     def check(outputs):
         ((key, value),) = outputs[0].items()

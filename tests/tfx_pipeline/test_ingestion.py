@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import decimal
 import gzip
 import json
+import pickle
 import random
 import re
 import resource
 import shutil
 import time
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import Artifact
 from tfx import v1 as tfx
@@ -31,6 +36,7 @@ from keras_eta.datasets import Impressions, Interactions
 from keras_eta.datasets import taobao as taobao_data
 from tfx_pipeline import interactions
 from tfx_pipeline.config import SPLITS, PipelineConfig, Split, Training
+from tfx_pipeline.impressions import read_block
 from tfx_pipeline.ingestion import Executor, GenerateImpressions, check_data, impression_gen
 from tfx_pipeline.layouts import Label, Layout, custom, movielens, taobao
 
@@ -303,6 +309,19 @@ def test_parquet_keeps_zeros(tmp_path):
     assert Counter(row["label"] for row in impressions) == {0: 14, 1: 12}
 
 
+@pytest.mark.parametrize(
+    "value", [2**53 - 1, -(2**53) + 1, "9007199254740993", 2**63 - 1, 2.0**53 - 1, "-9007199254740991.0"]
+)
+def test_integers_that_are_exact_are_read(value):
+    assert interactions.parse_integer(value) == int(str(value).removesuffix(".0"))
+
+
+@pytest.mark.parametrize("value", [2.0**53, -(2.0**53), "9007199254740993.0", "9007199254740992.0", 2.0**62, 0.5])
+def test_floats_that_stand_for_several_integers_are_malformed(value):
+    with pytest.raises(interactions.MalformedRowError, match=r"^non-integer$"):
+        interactions.parse_integer(value)
+
+
 def test_parquet_with_gaps_and_strange_values_names_them(tmp_path):
     (tmp_path / "data").mkdir()
     table = {
@@ -511,12 +530,18 @@ def test_row_of_an_unknown_item_is_malformed_and_a_bad_item_table_refused(tmp_pa
     for text, message in (
         ("10::A (1990)\n", f"{items} has a line with a wrong number of columns, 3: '10::A (1990)'"),
         ("10::A::Drama\n10::B::Crime\n", f"{items} has more than one line of the item 10"),
+        (
+            "10::Caf\xe9::Dr\xe1ma\n",
+            f"{items} has a line that is not in ascii, in column 'title': b'10::Caf\\xe9::Dr\\xe1ma'",
+        ),
         ("ten::A::Drama\n", f"{items} has a line with a non-numeric movie_id: 'ten::A::Drama'"),
     ):
-        items.write_text(text)
+        items.write_bytes(text.encode("latin-1"))
+        table = dataclasses.replace(config.layout.items, encoding="ascii")
         files = interactions.log_files(config.data, config.layout)
+        layout = dataclasses.replace(config.layout, items=table)
         with pytest.raises(Exception, match=re.escape(message)), beam.Pipeline() as pipeline:
-            _ = pipeline | interactions.ReadInteractions(config.layout, config.data, files)
+            _ = pipeline | interactions.ReadInteractions(layout, config.data, files)
 
 
 def test_quantile_split_is_temporal_and_ties_do_not_straddle_it(tmp_path):
@@ -636,6 +661,198 @@ def test_log_files_are_those_up_to_the_span(tmp_path, pattern, last_span, expect
     assert files == [str(tmp_path / name) for name in expected]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*", ["log.csv", "x[1].csv"]),
+        ("*/*/*", ["day/0/log.csv"]),
+        ("day/*/*.csv", ["day/0/log.csv"]),
+        ("?log.csv", []),
+        ("_*", ["_SUCCESS"]),
+        ("._log.csv", ["._log.csv"]),
+        ("_temporary/0/*", ["_temporary/0/log.csv"]),
+        ("l*g.csv", ["log.csv"]),
+        ("./log.csv", ["log.csv"]),
+        # Not a set of characters.
+        ("x[1].csv", ["x[1].csv"]),
+        ("x[*].csv", ["x[1].csv"]),
+    ],
+)
+def test_log_files_are_not_the_stray_ones(tmp_path, pattern, expected):
+    data = tmp_path / "x[2024]"
+    for name in ("log.csv", "x[1].csv", "x1.csv/", "._log.csv", ".DS_Store", "_SUCCESS", "day/0/log.csv",
+                 "day/0/_log.csv", "day/_started/log.csv", "_temporary/0/log.csv"):  # fmt: skip
+        (data / name).parent.mkdir(exist_ok=True, parents=True)
+        if not name.endswith("/"):
+            (data / name).touch()
+    files = interactions.log_files(str(data), dataclasses.replace(LAYOUT, pattern=pattern))
+    assert [str(Path(file).relative_to(data)) for file in files if Path(file).is_file()] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", ["csv", "parquet"])
+def test_folder_with_brackets_and_stray_files_is_read(tmp_path, file_format):
+    rows = random_rows()
+    data = tmp_path / "x[2024]" / "data"
+    data.mkdir(parents=True)
+    if file_format == "csv":
+        write_csv(data / "log.csv", rows)
+    else:
+        pa.parquet.write_table(pa.Table.from_pylist(rows), data / "log.parquet")
+    for name in (f"._log.{file_format}", f"_log.{file_format}"):
+        (data / name).write_bytes(b"\x00\x05\x16\x07\xff")
+    layout = dataclasses.replace(LAYOUT, file_format=file_format, pattern=f"*.{file_format}")
+    config = dataclasses.replace(make_config(tmp_path, layout), data=str(data))
+    report, found = ingest(config)
+    assert report["files"] == 1
+    assert found == in_split(impressions_by_loop(rows, layout, min_history=1))
+
+
+def test_change_in_a_folder_with_brackets_changes_the_fingerprint(tmp_path):
+    data = tmp_path / "x[2024]"
+    config = dataclasses.replace(
+        make_config(tmp_path, dataclasses.replace(LAYOUT, pattern="{SPAN}/*.csv")), data=str(data)
+    )
+    component = impression_gen(config)
+
+    def resolved() -> tuple[int, str]:
+        properties = component.DRIVER_CLASS(None).resolve_exec_properties(dict(component.exec_properties), None, None)
+        return properties["span"], properties["input_fingerprint"]
+
+    write_csv(data / "3" / "log.csv", random_rows())
+    span, before = resolved()
+    assert (span, before) == (3, resolved()[1])
+    write_csv(data / "3" / "log.csv", random_rows(seed=1))
+    assert resolved() == (3, resolved()[1])
+    assert resolved()[1] != before
+    write_csv(data / "12" / "log.csv", [])
+    assert resolved()[0] == 12
+
+
+def test_header_that_is_not_in_the_encoding_is_named(tmp_path):
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "log.csv"
+    path.write_bytes(b"user_id,iid,gr\xf6\xdfe\n1,1,1\n")
+    message = f"{path} is not in utf-8: line 1, column 3 holds b'\\xf6'."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check_data(make_config(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["2023-11-14 22:13:20", "2023-11-14T23:13:20.5+01:00", "1700000000", "1.7e9"])
+def test_parse_timestamp_takes_dates_and_numbers(text):
+    assert interactions.parse_timestamp(text) == 1_700_000_000
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fraction"),
+    [
+        (pa.timestamp("s"), 0),
+        (pa.timestamp("us"), 999_999),
+        (pa.timestamp("ms", "UTC"), 999_000),
+        (pa.timestamp("ns", "Asia/Kolkata"), 1),
+    ],
+)
+def test_parquet_moments_are_seconds(dtype, fraction):
+    # 2023-11-14 22:13:20 UTC, nothing, and half a second or none before 1970.
+    moments = pa.array([1_700_000_000_000_000 + fraction, None, -500_000 if fraction else -1_000_000])
+    column = moments.cast(pa.timestamp("us", "UTC")).cast(pa.timestamp(dtype.unit, "UTC")).cast(dtype)
+    assert interactions.column_values(column) == [1_700_000_000, None, -1]
+
+
+def test_parquet_dates_are_seconds_and_numbers_stay():
+    # 1970-01-11 is day 10.
+    assert interactions.column_values(pa.array([10, None]).cast(pa.int32()).cast(pa.date32())) == [864_000, None]
+    assert interactions.column_values(pa.array([1.5, None])) == [1.5, None]
+
+
+@pytest.mark.slow
+def test_log_with_dates_gives_the_impressions_of_one_with_seconds(tmp_path):
+    rows = random_rows()
+    (tmp_path / "data").mkdir()
+    table = pa.Table.from_pylist(rows)
+    seconds = table.schema.get_field_index("ts")
+    moments = pa.array([1_000_000 * row["ts"] + 999_999 for row in rows], pa.timestamp("us", "UTC"))
+    pa.parquet.write_table(table.set_column(seconds, "ts", moments), tmp_path / "data" / "log.parquet")
+    layout = dataclasses.replace(LAYOUT, file_format="parquet", pattern="*.parquet")
+    report, found = ingest(make_config(tmp_path, layout))
+    assert report["malformed"] == {}
+    assert found == in_split(impressions_by_loop(rows, layout, min_history=1))
+
+
+SPELT = custom("*.parquet", Label("clicked"), item_id="item_id:string", user=(), file_format="parquet")
+
+
+def write_spelt(folder: Path, name: str, ids: Sequence[Any], start: int) -> None:
+    """Each id as that of a user and of an item, twice in every third of the time."""
+    times = [start + step for step in (0, 1, 10, 11, 20, 21) for _ in ids]
+    table = {
+        "user_id": list(ids) * 6,
+        "item_id": list(ids) * 6,
+        "timestamp": times,
+        "clicked": [time % 2 for time in times],
+    }
+    folder.mkdir(exist_ok=True)
+    if name.endswith(".csv"):
+        rows = zip(*table.values(), strict=True)
+        (folder / name).write_text("\n".join([",".join(table), *(",".join(map(str, row)) for row in rows)]))
+    else:
+        pa.parquet.write_table(pa.table(table), folder / name)
+
+
+@pytest.mark.slow
+def test_integers_and_floats_of_parquet_files_spell_one_id(tmp_path):
+    write_spelt(tmp_path / "data", "day1.parquet", [1, 2], start=100)
+    write_spelt(tmp_path / "data", "day2.parquet", [1.0, 2.0, 2.5], start=105)
+    write_spelt(tmp_path / "data", "day3.parquet", [decimal.Decimal("1.00")], start=107)
+    config = make_config(tmp_path, SPELT, min_history=0, split=Split(validation_from=110, eval_from=120))
+    report, found = ingest(config)
+    assert (report["users"], report["items"]) == (3, 3)
+    for split in SPLITS:
+        assert {row["user_id"] for row in found[split]} == {b"1", b"2", b"2.5"}
+        assert {row["item_id"] for row in found[split]} == {b"1", b"2", b"2.5"}
+
+
+@pytest.mark.slow
+def test_ids_in_two_spellings_of_text_are_refused_and_the_advice_works(tmp_path):
+    layout = dataclasses.replace(SPELT, file_format="csv", pattern="*.csv")
+    write_spelt(tmp_path / "data", "a.csv", [1, 2], start=100)
+    write_spelt(tmp_path / "data", "b.csv", ["1.0", "2.0"], start=105)
+    config = make_config(tmp_path, layout, min_history=0, split=Split(validation_from=110, eval_from=120))
+    message = (
+        f"The column 'item_id' spells ids as integers, e.g. in {config.data}/a.csv, and as '1.0', e.g. in "
+        f"{config.data}/b.csv: one id would be two. Write them in one spelling, or make the feature int64, which reads "
+        "both."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        ingest(config)
+
+    advised = custom("*.csv", Label("clicked"))
+    report, _ = ingest(dataclasses.replace(config, layout=advised))
+    assert (report["users"], report["items"]) == (2, 2)
+
+
+def test_float_that_stands_for_several_ids_is_malformed():
+    assert interactions.parse_string(float(2**53 - 1)) == b"9007199254740991"
+    with pytest.raises(interactions.MalformedRowError, match=r"^non-integer$"):
+        interactions.parse_string(2.0**60)
+
+
+class _Planted:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_block_is_data_and_runs_no_code(tmp_path):
+    examples = [b"", b"\n\0", b"x" * 300]
+    assert read_block(zlib.compress(tf.train.BytesList(value=examples).SerializeToString())) == examples
+    with contextlib.suppress(DecodeError):
+        read_block(zlib.compress(pickle.dumps(_Planted(tmp_path / "ran"))))
+    assert not (tmp_path / "ran").exists()
+
+
 HEADER = ",".join(COLUMNS)
 
 
@@ -685,9 +902,9 @@ def test_check_data_looks_into_parquet_and_for_the_item_table(tmp_path):
         (table.drop(["clicked"]), f"{path} lacks columns that the layout reads: ['clicked']. Present: ['user_id', "),
         (table.slice(0, 0), f"The log is empty: ['{path}'] have no rows."),
         (
-            table.set_column(2, "timestamp", table["timestamp"].cast(pa.timestamp("ms"))),
-            f"The column 'timestamp' of {path} must hold integers, floats or strings; times are integers, e.g. seconds "
-            "since 1970. Received: timestamp[ms]",
+            table.set_column(2, "timestamp", table["timestamp"].cast(pa.int32()).cast(pa.time32("ms"))),
+            f"The column 'timestamp' of {path} must hold integers, floats or strings, or dates where it is the "
+            "timestamp. Received: time32[ms]",
         ),
     ):
         pa.parquet.write_table(content, path)
