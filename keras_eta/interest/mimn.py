@@ -225,7 +225,11 @@ class MIMN(InterestUnit):
 
     def _read(self, initial: list[tf.Tensor], behaviours: Columns) -> Tensors:
         vectors = tf.concat([x for name, x in behaviours.by_name.items() if name != HISTORY_AGE], axis=-1)
-        _, *state = self.rnn(tf.cast(vectors, tf.float32), mask=behaviours.mask, initial_state=initial)
+        mask = tf.ones(tf.shape(vectors)[:2], tf.bool) if behaviours.mask is None else behaviours.mask
+        # `RNN` looks at the first behaviour even where there is none.
+        missing = tf.maximum(1 - tf.shape(mask)[1], 0)
+        vectors = tf.pad(tf.cast(vectors, tf.float32), [[0, 0], [0, missing], [0, 0]])
+        _, *state = self.rnn(vectors, mask=tf.pad(mask, [[0, 0], [0, missing]]), initial_state=initial)
         return dict(zip(self.state_names, state, strict=True))
 
     def get_config(self) -> dict[str, Any]:
