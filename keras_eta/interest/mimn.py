@@ -224,12 +224,13 @@ class MIMN(InterestUnit):
         return Interest(tf.cast(vector, self.compute_dtype))
 
     def _read(self, initial: list[tf.Tensor], behaviours: Columns) -> Tensors:
-        vectors = tf.concat([x for name, x in behaviours.by_name.items() if name != HISTORY_AGE], axis=-1)
-        mask = tf.ones(tf.shape(vectors)[:2], tf.bool) if behaviours.mask is None else behaviours.mask
+        by_name = behaviours.by_name.items()
+        vectors = tf.concat([tf.cast(x, tf.float32) for name, x in by_name if name != HISTORY_AGE], axis=-1)
         # `RNN` looks at the first behaviour even where there is none.
-        missing = tf.maximum(1 - tf.shape(mask)[1], 0)
-        vectors = tf.pad(tf.cast(vectors, tf.float32), [[0, 0], [0, missing], [0, 0]])
-        _, *state = self.rnn(vectors, mask=tf.pad(mask, [[0, 0], [0, missing]]), initial_state=initial)
+        missing = tf.maximum(1 - tf.shape(vectors)[1], 0)
+        vectors = tf.pad(vectors, [[0, 0], [0, missing], [0, 0]])
+        mask = tf.pad(behaviours.mask, [[0, 0], [0, missing]])
+        _, *state = self.rnn(vectors, mask=mask, initial_state=initial)
         return dict(zip(self.state_names, state, strict=True))
 
     def get_config(self) -> dict[str, Any]:

@@ -111,8 +111,8 @@ class SIMSoft(TopKUnit):
         return largest_k(scores, history.mask[:, tf.newaxis, :], self.top_k)
 
     def _scores(self, candidate: tf.Tensor, behaviours: tf.Tensor) -> tf.Tensor:
-        kernels = self.candidate_projection.kernel, self.behaviour_projection.kernel
-        return _inner_products(candidate, behaviours, *(tf.cast(kernel, candidate.dtype) for kernel in kernels))
+        kernels = (self.candidate_projection.kernel, self.behaviour_projection.kernel)
+        return _inner_products(candidate, behaviours, *(tf.cast(kernel, tf.float32) for kernel in kernels))
 
     def _click_logits(self, candidate: Columns, history: Columns) -> tf.Tensor:
         """Logits [R, C] of the click loss."""
@@ -125,7 +125,7 @@ class SIMSoft(TopKUnit):
         return hidden[..., 0]
 
     def _searched(self, vectors: Tensors) -> tf.Tensor:
-        return tf.concat([vectors[name] for name in self.searched], axis=-1)
+        return tf.concat([tf.cast(vectors[name], tf.float32) for name in self.searched], axis=-1)
 
     def after_step(self, step: tf.Tensor) -> None:
         if self.snapshot is not None:

@@ -50,6 +50,7 @@ class TWIN(InterestUnit):
     """
 
     score_name = "relevances"
+    explains = True
 
     def __init__(
         self,
@@ -228,4 +229,4 @@ def take_in_turn(positions: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.T
 
 def _concat(columns: Columns, names: Any) -> tf.Tensor:
     """The vectors of some features side by side, float32 [..., D]."""
-    return tf.cast(tf.concat([columns.by_name[name] for name in names], axis=-1), tf.float32)
+    return tf.concat([tf.cast(columns.by_name[name], tf.float32) for name in names], axis=-1)

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from keras_eta import Ranker
 from keras_eta.interest import (
     MIMN,
     SDIM,
@@ -25,7 +27,7 @@ from keras_eta.interest import (
 )
 from keras_eta.layers import ActivationUnit
 from tests import reference
-from tests.interest.unit_check import Expected, Reference, Row, check_unit
+from tests.interest.unit_check import FEATURES, Expected, Reference, Row, check_unit, make_batch
 
 
 def _attended(unit: Any, row: Row, positions: list[int], scores: Any = None, similarity: Any = None) -> Expected:
@@ -198,8 +200,11 @@ UNITS: dict[str, tuple[Callable[[], InterestUnit], Reference]] = {
     "twin": (lambda: TWIN(3), _twin),
     "twin with one head": (lambda: TWIN(3, num_heads=1, key_dim=6), _twin),
     "twin with projected tables": (lambda: TWIN(3, num_heads=2, projected_table=True), _twin),
-    "mimn": (lambda: MIMN(memory_dim=5, controller_units=6, max_length=10), _mimn),
-    "mimn with two slots induced": (lambda: MIMN(3, memory_dim=4, controller_units=3, induction_slots=2), _mimn),
+    "mimn": (lambda: MIMN(memory_dim=5, controller_units=6, max_length=4), _mimn),
+    "mimn with two slots induced": (
+        lambda: MIMN(3, memory_dim=4, controller_units=3, induction_slots=2, max_length=6),
+        _mimn,
+    ),
     "sdim": (SDIM, _sdim),
     "the unit of docs/interest_units.md": (lambda: _unit_of_the_documentation(3), _random),
     "sdim in groups of 5": (lambda: SDIM(10, group_size=5), _sdim),
@@ -210,3 +215,26 @@ UNITS: dict[str, tuple[Callable[[], InterestUnit], Reference]] = {
 def test_unit(name: str, tmp_path: Path) -> None:
     make, expected = UNITS[name]
     check_unit(make, expected, tmp_path)
+
+
+def test_units_in_half_precision() -> None:
+    def interests() -> list[InterestUnit]:
+        # All behaviours are retrieved, so that rounding moves no choice.
+        return [SIMSoft(16), TWIN(16, projected_table=True), MIMN(memory_dim=4, controller_units=4), ETAInterest(16)]
+
+    single = Ranker(FEATURES, interests=interests(), hidden_units=(4,))
+    single.build()
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        half = Ranker(FEATURES, interests=interests(), hidden_units=(4,))
+        half.build()
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    half.set_weights(single.get_weights())
+    batch = make_batch(12, [12, 0, 5])
+    expected, scores = single.score(batch, training=True), half.score(batch, training=True)
+    assert scores.logits.dtype == tf.float32
+    np.testing.assert_allclose(scores.logits, expected.logits, rtol=0.02, atol=2e-3)
+    for name, interest in scores.interests.items():
+        assert interest.vector.dtype == tf.float16, name
+        np.testing.assert_allclose(interest.vector, expected.interests[name].vector, rtol=0.02, atol=2e-3, err_msg=name)
