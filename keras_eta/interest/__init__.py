@@ -5,14 +5,19 @@ from keras_eta.interest.base import Columns, Interest, InterestUnit, Retrieved
 from keras_eta.interest.eta import ETAInterest
 from keras_eta.interest.full import FullInterest
 from keras_eta.interest.inner_product import InnerProductInterest
+from keras_eta.interest.mimn import MIMN
 from keras_eta.interest.pooling import PoolingInterest
 from keras_eta.interest.recent import RecentInterest
 from keras_eta.interest.sdim import SDIM
 from keras_eta.interest.sim_hard import SIMHard
+from keras_eta.interest.sim_soft import SIMSoft
 from keras_eta.interest.top_k import TopKUnit
+from keras_eta.interest.twin import TWIN
 
 __all__ = [
+    "MIMN",
     "SDIM",
+    "TWIN",
     "AttentionUnit",
     "Columns",
     "ETAInterest",
@@ -24,5 +29,6 @@ __all__ = [
     "RecentInterest",
     "Retrieved",
     "SIMHard",
+    "SIMSoft",
     "TopKUnit",
 ]

@@ -71,6 +71,7 @@ def make_ranker(unit: InterestUnit, features: Features = FEATURES) -> Ranker:
     rng = np.random.default_rng(3)
     for variable in model.trainable_variables:
         variable.assign(rng.normal(scale=0.6, size=variable.shape))
+    model.interests[0].refresh()
     return model
 
 
