@@ -116,6 +116,7 @@ class InterestUnit(tf.keras.layers.Layer):
         score_name: what `Retrieved.scores` are, in the plural: the name of that output of `explain`.
         nearest_first: whether the smallest score is the nearest.
         explains: whether `Interest.retrieved` and `weights` are given, so that `explain` can show them.
+        has_own_loss: whether the unit gives `Interest.auxiliary_logits` or `row_loss` in training.
         auxiliary_weight: weight of the loss of `Interest.auxiliary_logits`.
         state_names: names of the tensors of `user_state`; empty where the unit has none.
     """
@@ -123,6 +124,7 @@ class InterestUnit(tf.keras.layers.Layer):
     score_name: str | None = None
     nearest_first = False
     explains = False
+    has_own_loss = False
     auxiliary_weight = 1.0
     state_names: tuple[str, ...] = ()
 

@@ -143,6 +143,7 @@ class MIMN(InterestUnit):
         MIMN, arXiv 1905.09248, Section 4, and Section 3 (the User Interest Center that keeps states).
     """
 
+    has_own_loss = True
     state_names = ("memory", "induction", "writes", "controller", "read")
 
     def __init__(

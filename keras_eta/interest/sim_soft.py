@@ -42,6 +42,7 @@ class SIMSoft(TopKUnit):
     """
 
     score_name = "inner_products"
+    has_own_loss = True
 
     def __init__(
         self,

@@ -53,7 +53,8 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     def candidates(self, inputs: Mapping[str, tf.Tensor]) -> Columns:
         """The item columns [R, C] of candidates."""
         columns = {feature.name: inputs[feature.name] for feature in self.features.item_features}
-        return Columns(columns, None, self.embed, self.compute_dtype)
+        real = tf.ones(tf.shape(columns[self.features.item_id.name]), tf.bool)
+        return Columns(columns, real, self.embed, self.compute_dtype)
 
     def history(self, inputs: Mapping[str, tf.Tensor]) -> Columns:
         """The history columns [R, L] by feature name, with L cut to the maximum and at least 1, and their mask.

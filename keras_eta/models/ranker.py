@@ -58,6 +58,7 @@ class Ranker(TrainableModel):
         inputs: dict of indices and floats: `user`, `context` and item columns [N] or [N, 1], `history_*` [N, L] most
             recent first, and `history_length` [N]. Only the first `features.max_history_length` behaviours are read.
             With `features.age`, `history_age` [N, L] is among them, the buckets that `keras_eta.ops.age_bucket` gives.
+        return_scores: whether to return the `Scores` of [N, 1] candidates in place of the logits.
 
     Returns:
         float32 [N] logits, before the sigmoid.
@@ -83,7 +84,8 @@ class Ranker(TrainableModel):
         embeddings_regularizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        _check_interests(interests)
+        super().__init__(part_names=[f"{unit.name}_loss" for unit in interests if unit.has_own_loss], **kwargs)
         if lookup is not None and not isinstance(lookup, FeatureLookup):
             raise TypeError(f"`lookup` must be a FeatureLookup or None. Received: lookup={lookup!r}")
         if features is None:
@@ -93,7 +95,6 @@ class Ranker(TrainableModel):
         if not isinstance(features, Features):
             raise TypeError(f"`features` must be a keras_eta.Features. Received: features={features!r}")
         check_activation(activation)
-        _check_interests(interests)
         check_integers_from_zero(cross_layers=cross_layers)
         check_hidden_units(hidden_units)
         self.features = features
@@ -120,8 +121,9 @@ class Ranker(TrainableModel):
 
         self.cross = [tfrs.layers.dcn.Cross(name=f"cross_{index}") for index in range(cross_layers)]
         self.mlp = make_mlp(self.hidden_units, activation)
+        self._click_loss = tf.keras.losses.BinaryCrossentropy(from_logits=True, reduction=tf.keras.losses.Reduction.SUM)
         self.task = tfrs.tasks.Ranking(
-            loss=tf.keras.losses.BinaryCrossentropy(from_logits=True, reduction=tf.keras.losses.Reduction.SUM),
+            loss=self._click_loss,
             metrics=[
                 LogOddsAUC(name="auc"),
                 tf.keras.metrics.BinaryCrossentropy(from_logits=True, name="log_loss"),
@@ -144,13 +146,14 @@ class Ranker(TrainableModel):
         self._set_save_spec(specs_of(self.features))
         self.built = True
 
-    def call(self, inputs: Inputs, training: bool | None = None) -> tf.Tensor:
+    def call(self, inputs: Inputs, training: bool | None = None, return_scores: bool = False) -> Any:
         inputs = checked_columns(inputs, self.features)
         row_names = (*self.features.encoded_row_names, HISTORY_LENGTH)
         rows = {name: tf.reshape(inputs[name], [-1]) for name in row_names}
         candidates = {feature.name: rows[feature.name][:, tf.newaxis] for feature in self.features.item_features}
         history = {name: inputs[name] for name in self.features.encoded_history_names}
-        return self.score({**rows, **history, **candidates}, training=bool(training)).logits[:, 0]
+        scores = self.score({**rows, **history, **candidates}, training=bool(training))
+        return scores if return_scores else scores.logits[:, 0]
 
     def score(self, inputs: Inputs, training: bool = False, jit_compile: bool = False) -> Scores:
         """Scores C candidates against each user's one history.
@@ -196,16 +199,26 @@ class Ranker(TrainableModel):
         """The embedding tables in which the columns of a unit are looked up: the shared ones or its own."""
         return self.own_embeddings.get(unit.name, self.feature_embedding)
 
-    def compute_loss(self, inputs: tuple[Any, ...], training: bool = False) -> tf.Tensor:
+    def compute_losses(self, inputs: tuple[Any, ...], training: bool = False) -> dict[str, tf.Tensor]:
+        """The click loss and, in training, the losses of units that have one of their own, as `<unit>_loss`."""
         features, labels, *weights = inputs
         # Keras averages over the last axis first, so rows need one of their own to be weighted one by one.
-        total = self.task(
-            labels=tf.reshape(labels, [-1, 1]),
-            predictions=self(features, training=training)[:, tf.newaxis],
-            sample_weight=tf.reshape(weights[0], [-1, 1]) if weights else None,
-        )
+        labels = tf.reshape(labels, [-1, 1])
+        weight = tf.reshape(weights[0], [-1, 1]) if weights else None
+        scores = self(features, training=training, return_scores=True)
+        total = self.task(labels=labels, predictions=scores.logits, sample_weight=weight)
+        parts = {}
+        for unit in self.interests:
+            interest = scores.interests[unit.name]
+            if interest.auxiliary_logits is not None:
+                own = self._click_loss(labels, interest.auxiliary_logits, sample_weight=weight)
+                parts[f"{unit.name}_loss"] = unit.auxiliary_weight * own
+            elif interest.row_loss is not None:
+                row_loss = interest.row_loss[:, tf.newaxis]
+                parts[f"{unit.name}_loss"] = tf.reduce_sum(row_loss if weight is None else row_loss * weight)
         rows = sum_over_replicas(tf.cast(tf.size(labels), total.dtype))
-        return tf.math.divide_no_nan(total, rows)
+        losses = {"loss": tf.add_n([total, *parts.values()]), **parts}
+        return {name: tf.math.divide_no_nan(loss, rows) for name, loss in losses.items()}
 
     def refresh(self) -> None:
         """Derives again what the units keep beside the embeddings; needed only after writes to raw variable handles."""

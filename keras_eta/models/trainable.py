@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -11,21 +12,28 @@ import tensorflow_recommenders as tfrs
 from keras_eta.models.loss_means import LossMeans
 from keras_eta.models.optimizers import EmbeddingsAndDense, check_callbacks, writes_to_handles
 
+LOSS, REGULARIZATION_LOSS = "loss", "regularization_loss"
+
 
 class TrainableModel(tfrs.Model):
     """A model with two optimisers, exact losses, and files that reload compiled.
 
-    Subclasses implement `build`, `call`, `compute_loss` and `embedding_variables`.
+    Subclasses implement `build`, `call`, `compute_losses` and `embedding_variables`.
+
+    Args:
+        part_names: names of the parts of the loss that `compute_losses` gives in training.
+        **kwargs: as `tf.keras.Model`.
     """
 
     # Keras's BackupAndRestore deletes what Keras's constructor sets, and a second `fit` misses it.
     _training_state = None
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, part_names: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # Every replica's step returns what holds for all; the default would sum it over workers once more.
         self.distribute_reduction_method = "first"
-        self._loss_means = LossMeans()
+        self._part_names = tuple(part_names)
+        self._loss_means = LossMeans((LOSS, REGULARIZATION_LOSS, *part_names))
 
     def get_build_config(self) -> dict[str, Any] | None:
         """Whether Keras's native format has variables to create again; their shapes follow from the configuration."""
@@ -120,28 +128,45 @@ class TrainableModel(tfrs.Model):
         replicas = 1 if replica is None else replica.num_replicas_in_sync
         return [loss / replicas for loss in super().losses] if replicas > 1 else super().losses
 
+    def compute_losses(self, inputs: tuple[Any, ...], training: bool = False) -> dict[str, tf.Tensor]:
+        """The loss of a batch, and the parts of it that are reported by a name of their own.
+
+        Args:
+            inputs: features, labels [n] and, optionally, sample weights [n].
+            training: whether the model is being trained.
+
+        Returns:
+            Scalars: this replica's part of the global batch's mean, by name; `loss` is the sum to minimise.
+        """
+        raise NotImplementedError
+
+    def compute_loss(self, inputs: tuple[Any, ...], training: bool = False) -> tf.Tensor:
+        return self.compute_losses(inputs, training)[LOSS]
+
     def train_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as tape:
-            loss, regularization_loss = self.compute_loss(inputs, training=True), self._regularization_loss()
-            total_loss = loss + regularization_loss
+            losses = {**self.compute_losses(inputs, training=True), REGULARIZATION_LOSS: self._regularization_loss()}
+            total_loss = losses[LOSS] + losses[REGULARIZATION_LOSS]
         # Unlike tfrs.Model, `minimize` scales the loss where the optimiser is a LossScaleOptimizer.
         self.optimizer.minimize(total_loss, self.trainable_variables, tape=tape)
         if writes_to_handles(self.optimizer):
             self.refresh()
         self.after_step(self.optimizer.iterations)
-        self._loss_means.update(inputs[1], loss, regularization_loss)
+        self._loss_means.update(inputs[1], losses)
         return self._logs()
 
     def test_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
-        self._loss_means.update(inputs[1], self.compute_loss(inputs), self._regularization_loss())
-        return self._logs()
+        losses = {**self.compute_losses(inputs), REGULARIZATION_LOSS: self._regularization_loss()}
+        self._loss_means.update(inputs[1], losses)
+        logs = self._logs()
+        return {name: value for name, value in logs.items() if name not in self._part_names}
 
     def _regularization_loss(self) -> tf.Tensor:
         return tf.reduce_sum([tf.reduce_sum(loss) for loss in self.losses])
 
     def _logs(self) -> dict[str, tf.Tensor]:
         logs = {metric.name: metric.result() for metric in self.metrics}
-        return {**logs, "total_loss": logs["loss"] + logs["regularization_loss"]}
+        return {**logs, "total_loss": logs[LOSS] + logs[REGULARIZATION_LOSS]}
 
     def embedding_variables(self) -> list[tf.Variable]:
         """The embedding tables, whose gradients are sparse."""
