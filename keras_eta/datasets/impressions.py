@@ -165,8 +165,8 @@ class Impressions:
             if log.reordered or left_out:
                 happened = "left out" if left_out else "sorted"
                 raise ValueError(
-                    f"Rows of the log were {happened}, so the values of `label` may belong to other rows. Make what tells "
-                    "the label a column of the log, and `label` a function of the log, e.g. label=lambda log: "
+                    f"Rows of the log were {happened}, so the values of `label` may belong to other rows. Make what "
+                    "tells the label a column of the log, and `label` a function of the log, e.g. label=lambda log: "
                     f"log['clicked'], outcomes=('clicked',). Received: label={type(label).__name__}"
                 )
         columns = {name: column for name, column in log.columns.items() if name not in outcomes}
