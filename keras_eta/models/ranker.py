@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from keras_eta.distribution import sum_over_replicas
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Feature, Features, history_name, scope_name
+from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Feature, Features, history_name, is_argument, scope_name
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.layers.target_attention import TargetAttention
 from keras_eta.metrics import LogOddsAUC
@@ -265,6 +265,9 @@ class Ranker(tfrs.Model):
         native = str(filepath).endswith(".keras") or save_format == "keras"
         if self._has_composite_optimizer() and not native:
             kwargs.setdefault("include_optimizer", False)
+        if not native and not all(map(is_argument, self.features.encoded_row_names)):
+            # No default signature: TensorFlow's can't have such inputs.
+            kwargs.setdefault("signatures", {})
         super().save(filepath, overwrite, save_format, **kwargs)
 
     def get_compile_config(self) -> Any:
