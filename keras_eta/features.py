@@ -40,6 +40,11 @@ def scope_name(name: str) -> str:
     return f"{stem or 'feature'}_{zlib.crc32(name.encode()):08x}"
 
 
+def is_argument(name: str) -> bool:
+    """Whether TensorFlow's functions can take a keyword argument of that name."""
+    return re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) is not None and name != "self"
+
+
 @dataclasses.dataclass(frozen=True)
 class Feature:
     """One column of the data contract.

@@ -32,8 +32,8 @@ def test_feature_defaults() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": ""}, "`name` must be a non-empty string. Received: name=''"),
-        ({"name": 3}, "`name` must be a non-empty string. Received: name=3"),
+        ({"name": ""}, "`name` must be a non-empty string of printable characters. Received: name=''"),
+        ({"name": 3}, "`name` must be a non-empty string of printable characters. Received: name=3"),
         (
             {"name": "item_id", "dtype": "int32"},
             "`dtype` of feature 'item_id' must be one of ('int64', 'string', 'float32'). Received: dtype='int32'",

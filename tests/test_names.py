@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,10 @@ def _raw(plain: bool, rows: int = 6) -> dict[str, np.ndarray]:
     }
 
 
+def _logits(model: Any, raw: dict[str, np.ndarray]) -> np.ndarray:
+    return model(model.lookup({name: tf.constant(column) for name, column in raw.items()})).numpy()
+
+
 def _example(columns: dict[str, np.ndarray], row: int) -> bytes:
     example = tf.train.Example()
     for name, column in columns.items():
@@ -68,7 +73,8 @@ def _example(columns: dict[str, np.ndarray], row: int) -> bytes:
 @pytest.fixture(scope="module")
 def model() -> ETA:
     model = _model(plain=False)
-    inputs = model.lookup({name: tf.constant(column) for name, column in _raw(plain=False).items()})
+    lookup: Any = model.lookup
+    inputs = lookup({name: tf.constant(column) for name, column in _raw(plain=False).items()})
     model.fit(tf.data.Dataset.from_tensors((inputs, np.array([0, 1, 0, 1, 1, 0]))), epochs=2, verbose=0)
     return model
 
@@ -84,21 +90,19 @@ def expected(model: ETA) -> np.ndarray:
     for variable, trained in zip(plain.dense_variables(), model.dense_variables(), strict=True):
         variable.assign(trained)
     plain.refresh()
-    return plain(plain.lookup({name: tf.constant(column) for name, column in _raw(plain=True).items()})).numpy()
+    return _logits(plain, _raw(plain=True))
 
 
 @pytest.mark.slow
 def test_model_with_odd_names_fits_and_scores(model: ETA, expected: np.ndarray) -> None:
-    logits = model(model.lookup({name: tf.constant(column) for name, column in _raw(plain=False).items()}))
-    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+    np.testing.assert_allclose(_logits(model, _raw(plain=False)), expected, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_model_with_odd_names_survives_a_keras_file(model: ETA, expected: np.ndarray, tmp_path: Path) -> None:
     model.save(tmp_path / "model.keras")
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
-    raw = {name: tf.constant(column) for name, column in _raw(plain=False).items()}
-    np.testing.assert_allclose(loaded(loaded.lookup(raw)), expected, rtol=1e-5)
+    np.testing.assert_allclose(_logits(loaded, _raw(plain=False)), expected, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -121,6 +125,7 @@ def test_export_with_odd_names_answers_by_the_columns(model: ETA, expected: np.n
         np.testing.assert_allclose(np.ravel(probability), 1 / (1 + np.exp(-expected)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_loaded_export_with_spaces_and_hyphens_takes_the_columns_as_keywords(tmp_path: Path) -> None:
     features = Features(
         item_id=Feature("item id", vocabulary_size=5, embedding_dim=4),
@@ -139,6 +144,25 @@ def test_loaded_export_with_spaces_and_hyphens_takes_the_columns_as_keywords(tmp
     answered = loaded.signatures["serving_default"](**columns)["probability"]
     logits = model({name: x if name == "101" else tf.cast(x, tf.int32) for name, x in columns.items()})
     np.testing.assert_allclose(answered, tf.sigmoid(logits), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_model_with_odd_names_survives_a_directory(tmp_path: Path) -> None:
+    names = ("device type", "self")
+    features = Features(
+        item_id=Feature("item_id", vocabulary_size=5, embedding_dim=4),
+        context=tuple(Feature(name, vocabulary_size=3, embedding_dim=2) for name in names),
+        max_history_length=3,
+    )
+    columns = {
+        **{name: tf.constant([row]) for row, name in enumerate(("item_id", *names), start=2)},
+        "history_item_id": tf.constant([[2, 4]]),
+        HISTORY_LENGTH: tf.constant([2]),
+    }
+    model = ETA(features, top_k=1, num_bits=8, short_history_length=1, hidden_units=(2,))
+    expected = model(columns)
+    model.save(tmp_path / "model")
+    np.testing.assert_array_equal(tf.keras.models.load_model(tmp_path / "model")(columns), expected)
 
 
 @pytest.mark.parametrize("name", ["item_id", "C1-site", "101", "a.b"])

@@ -161,14 +161,15 @@ class Impressions:
             raise ValueError(
                 f"`outcomes` must name columns of {list(log.columns)}, the required ones excepted. Received: {unknown}"
             )
-        left_out = np.size(label) == log.report.rows_read != len(log)
-        if not callable(label) and (log.reordered or left_out):
-            happened = "left out" if left_out else "sorted"
-            raise ValueError(
-                f"Rows of the log were {happened}, so the values of `label` may belong to other rows. Make what tells "
-                "the label a column of the log, and `label` a function of the log, e.g. "
-                f"label=lambda log: log['clicked'], outcomes=('clicked',). Received: label={type(label).__name__}"
-            )
+        if not callable(label):
+            left_out = np.size(label) == log.report.rows_read != len(log)
+            if log.reordered or left_out:
+                happened = "left out" if left_out else "sorted"
+                raise ValueError(
+                    f"Rows of the log were {happened}, so the values of `label` may belong to other rows. Make what "
+                    "tells the label a column of the log, and `label` a function of the log, e.g. label=lambda log: "
+                    f"log['clicked'], outcomes=('clicked',). Received: label={type(label).__name__}"
+                )
         columns = {name: column for name, column in log.columns.items() if name not in outcomes}
         return cls.from_columns(log, columns, label(log) if callable(label) else label, min_history=min_history)
 

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
+from keras_eta.features import is_argument
 from keras_eta.models.ranker import Inputs
 
 
@@ -19,19 +20,15 @@ def argument_names(columns: Iterable[str]) -> dict[str, str]:
     TensorFlow renames others by itself, and then may feed one input with another's values.
     """
     arguments: dict[str, str] = {}
-    for name in sorted(columns, key=lambda name: (not _is_argument(name), name)):
+    for name in sorted(columns, key=lambda name: (not is_argument(name), name)):
         word = re.sub("[^A-Za-z0-9]", "_", name)
-        argument = stem = word if _is_argument(word) else f"arg_{word}"
+        argument = stem = word if is_argument(word) else f"arg_{word}"
         number = 1
         while argument in arguments.values():
             number += 1
             argument = f"{stem}_{number}"
         arguments[name] = argument
     return arguments
-
-
-def _is_argument(name: str) -> bool:
-    return re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) is not None and name != "self"
 
 
 def rename_inputs(path: Path, names: Mapping[str, str]) -> None:

@@ -32,7 +32,10 @@ class EmbeddingsAndDense(tfrs.experimental.optimizers.CompositeOptimizer):
     def apply_gradients(self, grads_and_vars: Iterable[Any], *args: Any, **kwargs: Any) -> tf.Operation:
         """As every optimiser; returns an operation, as a LossScaleOptimizer needs."""
         super().apply_gradients(grads_and_vars, *args, **kwargs)
-        return tf.no_op()
+        if tf.__internal__.distribute.strategy_supports_no_merge_call():
+            return tf.no_op()
+        # One for all replicas: a LossScaleOptimizer has no use for several.
+        return tf.distribute.get_replica_context().merge_call(lambda _: tf.no_op())
 
     @property
     def learning_rate(self) -> LearningRate:

@@ -9,14 +9,14 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from keras_eta.distribution import sum_over_replicas
-from keras_eta.features import HISTORY_LENGTH, Features
+from keras_eta.features import HISTORY_LENGTH, Features, is_argument
 from keras_eta.interest.base import Interest, InterestUnit
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.metrics import LogOddsAUC
 from keras_eta.models.feature_embedding import FeatureEmbedding
 from keras_eta.models.input_checks import checked_columns, specs_of
 from keras_eta.models.mlp import activation_class, check_activation, make_mlp
-from keras_eta.models.trainable import TrainableModel
+from keras_eta.models.trainable import TrainableModel, is_native
 from keras_eta.validation import check_hidden_units, check_integers_from_zero
 
 Inputs = Mapping[str, tf.Tensor]
@@ -228,6 +228,12 @@ class Ranker(TrainableModel):
     def after_step(self, step: tf.Tensor) -> None:
         for unit in self.interests:
             unit.after_step(step)
+
+    def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:
+        if not all(map(is_argument, self.features.encoded_row_names)) and not is_native(filepath, save_format):
+            # No default signature: TensorFlow's can't have such inputs.
+            kwargs.setdefault("signatures", {})
+        super().save(filepath, overwrite, save_format, **kwargs)
 
     def embedding_variables(self) -> list[tf.Variable]:
         embeddings = (self.feature_embedding, *self.own_embeddings.values())

@@ -94,8 +94,7 @@ class TrainableModel(tfrs.Model):
         `CompositeOptimizer`, the default, has no configuration that a file could hold, so its state is left out unless
         `include_optimizer` is given. `save_weights`, checkpoints and `tf.keras.callbacks.BackupAndRestore` keep it.
         """
-        native = str(filepath).endswith(".keras") or save_format == "keras"
-        if self._has_composite_optimizer() and not native:
+        if self._has_composite_optimizer() and not is_native(filepath, save_format):
             kwargs.setdefault("include_optimizer", False)
         super().save(filepath, overwrite, save_format, **kwargs)
 
@@ -182,3 +181,8 @@ class TrainableModel(tfrs.Model):
 
     def after_step(self, step: tf.Tensor) -> None:
         """Called by `train_step` with the number of steps taken."""
+
+
+def is_native(filepath: Any, save_format: str | None) -> bool:
+    """Whether `tf.keras.Model.save` writes Keras's native format, a `.keras` file."""
+    return str(filepath).endswith(".keras") or save_format == "keras"

@@ -537,9 +537,9 @@ def test_row_of_an_unknown_item_is_malformed_and_a_bad_item_table_refused(tmp_pa
         ("ten::A::Drama\n", f"{items} has a line with a non-numeric movie_id: 'ten::A::Drama'"),
     ):
         items.write_bytes(text.encode("latin-1"))
-        table = dataclasses.replace(config.layout.items, encoding="ascii")
+        table: Any = config.layout.items
         files = interactions.log_files(config.data, config.layout)
-        layout = dataclasses.replace(config.layout, items=table)
+        layout = dataclasses.replace(config.layout, items=dataclasses.replace(table, encoding="ascii"))
         with pytest.raises(Exception, match=re.escape(message)), beam.Pipeline() as pipeline:
             _ = pipeline | interactions.ReadInteractions(layout, config.data, files)
 
@@ -713,7 +713,7 @@ def test_change_in_a_folder_with_brackets_changes_the_fingerprint(tmp_path):
     config = dataclasses.replace(
         make_config(tmp_path, dataclasses.replace(LAYOUT, pattern="{SPAN}/*.csv")), data=str(data)
     )
-    component = impression_gen(config)
+    component: Any = impression_gen(config)
 
     def resolved() -> tuple[int, str]:
         properties = component.DRIVER_CLASS(None).resolve_exec_properties(dict(component.exec_properties), None, None)
