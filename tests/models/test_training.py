@@ -283,7 +283,11 @@ def test_weights_are_variables(lookup: FeatureLookup) -> None:
     model = _model(lookup)
     assert all(isinstance(weight, tf.Variable) for weight in model.weights)
     names = [weight.name for weight in model.weights]
-    assert names[:3] == ["item_id/embeddings:0", "item_id/fingerprints:0", "item_id/hash/planes:0"]
+    assert names[:3] == [
+        "embeddings/item_id/embeddings:0",
+        "embeddings/item_id/fingerprints:0",
+        "embeddings/item_id/hash/planes:0",
+    ]
     # Neither vocabularies nor metrics; the attentions have 5 weights each, two dense layers 4.
     assert len(names) == 3 + 5 + 5 + 4
     assert lookup.weights == []

@@ -389,7 +389,7 @@ def test_warm_start_carries_planes_over_between_periods(tmp_path: Path, base_per
         learned = base_hash.planes if base_period == 1 else base_hash.learned_planes
         np.testing.assert_array_equal(hash.learned_planes, learned)
         # The next move keeps what was carried over.
-        model.search_unit.after_step(tf.constant(period))
+        model.after_step(tf.constant(period))
         np.testing.assert_array_equal(hash.planes, learned)
         assert_exact_fingerprints(model)
     for ours, theirs in zip(model.mlp.trainable_variables, base.mlp.trainable_variables, strict=True):
