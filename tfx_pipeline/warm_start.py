@@ -6,10 +6,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from keras_eta import Ranker
@@ -56,12 +55,20 @@ def warm_start(model: Ranker, serving_dir: str) -> int | None:
             planes.assign(source)
     id_features = [feature for feature in base_features.all_features if feature.is_id]
     tables = dict(zip(id_features, base.vocabularies, strict=True))
-    for feature, table in tables.items():
-        embeddings = model.embeddings[feature.name].embeddings
-        embeddings.assign(_carried_over(model, feature, table, named[embeddings.name], embeddings))
-    if HISTORY_AGE in model.embeddings:
-        embeddings = model.embeddings[HISTORY_AGE].embeddings
-        embeddings.assign(named[embeddings.name])
+    for embedding in (model.feature_embedding, *model.own_embeddings.values()):
+        for feature, table in tables.items():
+            if feature.name in embedding.tables:
+                _carry_over(model, feature, table, named, embedding.tables[feature.name].embeddings)
+        if HISTORY_AGE in embedding.tables:
+            ages = embedding.tables[HISTORY_AGE].embeddings
+            if ages.name in named:
+                ages.assign(named[ages.name])
+    features = {feature.name: feature for feature in tables}
+    for unit in model.interests:
+        for name, variables in unit.row_state().items():
+            for variable in variables:
+                _carry_over(model, features[name], tables[features[name]], named, variable)
+    model.refresh()
 
     ours, theirs = _dense(_variables(model)), _dense(base.model_variables)
     if list(map(_signature, ours)) == list(map(_signature, theirs)):
@@ -95,10 +102,13 @@ def _without_sizes(features: Features) -> dict[str, Any]:
     return cleared
 
 
-def _carried_over(
-    model: Ranker, feature: Feature, base_table: Any, base_embeddings: tf.Variable, embeddings: tf.Variable
-) -> np.ndarray:
-    """An embedding table with the base's rows where the base knows the id. Row 0 is padding; tables count from 1."""
+def _carry_over(
+    model: Ranker, feature: Feature, base_table: Any, named: Mapping[str, tf.Variable], variable: tf.Variable
+) -> None:
+    """Gives a variable with a row per index the base's rows where the base knows the id. Row 0 is padding."""
+    if variable.name not in named:
+        _logger.info("%s: the base has no %s.", feature.name, variable.name)
+        return
     lookup: Any = model.lookup
     ids, places = lookup.tables[feature.name].lookup_table.export()
     # A restored table has a handle, but no methods.
@@ -106,12 +116,13 @@ def _carried_over(
         table_handle=base_table.resource_handle, keys=ids, default_value=tf.constant(-1, tf.int64)
     ).numpy()
     known = base_places >= 0
-    source, result = base_embeddings.numpy(), embeddings.numpy()
+    source, result = named[variable.name].numpy(), variable.numpy()
     reserved = 1 + feature.num_oov_indices
     result[:reserved] = source[:reserved]
+    # Tables count from 1.
     result[1 + places.numpy()[known]] = source[1 + base_places[known]]
+    variable.assign(result)
     _logger.info("%s: %d of %d ids carried over.", feature.name, known.sum(), known.size)
-    return result
 
 
 def _variables(model: Ranker) -> list[tf.Variable]:

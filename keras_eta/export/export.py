@@ -38,13 +38,17 @@ def export_model(
     |---|---|---|
     | `serving_default` | user, context, item [N]; `history_*` [N, L]; `history_length` [N] | `probability` [N] |
     | `rank` | user, context [R]; item [R, C]; `history_*` [R, L]; `history_length` [R] | `probability` [R, C] |
-    | `explain` (`HammingSearch`) | as `rank` | as `rank`, and `positions`, `distances`, `weights` [R, C, K] |
+    | `explain` | as `rank` | as `rank`, and `positions`, the scores of the unit, `weights` [R, C, K] |
     | `examples` | `examples`: serialized tf.Example [N] | `probability` [N] |
 
     Ids are raw where the model has a `lookup`, else indices, those out of range counting as out-of-vocabulary. A model
-    with `features.age` takes `timestamp` int64, as a context column, and `history_timestamp` int64 in any case. In
-    `explain`, `positions` index the history (0 = most recent); entries beyond what was retrieved have position and
-    distance -1 and weight 0; weights are means over the heads.
+    with `features.age` takes `timestamp` int64, as a context column, and `history_timestamp` int64 in any case.
+
+    `explain` exists where an interest unit attends to behaviours. `positions` index the history (0 = most recent), and
+    the unit's scores, by which it retrieves, go by their meaning: `distances` of `ETAInterest`, `inner_products` ...
+    The nearest come first. Entries beyond what was retrieved have position -1, score -1 (0 if it is a float) and weight
+    0; weights are means over the heads. Of several units the last has these names, and those of the others begin with
+    the unit's: `recent_interest_positions`.
 
     The graph of every signature checks ranks, equal rows, candidates and behaviours, 0 <= `history_length` <= L, and
     that floats are finite, those behind `history_length` left aside. It answers INVALID_ARGUMENT with a message that

@@ -177,6 +177,10 @@ class InterestUnit(tf.keras.layers.Layer):
         """The interest in each candidate out of a `user_state`. Units without a state raise."""
         raise NotImplementedError(f"{type(self).__name__} has no state that depends on the user alone.")
 
+    def row_state(self) -> dict[str, list[tf.Variable]]:
+        """Variables with a row per index of a vocabulary, by the feature's name, which a warm start carries by id."""
+        return {}
+
     def refresh(self) -> None:
         """Derives what the unit keeps beside its embeddings from them again; most units keep nothing."""
 

@@ -68,6 +68,9 @@ class InnerProductInterest(TopKUnit):
         vectors = tf.concat([by_name[name] for name in self.searched], axis=-1)
         return tf.math.l2_normalize(vectors, axis=-1) if self.cosine else vectors
 
+    def row_state(self) -> dict[str, list[tf.Variable]]:
+        return {} if self.snapshot is None else {name: [copy] for name, copy in self.snapshot.copies.items()}
+
     def after_step(self, step: tf.Tensor) -> None:
         if self.snapshot is not None:
             self.snapshot.after_step(step)

@@ -128,6 +128,9 @@ class SIMSoft(TopKUnit):
     def _searched(self, vectors: Tensors) -> tf.Tensor:
         return tf.concat([tf.cast(vectors[name], tf.float32) for name in self.searched], axis=-1)
 
+    def row_state(self) -> dict[str, list[tf.Variable]]:
+        return {} if self.snapshot is None else {name: [copy] for name, copy in self.snapshot.copies.items()}
+
     def after_step(self, step: tf.Tensor) -> None:
         if self.snapshot is not None:
             self.snapshot.after_step(step)
