@@ -40,7 +40,10 @@ UNITS = {
     "full": FULL,
     "inner-product": "inner product",
     "sim-hard": "SIM hard",
+    "sim-soft": "SIM soft",
+    "twin": "TWIN",
     "sdim": "SDIM",
+    "mimn-100": "MIMN, last 100",
     "pooling": "pooling",
     "no-long-history": "no long history",
 }

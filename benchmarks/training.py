@@ -26,13 +26,16 @@ from benchmarks.flags import make_parser, write_json
 from benchmarks.timing import draw, measure, summary, table
 from keras_eta import ETA, Feature, Features, Ranker
 from keras_eta.interest import (
+    MIMN,
     SDIM,
+    TWIN,
     FullInterest,
     InnerProductInterest,
     InterestUnit,
     PoolingInterest,
     RecentInterest,
     SIMHard,
+    SIMSoft,
 )
 
 NUM_USERS = 6_040
@@ -46,6 +49,9 @@ BFLOAT16, XLA = "eta-bfloat16", "eta-xla"
 UNITS: dict[str, Callable[[int, dict[str, Any]], list[InterestUnit]]] = {
     "sdim": lambda top_k, heads: [SDIM()],
     "sim-hard": lambda top_k, heads: [SIMHard(top_k, **heads)],
+    "sim-soft": lambda top_k, heads: [SIMSoft(top_k, **heads)],
+    "twin": lambda top_k, heads: [TWIN(top_k, **heads)],
+    "mimn-100": lambda top_k, heads: [MIMN()],
     "inner-product": lambda top_k, heads: [InnerProductInterest(top_k, **heads)],
     "full": lambda top_k, heads: [FullInterest(**heads)],
     "pooling": lambda top_k, heads: [PoolingInterest()],
