@@ -111,12 +111,15 @@ class FeatureLookup(tf.keras.layers.Layer):
 
         Args:
             name: name of the id feature.
-            vocabulary: 1-D, different ids, the ones to keep first.
+            vocabulary: 1-D, different ids, the ones to keep first. Integers may be spelt in bytes, as TensorFlow
+                Transform hands vocabularies over.
 
         Raises:
             ValueError: if `name` is no id feature, or the feature is int64 and an id is no integer of 64 bits.
         """
         feature, table = self._id_feature(name), self.tables[name]
+        if feature.dtype == "int64" and np.asarray(vocabulary).dtype.kind in "SO":
+            vocabulary = [int(id_) if isinstance(id_, bytes) else id_ for id_ in vocabulary]
         ids = _raw_ids(feature, vocabulary)[: feature.vocabulary_size]
         if feature.dtype == "string":
             ids = np.array([tf.compat.as_bytes(id_) for id_ in ids], object)

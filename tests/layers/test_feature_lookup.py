@@ -343,6 +343,13 @@ def test_lookup_refuses_a_name_that_is_no_id_feature(lookup: FeatureLookup, meth
         getattr(lookup, method)(name, [1])
 
 
+def test_set_vocabulary_takes_integers_spelt_in_bytes_as_transform_gives_them(lookup: FeatureLookup) -> None:
+    lookup.set_vocabulary("user_id", np.array([b"7", b"-2", b"9007199254740993"], object))
+    np.testing.assert_array_equal(lookup.encode("user_id", [7, -2, 2**53 + 1, 2**53]), [2, 3, 4, 1])
+    with pytest.raises(ValueError, match=r"1\.7"):
+        lookup.set_vocabulary("user_id", [b"1.7"])
+
+
 NO_INTEGERS: list[tuple[Any, str]] = [
     ([1.7], "1.7 (dtype=float64)"),
     ([1, 2.5], "2.5 (dtype=float64)"),
