@@ -80,10 +80,9 @@ def test_training_and_inference_give_the_same_logits(features: Features, make_ba
     for candidates in (1, 4):
         batch = make_batch(features, 10, 12, candidates=candidates)
         training, inference = (model.score(batch, training=mode) for mode in (True, False))
-        assert training.attention is not None
-        assert inference.attention is not None
         np.testing.assert_allclose(training.logits, inference.logits, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(training.attention, inference.attention, rtol=1e-4, atol=1e-6)
+        for name, interest in inference.interests.items():
+            np.testing.assert_allclose(training.interests[name].weights, interest.weights, rtol=1e-4, atol=1e-6)
         assert np.std(inference.logits) > 0.1
 
 

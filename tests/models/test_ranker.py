@@ -239,10 +239,10 @@ def test_empty_history_gives_zero_interest(models: dict[str, Ranker], make_batch
     batch = make_batch(model.features, 3, candidates=2)
     batch["history_length"][:] = 0
     scores = model.score(batch)
-    if scores.retrieved is not None:
-        assert not scores.retrieved.mask.numpy().any()
-    if scores.attention is not None:
-        assert not scores.attention.numpy().any()
+    for interest in scores.interests.values():
+        assert not interest.vector.numpy().any()
+        assert not interest.retrieved.mask.numpy().any()
+        assert not interest.weights.numpy().any()
     # The MLP reads zeros in place of interest.
     features = model.features
     item = np.array(
@@ -275,8 +275,9 @@ def test_graph_and_xla_equal_eager(models: dict[str, Ranker], make_batch: MakeBa
     for options in ({"reduce_retracing": True}, {"jit_compile": True}):
         scores = tf.function(model.score, **options)(batch)
         np.testing.assert_allclose(scores.logits, expected.logits, rtol=1e-4, atol=1e-5)
-        if expected.retrieved is not None:
-            np.testing.assert_array_equal(scores.retrieved.positions, expected.retrieved.positions)
+        for name, interest in expected.interests.items():
+            retrieved: Any = scores.interests[name].retrieved
+            np.testing.assert_array_equal(retrieved.positions, interest.retrieved.positions)
 
 
 @pytest.mark.parametrize("unit", ["none", "full", "hamming"])
@@ -888,19 +889,19 @@ def test_ranker_refuses_a_bad_argument(features: Features, case: int) -> None:
 
 def test_ranker_refuses_an_unadapted_lookup(features: Features) -> None:
     with pytest.raises(ValueError, match=r"^The vocabulary of feature 'user_id' is empty\. Call `adapt` first\.$"):
-        Ranker(lookup=FeatureLookup(features))
+        Ranker(lookup=FeatureLookup(features), interests=[RecentInterest()])
 
 
 def test_ranker_refuses_a_lookup_that_is_none() -> None:
     with pytest.raises(TypeError, match="`lookup` must be"):
-        Ranker(lookup="item_id")  # type: ignore[arg-type]
+        Ranker(lookup="item_id", interests=[RecentInterest()])  # type: ignore[arg-type]
 
 
 def test_ranker_refuses_an_activation_that_is_none(features: Features) -> None:
     with pytest.raises((TypeError, ValueError), match="activation"):
-        Ranker(features, activation="no such activation")
+        Ranker(features, interests=[RecentInterest()], activation="no such activation")
     with pytest.raises((TypeError, ValueError), match="activation"):
-        Ranker(features, activation=3)  # type: ignore[arg-type]
+        Ranker(features, interests=[RecentInterest()], activation=3)  # type: ignore[arg-type]
 
 
 class _Unregistered(tf.keras.layers.Layer):
