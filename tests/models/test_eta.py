@@ -316,10 +316,9 @@ def _planted(rows: int, seed: int) -> tuple[Batch, np.ndarray]:
 @pytest.mark.slow
 def test_eta_learns_what_lies_beyond_the_short_history() -> None:
     features = Features(item_id=Feature("item_id", vocabulary_size=60, embedding_dim=16))
-    options: dict[str, Any] = {"short_history_length": 4, "hidden_units": (32,)}
-    models = {
-        "eta": lambda: ETA(features, top_k=4, similarity_bias=True, **options),
-        "short": lambda: Ranker(features, **options),
+    models: dict[str, Callable[[], Ranker]] = {
+        "eta": lambda: ETA(features, top_k=4, similarity_bias=True, short_history_length=4, hidden_units=(32,)),
+        "short": lambda: Ranker(features, interests=[RecentInterest(4)], hidden_units=(32,)),
     }
     test, test_labels = _planted(1_000, seed=1)
     auc, losses = {}, {}

@@ -928,10 +928,10 @@ def test_ranker_refuses_an_activation_that_a_file_could_not_restore(features: Fe
         f"restored with a saved model. Received: activation={_Unregistered!r}"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        Ranker(features, activation=_Unregistered)
+        Ranker(features, interests=[RecentInterest()], activation=_Unregistered)
     message = f"`activation` must be a name or a class of layers. Received: activation={int!r}"
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
-        Ranker(features, activation=int)
+        Ranker(features, interests=[RecentInterest()], activation=int)
 
 
 @pytest.mark.parametrize(
