@@ -10,6 +10,7 @@ from keras_eta.features import Features
 from keras_eta.interest.eta import ETAInterest
 from keras_eta.interest.recent import RecentInterest
 from keras_eta.models.ranker import Ranker
+from keras_eta.validation import check_integers_from_zero
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -73,15 +74,7 @@ class ETA(Ranker):
         planes_period: int = 1,
         **kwargs: Any,
     ) -> None:
-        if (
-            not isinstance(short_history_length, int)
-            or isinstance(short_history_length, bool)
-            or short_history_length < 0
-        ):
-            raise ValueError(
-                "`short_history_length` must be an integer of at least 0. "
-                f"Received: short_history_length={short_history_length!r}"
-            )
+        check_integers_from_zero(short_history_length=short_history_length)
         heads: dict[str, Any] = {"num_heads": num_heads, "key_dim": key_dim}
         recent = [RecentInterest(short_history_length, **heads)] if short_history_length else []
         retrieved = ETAInterest(
