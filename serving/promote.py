@@ -10,16 +10,15 @@ that adds a version and moves a label to it is refused at every look at the file
 
 from __future__ import annotations
 
-import os
-import warnings
+from serving import quiet
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="google.api_core")
+    quiet.quiet_imports()
 
 import argparse
 import functools
 import itertools
+import os
 import shutil
 import sys
 import tempfile
@@ -39,7 +38,7 @@ from tensorflow_serving.apis import (
 from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
 
 from serving import tls
-from serving.config import model_configs, read_config
+from serving.server.config import model_configs, read_config
 from serving.targets import proxy_option
 
 _CALL_SECONDS = 10
