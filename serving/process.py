@@ -1,4 +1,8 @@
-"""The embedded server in a process of its own, for tools that must see it crash or grow."""
+"""The embedded server in a process of its own, so that a crash or growing memory can be observed from outside.
+
+Nothing else here reads where a started server listens. `tfx_pipeline.model_server`, which must not import serving,
+does so itself: it starts TensorFlow Serving as well, and ties the server to the life of its own process.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ _STOP_SECONDS = 60
 
 
 class ServerProcess:
-    """`python -m serving.server` on a free loopback port. A context manager: enters ready, leaves stopped.
+    """Context manager that runs `python -m serving.server` on a free loopback port: ready on entry, stopped on exit.
 
     Args:
         flags: of the server, but for the port.

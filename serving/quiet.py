@@ -1,4 +1,4 @@
-"""Keeps notes that TensorFlow and its dependencies write as they are imported out of a command's output."""
+"""Silences what TensorFlow and its dependencies write to stderr when they are imported."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import warnings
 
 
 def quiet_imports() -> None:
-    """Sets this process up so; to be called before TensorFlow is imported."""
+    """Silences them in this process. Call it before TensorFlow is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.filterwarnings("ignore", category=FutureWarning, module="google.api_core")

@@ -1,4 +1,4 @@
-"""Load on a server: callers that wait for their answers, or requests that come when they come."""
+"""Load on a server: a closed loop of callers that wait for their answers, or an open loop of requests at set times."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CHANNEL_OPTIONS = [
 
 
 def make_requests(flags: argparse.Namespace) -> list[bytes]:
-    """One request for each of `--users`, tried once.
+    """Makes one request per user of `--users`, and tries the first.
 
     Raises:
         ServingError: if the server can't be reached, does not know the model or refuses the first request.
@@ -58,12 +58,12 @@ def make_requests(flags: argparse.Namespace) -> list[bytes]:
 
 
 def connect(target: str) -> grpc.Channel:
-    """A channel that shares its connection with no other. Without serialisers it takes and gives bytes."""
+    """A channel with a connection of its own. Without serialisers it takes and gives bytes."""
     return grpc.insecure_channel(target, options=[*_CHANNEL_OPTIONS, proxy_option(target)])
 
 
 def closed_loop(callers: Sequence[Callable[[], object]], seconds: float, name: str = "") -> list[Call]:
-    """Each caller in a thread of its own, again and again, until the time is over.
+    """Runs each caller in a thread of its own, over and over, until the time is up.
 
     Args:
         callers: functions that make one call and wait for its answer; they may raise grpc.RpcError.
@@ -91,7 +91,7 @@ def closed_loop(callers: Sequence[Callable[[], object]], seconds: float, name: s
 def open_loop(
     channel: grpc.Channel, requests: Sequence[bytes], due: np.ndarray, timeout: float, name: str = ""
 ) -> list[Call]:
-    """Requests at their times, whatever became of those before.
+    """Sends requests at their times, whatever became of those before.
 
     Args:
         channel: where to.

@@ -60,12 +60,12 @@ def compare(
         path: the version, in a base path that holds no other.
         sizes: `candidates`, `history` and `ids` of the inputs, as `random_inputs` takes them.
         rounds: how often everything is measured.
-        calls: one after the other, for a round's latency.
-        threads: that call at once, for a round's throughput.
-        seconds: of throughput a round.
+        calls: made one after the other in a round, for latency.
+        threads: that call at once in a round, for throughput.
+        seconds: for how long a round measures throughput.
 
     Returns:
-        `p50_ms` and `calls_per_second`, each by contestant with a value a round.
+        `p50_ms` and `calls_per_second`, each by contestant with one value per round.
     """
     p50s: dict[str, list[float]] = collections.defaultdict(list)
     rates: dict[str, list[float]] = collections.defaultdict(list)

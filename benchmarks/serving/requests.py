@@ -1,4 +1,4 @@
-"""Random requests that fit what a model's metadata say."""
+"""Random requests that fit a model's metadata."""
 
 from __future__ import annotations
 

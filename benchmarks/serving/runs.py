@@ -1,4 +1,4 @@
-"""What came of a run: calls, percentiles, tables and plots."""
+"""Results of a run: calls, percentiles, tables and plots."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Call(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What came of one run.
+    """Results of one run.
 
     Args:
         name: what to call it.
@@ -97,7 +97,7 @@ def curve(values: np.ndarray) -> list[tuple[float, float]]:
 
 
 def load_table(title: str, runs: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each run."""
+    """A table with one row per run."""
     table = Table(title=title, caption="ms; latencies are those of the calls answered OK", caption_justify="left")
     table.add_column("load", overflow="fold")
     for column in ("OK", "OK/s", *(f"p{q:g}" for q in PERCENTILES), "max"):

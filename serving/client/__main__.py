@@ -151,7 +151,7 @@ def _read_request(flags: argparse.Namespace, client: RankingClient) -> dict[str,
 
 
 def _requests(answer: Ranking, request: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The answer and the request's columns of each request, whether one was sent or several."""
+    """The answer and the columns of each request, whether one was sent or several."""
     if answer.probability.ndim == 1:
         yield answer, request
         return
@@ -168,7 +168,7 @@ def _requests(answer: Ranking, request: dict[str, Any]) -> Iterator[tuple[Any, d
 
 
 def _ranked(answer: Any, request: dict[str, Any], top: int | None) -> list[dict[str, Any]]:
-    """The candidates best first, each with its columns, its probability and what it was retrieved from."""
+    """The candidates, best first, each with its columns, its probability and the behaviours retrieved for it."""
     ranked = []
     for candidate in answer.order[:top]:
         entry = {name: values[candidate] for name, values in request["candidates"].items()}

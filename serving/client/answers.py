@@ -1,4 +1,4 @@
-"""What the client hands back: rankings, explanations, signatures, states of versions, and errors."""
+"""What the client returns and raises: rankings, explanations, signatures, version states, errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serving.targets import proxy_variable
 
 
 class ServingError(RuntimeError):
-    """A call that the server refused or that did not reach it.
+    """The server refused the call, or the call did not reach it.
 
     Args:
         target: address of the server.
@@ -54,7 +54,7 @@ class Ranking:
 
     @property
     def order(self) -> np.ndarray:
-        """Positions of the candidates, best first, int64 [C] or [R, C]; of equals the one sent first comes first."""
+        """Positions of the candidates, best first, int64 [C] or [R, C]; ties keep the order in which they were sent."""
         return np.argsort(-self.probability, axis=-1, kind="stable")
 
 
@@ -75,7 +75,7 @@ class Explanation(Ranking):
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: its dtype as TensorFlow names it, and its shape, `None` where anything goes."""
+    """One input or output: its dtype as TensorFlow names it, and its shape, `None` where any size fits."""
 
     dtype: str
     shape: tuple[int | None, ...] | None
@@ -91,7 +91,7 @@ class Signature:
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What a model version can be asked."""
+    """The signatures of a model version."""
 
     model_version: int
     signatures: Mapping[str, Signature]

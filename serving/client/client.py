@@ -17,11 +17,11 @@ _T = TypeVar("_T")
 
 
 class RankingClient(Conversations):
-    """Asks one model of one server, over one channel that all calls share. Threads may share the client too.
+    """Asks one model on one server, over one channel that all calls share. Threads may share the client.
 
-    A call that finds the server UNAVAILABLE is tried again, after 0.1, 0.2, 0.4 and 0.8 s, give or take. What is more
-    than `max_rows` requests or `max_candidates` candidates is split over parallel calls, all answered by one version;
-    those that get RESOURCE_EXHAUSTED are sent again until the deadline. No other error is tried again.
+    A call that finds the server UNAVAILABLE is tried again, after about 0.1, 0.2, 0.4 and 0.8 s. More than
+    `max_rows` requests or `max_candidates` candidates are split over parallel calls, all answered by one version; those
+    that get RESOURCE_EXHAUSTED are sent again until the deadline. No other error is retried.
 
     Example:
         >>> with RankingClient("127.0.0.1:8500", model_name="eta") as client:

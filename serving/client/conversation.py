@@ -1,4 +1,4 @@
-"""What the two clients say to a server and hear from it, whichever way it travels."""
+"""What both clients have in common: the calls that a method makes and how it joins their answers."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from serving.client.answers import (
     VersionStatus,
 )
 from serving.client.channel import MAX_ATTEMPTS, channel_options
+from serving.client.metadata import read_metadata
 from serving.client.requests import Columns, ranking_inputs, shape_text, signature_arrays
 
 # The pauses before parts of a request that a busy server turned away are sent again.
@@ -58,7 +59,7 @@ class Calls:
     patient: bool = False
 
     def fails_alone(self, error: ServingError) -> bool:
-        """Whether the other calls go on after this error of one."""
+        """Whether the other calls continue after one of them fails with this error."""
         # gRPC gives the same code to a message that is too large, which no waiting makes smaller.
         busy = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" not in error.details
         return self.patient and busy
@@ -71,7 +72,7 @@ Conversation = Generator["Calls | float", Any, _T]
 
 
 class Conversations:
-    """What the two clients have in common: all but the channel and the waiting."""
+    """The methods of both clients, without the channel and the waiting."""
 
     def __init__(
         self,
@@ -143,17 +144,7 @@ class Conversations:
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
         request.model_spec.name = self.model_name
         (response,) = yield Calls([("GetModelMetadata", request)], deadline)
-        signatures = get_model_metadata_pb2.SignatureDefMap()
-        response.metadata["signature_def"].Unpack(signatures)
-        self._known = Metadata(
-            response.model_spec.version.value,
-            {
-                name: Signature(_specs(signature.inputs), _specs(signature.outputs))
-                for name, signature in sorted(signatures.signature_def.items())
-                # The SavedModel's initialiser, which is no signature to call.
-                if name != "__saved_model_init_op"
-            },
-        )
+        self._known = read_metadata(response)
         return self._known
 
     def _status(self) -> Conversation[list[VersionStatus]]:
@@ -201,7 +192,7 @@ class Conversations:
     def _parts(
         self, signature_name: str, outputs: Sequence[str], arrays: Mapping[str, np.ndarray], candidates: set[str]
     ) -> list[predict_pb2.PredictRequest]:
-        """The requests of at most `max_rows` rows and, over all of them, `max_candidates` candidates, row after row."""
+        """Splits the inputs into requests of at most `max_rows` rows and `max_candidates` candidates, row by row."""
         num_rows, num_candidates = arrays[next(iter(candidates))].shape
         rows_of_one = max(1, min(self.max_rows, self.max_candidates // num_candidates))
         requests = []
@@ -214,7 +205,7 @@ class Conversations:
         return requests
 
     def _joined(self, name: str, responses: Sequence[predict_pb2.PredictResponse], num_candidates: int) -> np.ndarray:
-        """One output of all parts, put together as `_parts` took the inputs apart."""
+        """Joins one output of all parts, in the order in which `_parts` split the inputs."""
         starts = range(0, num_candidates, self.max_candidates)
         arrays = []
         for number, response in enumerate(responses):
@@ -227,7 +218,7 @@ class Conversations:
     def _answers_of_one_version(
         self, requests: list[predict_pb2.PredictRequest], deadline: float
     ) -> Conversation[list[predict_pb2.PredictResponse]]:
-        """The responses, all by the newest version that gave any: scores of two versions can't be compared."""
+        """The responses, all from the newest version that answered: scores of two versions can't be compared."""
         patient = len(requests) > 1  # what was split here is ours to slow down; whole requests are the caller's
         responses = yield from self._answers(requests, deadline, patient=patient)
         for _ in range(_MAX_SWAPS):
@@ -258,7 +249,7 @@ class Conversations:
     def _answers(
         self, requests: Sequence[predict_pb2.PredictRequest], deadline: float, *, patient: bool = False
     ) -> Conversation[list[predict_pb2.PredictResponse]]:
-        """The responses, `max_parallel_calls` at a time. A patient one sends again what a busy server turned away."""
+        """The responses, `max_parallel_calls` at a time. If `patient`, what a busy server refused is sent again."""
         responses: dict[int, predict_pb2.PredictResponse] = {}
         waiting, pause = list(range(len(requests))), _FIRST_PAUSE
         try:
@@ -287,7 +278,7 @@ class Conversations:
     def _checked(
         self, signature_name: str, inputs: Mapping[str, tuple[str, Any]], outputs: Sequence[str], deadline: float
     ) -> Conversation[tuple[Signature, dict[str, np.ndarray]]]:
-        """The signature and the inputs as it takes them, by what is known of the model or else by what is new."""
+        """The signature and its inputs, checked against the metadata known so far, or else against fresh ones."""
 
         def checked(metadata: Metadata) -> tuple[Signature, dict[str, np.ndarray]]:
             signature = self._signature(metadata, signature_name, inputs, outputs)
@@ -334,14 +325,6 @@ def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, tensor_pb2.TensorPro
         name: tf.make_tensor_proto(array, dtype=tf.as_dtype(array.dtype), shape=array.shape)
         for name, array in arrays.items()
     }
-
-
-def _specs(infos: Mapping[str, Any]) -> dict[str, TensorSpec]:
-    specs = {}
-    for name, info in sorted(infos.items()):
-        shape = tf.TensorShape(info.tensor_shape)
-        specs[name] = TensorSpec(tf.as_dtype(info.dtype).name, None if shape.rank is None else tuple(shape.as_list()))
-    return specs
 
 
 def _no_answers(spec: TensorSpec, num_rows: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The page that explains one ranking: one HTML file that needs nothing else and sends nothing."""
+"""The page that explains one ranking: a single HTML file that loads nothing and sends nothing."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def explanation_page(
 
 
 def check_page_path(path: Path) -> None:
-    """Refuses a place where no page can be written.
+    """Checks that a page can be written there.
 
     Raises:
         ValueError: if `path` is a folder, or in a folder that does not exist.
@@ -141,7 +141,7 @@ def _retrieved(explanation: Explanation, row: int) -> list[list[Any]]:
 
 
 def _numbers(array: np.ndarray) -> list[float | None]:
-    """The numbers, with null for those that JSON has not."""
+    """The numbers, with `None` for those that JSON lacks."""
     return [number if math.isfinite(number) else None for number in array.tolist()]
 
 

@@ -1,4 +1,4 @@
-"""Requests of the command line: one JSON file, or CSV files with a line for each candidate and each behaviour."""
+"""Requests of the command line: one JSON file, or CSV files with one line per candidate and per behaviour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a caller holds, lists by role, to the arrays that a signature takes."""
+"""Turns the columns that callers pass into the arrays that a signature takes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def ranking_inputs(
         found = [len(row) for row in behaviours]
         if lengths and found != lengths:
             raise ValueError(
-                "`history` must have one value a behaviour in every column. "
+                "`history` must have one value per behaviour in every column. "
                 f"Received: {found} in `{argument}`, {lengths} in `history[{next(iter(history))!r}]`"
             )
         lengths = found
@@ -93,7 +93,7 @@ def ranking_inputs(
 
 
 def signature_arrays(inputs: Mapping[str, tuple[str, Any]], signature: Signature) -> dict[str, np.ndarray]:
-    """The inputs as a signature takes them, checked before a server sees them: servers do not name them all.
+    """The inputs as a signature takes them, checked before they are sent: servers do not name every wrong one.
 
     Where there is a `history_length`, the inputs `history_*` of rank 2 are histories. Empty ones get one column that
     does not count: a server that joins calls to batches fails all calls of a batch in which one has an empty tensor.
@@ -149,7 +149,7 @@ def signature_arrays(inputs: Mapping[str, tuple[str, Any]], signature: Signature
 
 
 def typed_array(argument: str, values: Any, dtype: np.dtype, lengths: np.ndarray | None = None) -> np.ndarray:
-    """The values as an array of exactly that dtype, where nothing is lost by it but digits of floats.
+    """The values as an array of exactly that dtype. Floats may lose digits; nothing else may be lost.
 
     Args:
         argument: what an error message should call the values.
@@ -211,7 +211,7 @@ def _check_equal(what: str, sizes: Mapping[str, int], inputs: Mapping[str, tuple
 
 
 def _depth(values: Any) -> int:
-    """How many lists one has to open to find a value."""
+    """How deeply the lists are nested."""
     if hasattr(values, "ndim"):
         return int(values.ndim)
     if isinstance(values, (list, tuple)):

@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def server_from_flags(argv: Sequence[str] | None = None) -> EmbeddedServer:
-    """A server, not yet started, as the flags want it.
+    """The server that the flags describe, not yet started.
 
     Raises:
         ValueError: if a flag or a file is wrong, or flags contradict each other.

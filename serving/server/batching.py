@@ -1,4 +1,4 @@
-"""Requests joined into batches by TensorFlow's own batching op, which TensorFlow Serving's scheduler is made of."""
+"""Joins requests into batches, by the batching op on which TensorFlow Serving's scheduler rests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def batched(
     direct: Call,
     parameters: Any,
 ) -> Call:
-    """A call that joins the rows of requests which come at the same time and have equal trailing shapes.
+    """A call that joins the rows of concurrent requests with equal trailing shapes.
 
     Nothing is padded: `pad_variable_length_inputs` changes no answer here, as requests of unequal shapes do not meet.
 

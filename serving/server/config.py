@@ -1,4 +1,4 @@
-"""TensorFlow Serving's configuration files, which are text protos, and what they may say."""
+"""TensorFlow Serving's configuration files, which are text protos, and the checks on them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _flag(default: Any, meaning: str, least: float | None = None, most: float = 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of an EmbeddedServer, which are its flags: names, defaults, meanings and ranges.
+    """Options of an EmbeddedServer: defaults, meanings and ranges, from which its flags are made.
 
     The names are tensorflow_model_server's, but for `host`, for which it takes 0.0.0.0, `max_queued_calls`,
     `max_candidates` and `reload_base_path`.
@@ -157,7 +157,7 @@ def model_configs(config: model_server_config_pb2.ModelServerConfig) -> Configs:
 
 
 def check_models(configs: Configs) -> None:
-    """Refuses models without a name or base path, and two of one name.
+    """Checks that every model has a name of its own and a base path.
 
     Raises:
         StatusError: INVALID_ARGUMENT.
@@ -173,7 +173,7 @@ def check_models(configs: Configs) -> None:
 
 
 def check_batching(parameters: Any) -> None:
-    """Refuses batching parameters that contradict each other.
+    """Checks that batching parameters are in range and do not contradict each other.
 
     Raises:
         ValueError: naming the parameter.

@@ -1,4 +1,4 @@
-"""The embedded server: loads models, answers TensorFlow Serving's gRPC API, and goes on looking for new versions.
+"""The embedded server: loads models, answers TensorFlow Serving's gRPC API, and keeps looking for new versions.
 
 It speaks TensorFlow Serving's own protos and answers with the same status codes, so that clients can't tell the two
 apart. For production traffic use the real one.
@@ -41,10 +41,10 @@ _log = logging.getLogger(__name__)
 
 
 class EmbeddedServer:
-    """Serves models over gRPC until it is stopped. A context manager: enters started, leaves stopped.
+    """Serves models over gRPC. As a context manager it starts on entry and stops on exit.
 
     Args:
-        configs: TensorFlow Serving's own messages, one a model: name, base path, version policy, version labels.
+        configs: TensorFlow Serving's own messages, one per model: name, base path, version policy, version labels.
         options: the fields of config.Options. Metrics are served where `rest_api_port` is given; `configs` are what
             `model_config_file` says at first.
 
@@ -86,7 +86,7 @@ class EmbeddedServer:
         self.monitoring_address = f"127.0.0.1:{self._monitoring.server_port}" if self._monitoring else ""
 
     def start(self) -> None:
-        """Answers calls, loads the models, and goes on looking for new versions.
+        """Answers calls, loads the models, and keeps looking for new versions.
 
         Until a model has a version, its calls get UNAVAILABLE and the health service says NOT_SERVING.
 

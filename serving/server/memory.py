@@ -1,6 +1,7 @@
-"""How much memory there is, and what glibc keeps of it when it is freed: the most that large requests ever took.
+"""How much memory there is, and the return of freed memory to the system.
 
-That looks like a leak. Other C libraries lack the functions against it; nothing happens there.
+glibc keeps what it frees, up to the most that large requests ever took, which looks like a leak. Other C libraries lack
+the functions called here; with them, nothing happens.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def total() -> int:
 
 
 def limit_pools() -> None:
-    """Two pools for all threads, and large blocks in none of them. To be called before TensorFlow starts threads."""
+    """Limits glibc to two pools for all threads, without large blocks. Call it before TensorFlow starts threads."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4 << 20)
@@ -46,7 +47,7 @@ def give_back() -> None:
 
 
 def give_back_later() -> None:
-    """The same a second from now, once for all that ask for it until then."""
+    """Calls `give_back` a second from now, once for all requests made until then."""
 
     def work() -> None:
         _planned.release()

@@ -24,12 +24,12 @@ _log = logging.getLogger(__name__)
 
 
 class ServedModel:
-    """A base path whose subdirectories named by integers are versions, and those of them that are loaded.
+    """A model's versions: subdirectories of its base path with numeric names, and those of them that are loaded.
 
     The newest versions that the policy asks for are served; without a policy that is the newest one. A version is
     loaded and warmed up before it takes traffic, and the one it replaces answers the calls that it has. A version that
-    can't be loaded is logged and passed over, so that older ones go on serving and newer ones are not held up; it is
-    tried again once its files change. When nothing on disk can be loaded, what is in memory goes on serving.
+    can't be loaded is logged and skipped, so that older ones keep serving and newer ones are not held up; it is tried
+    again once its files change. When nothing on disk can be loaded, what is in memory keeps serving.
 
     Args:
         config: TensorFlow Serving's own message: name, base path, version policy, version labels.
@@ -55,7 +55,7 @@ class ServedModel:
             raise StatusError(StatusCode.NOT_FOUND, message)
 
     def poll(self) -> None:
-        """Looks at the base path once, loads what is new and lets go of what is no longer wanted."""
+        """Looks at the base path once, loads new versions and unloads those no longer wanted."""
         policy = self.config.model_version_policy
         names = [path.name for path in self._base_path.iterdir() if path.is_dir()]
         on_disk = {version: self._base_path / name for version, name in versions(names).items()}
@@ -112,7 +112,7 @@ class Models:
     """The models of a server.
 
     Args:
-        configs: one a model.
+        configs: one per model.
         options: the server's.
 
     Raises:
@@ -129,7 +129,7 @@ class Models:
         self._changing = threading.Lock()
 
     def load(self) -> None:
-        """Loads what there is at the start.
+        """Loads the versions present at the start.
 
         Raises:
             StatusError: if a model has versions and none of them can be loaded, or if there are labels, which nothing
@@ -150,13 +150,13 @@ class Models:
                     _log.error("Could not look for versions of model %s: %s", model.config.name, error)
 
     def reload(self, configs: Configs, *, by_request: bool = False) -> None:
-        """Puts other models in place of all there are, once each has a version that answers. Else nothing changes.
+        """Replaces all models, once each new one has a version that answers. Otherwise nothing changes.
 
         As in TensorFlow Serving labels come first: what one stands for must be loaded before this call. With
         `allow_version_labels_for_unavailable_models` that does not hold for labels that are new.
 
         Args:
-            configs: one a model.
+            configs: one per model.
             by_request: whether a caller asks, who may not point models anywhere.
 
         Raises:
@@ -211,7 +211,7 @@ class Models:
         return {name: sorted(model.available) for name, model in self._models.items()}
 
     def statuses(self, name: str) -> list[ModelVersionStatus]:
-        """What has become of every version of a model; none of a model that is not there."""
+        """The state of every version of a model; empty if there is no such model."""
         model = self._models.get(name)
         return [status for _, status in sorted(dict(model.states).items())] if model else []
 
@@ -227,7 +227,7 @@ class Models:
                     raise StatusError(StatusCode.FAILED_PRECONDITION, message)
 
     def _load(self, model: ServedModel, *, required: bool) -> None:
-        """Loads a model's versions; raises StatusError if there is none that answers."""
+        """Loads a model's versions; raises StatusError if none can be loaded."""
         model.poll()
         failures = "; ".join(filter(None, (status.status.error_message for status in model.states.values())))
         if not model.available and (required or failures):

@@ -1,4 +1,4 @@
-"""Prometheus metrics: what was asked, how it was answered and how fast, and which versions answer."""
+"""Prometheus metrics: calls by method and status code, latencies, and the versions that answer."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Metrics(Collector):
         self.queued = Gauge("serving_requests_queued", "Predict calls waiting for a thread.", registry=registry)
 
     def watch_versions(self, versions: Callable[[], Mapping[str, Iterable[int]]]) -> None:
-        """Reports the versions that answer, by model, as they are whenever someone asks."""
+        """Sets the function that returns the versions that answer, by model, at every scrape."""
         self._versions = versions
         self.registry.register(self)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """What the registry asks for; the other metrics report themselves."""
+        """The metric of the versions; the other metrics report themselves."""
         family = GaugeMetricFamily("serving_model_version_available", "1: it answers.", labels=("model", "version"))
         for model, versions in self._versions().items():
             for version in versions:

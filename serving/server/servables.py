@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """What a call must send for one input of a signature, worked out once.
+    """One input of a signature, and the checks of what calls send for it.
 
     Args:
         name: its name.
@@ -44,7 +44,7 @@ class Input:
     sizes: Sequence[int | None] | None
 
     def check_shape(self, shape: Sequence[int]) -> None:
-        """Refuses arrays of other shapes: a graph that was traced for one rank is not safe with another.
+        """Checks the shape: a graph that was traced for one rank is not safe with another.
 
         Raises:
             StatusError: INVALID_ARGUMENT, naming the input.
@@ -54,7 +54,7 @@ class Input:
             raise invalid_argument(f"input `{self.name}` must have shape {tf.TensorShape(sizes)}. Received: {shape}")
 
     def check_number(self, shape: Sequence[int], limit: int) -> None:
-        """Refuses more candidates than that: rows, or rows x columns, as far as the signature leaves them open.
+        """Checks the number of candidates: rows, or rows x columns, as far as the signature leaves them open.
 
         Histories have no candidates. By the data contract they are the inputs whose names begin with `history`.
 
@@ -145,11 +145,11 @@ class Servable:
         _log.info("Replayed %d warm-up requests of %s", replayed, path)
 
     def predict(self, request: PredictRequest, max_candidates: int | None = None) -> PredictResponse:
-        """Answers a Predict request as TensorFlow Serving does, up to the choice of the model, which is the caller's.
+        """Answers a Predict request as TensorFlow Serving does; the caller has chosen the model.
 
         Args:
             request: what is asked.
-            max_candidates: that it may hold; any number if None.
+            max_candidates: the most that it may hold; any number if None.
 
         Raises:
             StatusError: if the request does not fit the signature.

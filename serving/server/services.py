@@ -34,7 +34,7 @@ _LARGE_BYTES = 4 << 20
 
 
 class Admission:
-    """Lets a number of calls work at once and a number wait; refuses the rest.
+    """Lets a limited number of calls run at once and a limited number wait; refuses the rest.
 
     Args:
         working: calls that work at once.
@@ -53,7 +53,7 @@ class Admission:
 
     @contextlib.contextmanager
     def admit(self, context: ServicerContext) -> Iterator[None]:
-        """Holds a place among those that work.
+        """Holds a place among the running calls.
 
         Raises:
             StatusError: RESOURCE_EXHAUSTED if too many wait; DEADLINE_EXCEEDED or CANCELLED if the caller has gone.
@@ -72,7 +72,7 @@ class Admission:
 
 
 def _check_caller(context: ServicerContext) -> None:
-    """Ends a call whose answer nobody waits for any more."""
+    """Ends a call whose caller has gone."""
     if context.time_remaining() == 0:
         raise StatusError(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
     if not context.is_active():
@@ -80,7 +80,7 @@ def _check_caller(context: ServicerContext) -> None:
 
 
 class Interceptor(ServerInterceptor):
-    """Makes a status of whatever a call raises, and counts calls.
+    """Turns whatever a call raises into a status, and counts calls.
 
     Args:
         metrics: where calls are counted.
@@ -190,7 +190,7 @@ class Service(PredictionServiceServicer, ModelServiceServicer):
         self._refuse(request.tasks[0])
 
     def _refuse(self, request: Any) -> NoReturn:
-        """Says why Classify and Regress can't call a signature: they are for those of TensorFlow 1's estimators."""
+        """Says why Classify and Regress can't call a signature: they are for TensorFlow 1's estimators."""
         spec = _spec(request)
         signatures = self._models.servable(spec).signature_defs
         name = spec.signature_name or tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY

@@ -1,4 +1,4 @@
-"""Errors as gRPC statuses: the one form in which the server reports that something went wrong."""
+"""Errors as gRPC statuses, the one form in which the server reports them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_MESSAGE_CHARACTERS = 1_000
 
 
 class StatusError(ValueError):
-    """A request, a configuration or a version that is refused.
+    """The server refuses a request, a configuration or a version.
 
     Args:
         code: the gRPC status code.
@@ -27,12 +27,12 @@ class StatusError(ValueError):
 
 
 def invalid_argument(message: str) -> StatusError:
-    """The commonest refusal."""
+    """An INVALID_ARGUMENT error."""
     return StatusError(StatusCode.INVALID_ARGUMENT, message)
 
 
 def status_of(error: Exception) -> tuple[StatusCode, str]:
-    """Code and message of any error: TensorFlow's keep their code, what nobody foresaw is INTERNAL."""
+    """The code and message of any error. TensorFlow's errors keep their code; unforeseen errors are INTERNAL."""
     if isinstance(error, StatusError):
         code, message = error.code, str(error)
     elif isinstance(error, tf.errors.OpError):

@@ -1,4 +1,4 @@
-"""TensorProtos in and out, checked before anything is allocated for them."""
+"""Reads and writes TensorProtos, checked before anything is allocated for them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_tensor(name: str, proto: tensor_pb2.TensorProto, dtype: int, index: int
 
 
 def write_tensor(array: np.ndarray, proto: tensor_pb2.TensorProto) -> None:
-    """Fills an empty TensorProto, the values in the typed field, where TensorFlow Serving puts an output's too."""
+    """Fills an empty TensorProto. The values go into the typed field, as in TensorFlow Serving's answers."""
     dtype = _DTYPES.get(array.dtype)
     if dtype is None:
         proto.CopyFrom(tf.make_tensor_proto(array))

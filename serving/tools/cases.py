@@ -29,7 +29,7 @@ class Case:
         name: what is special about the request.
         request: of any method of PredictionService or ModelService.
         code: the status code.
-        text: what the error's message, or the answer in short, must contain.
+        text: what the error's message, or the summary of the answer, must contain.
         probability: the scores, for a Predict request that must succeed.
         timeout: deadline in seconds.
     """

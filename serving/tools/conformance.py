@@ -47,11 +47,11 @@ _Code = grpc.StatusCode
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came back for a case.
+    """The answer to a case.
 
     Args:
         code: the status code.
-        message: the error's message, or the answer in short.
+        message: the error's message, or a summary of the answer.
         fault: what is not as expected; empty if nothing.
     """
 
@@ -86,7 +86,7 @@ def run(case: Case, channel: grpc.Channel) -> Outcome:
 
 
 def _summary(response: Any) -> str:
-    """An answer in short."""
+    """A summary of an answer."""
     if isinstance(response, predict_pb2.PredictResponse):
         outputs = ", ".join(f"{name}{tf.make_ndarray(proto).shape}" for name, proto in response.outputs.items())
         return f"{outputs} version={response.model_spec.version.value} sig={response.model_spec.signature_name!r}"
@@ -107,7 +107,7 @@ def _summary(response: Any) -> str:
 
 @contextlib.contextmanager
 def _embedded_server(*, batching: bool) -> Iterator[str]:
-    """The address of an embedded server of the model."""
+    """Starts an embedded server of the reference model and yields its address."""
     with (
         tempfile.TemporaryDirectory() as folder,
         EmbeddedServer(

@@ -1,4 +1,4 @@
-"""A model whose right answers are plain to see, and requests to it: what the tools ask servers about."""
+"""A model whose right answers are easy to compute, and requests to it, for the tools."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ReferenceModel(tf.Module):
 
 
 def server_command(models_config: Path) -> str:
-    """How to start TensorFlow Serving on models with labels: nothing is loaded yet when it looks at them first."""
+    """The command that starts TensorFlow Serving on models with labels, of which none is loaded at first."""
     return (
         f"tensorflow_model_server --port=8500 --model_config_file={models_config} --grpc_max_threads=64 "
         "--allow_version_labels_for_unavailable_models"
@@ -100,7 +100,7 @@ def raw_tensor(sizes: Sequence[int], dtype: int = types_pb2.DT_INT64, **values: 
 def rank_request(
     drop: str = "", spec: dict[str, Any] | None = None, filters: Sequence[str] = (), **changes: Any
 ) -> predict_pb2.PredictRequest:
-    """A good request to `rank`, but for what is dropped or changed."""
+    """A good request to `rank`, except for what is dropped or changed."""
     request = predict_pb2.PredictRequest(model_spec={"name": MODEL, "signature_name": "rank", **(spec or {})})
     inputs = {"history": tensor(HISTORY), "history_length": tensor(LENGTHS), CANDIDATES: tensor(IDS)}
     for name, value in (inputs | changes).items():

@@ -1,4 +1,4 @@
-"""Clients ask without a pause while versions come, break, go back and go: no failed call, no wrong answer, no leak.
+"""Keeps clients asking while versions are pushed, broken, rolled back and removed, and checks every answer.
 
     python -m serving.tools.soak --minutes 10 --clients 16
 
@@ -56,7 +56,7 @@ _Status = get_model_status_pb2.ModelVersionStatus
 
 @dataclasses.dataclass
 class Tally:
-    """What clients and the pusher of versions saw. Threads share it.
+    """What the clients and the pusher observed. Threads share it.
 
     Args:
         versions: answers by the version that they name.
@@ -77,7 +77,7 @@ class Tally:
 
 
 def fault_of(response: predict_pb2.PredictResponse, hits: np.ndarray, good: frozenset[int]) -> str:
-    """What is wrong with an answer, in words; empty if nothing.
+    """What is wrong with an answer; empty if nothing is.
 
     Args:
         response: the answer.
@@ -94,7 +94,7 @@ def fault_of(response: predict_pb2.PredictResponse, hits: np.ndarray, good: froz
 
 
 class Pusher:
-    """Changes what there is to serve, and checks after each change that the version that should answer does.
+    """Changes the versions, and checks after each change that the expected one answers.
 
     Args:
         folder: whose subdirectory `eta` is the base path.
@@ -110,7 +110,7 @@ class Pusher:
         self.good: frozenset[int] = frozenset()
 
     def connect(self, channel: grpc.Channel) -> None:
-        """Sets the server to change."""
+        """Connects to the server."""
         self._models = model_service_pb2_grpc.ModelServiceStub(channel)
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
@@ -123,14 +123,14 @@ class Pusher:
         return version
 
     def push(self) -> None:
-        """A new whole version."""
+        """Pushes a new version."""
         self._wait(self.place(), _Status.AVAILABLE)
         for old in self._versions[:-3]:
             shutil.rmtree(self.base_path / str(old))
         del self._versions[:-3]
 
     def push_broken(self, spoil: Callable[[Path], object]) -> None:
-        """A new version that can't be loaded; it goes away again, and its number is not used any more."""
+        """Pushes a version that can't be loaded, and removes it again. Its number is not reused."""
         version, path = self._new()
         spoil(path)
         placed = path.rename(self.base_path / str(version))
@@ -138,24 +138,24 @@ class Pusher:
         shutil.rmtree(placed)
 
     def roll_back(self) -> None:
-        """To the version before, by a reload of the configuration."""
+        """Rolls back to the version before, by a reload of the configuration."""
         self._reload({"specific": {"versions": self._versions[-2:-1]}})
         self._check(self._versions[-2])
 
     def promote(self) -> None:
-        """To the newest version again, by a reload of the configuration."""
+        """Returns to the newest version, by a reload of the configuration."""
         self._reload({"latest": {"num_versions": 1}})
         self._check(self._versions[-1])
 
     def remove(self) -> None:
-        """Takes the newest version away; the one before it is loaded again."""
+        """Removes the newest version; the one before it is loaded again."""
         version = self._versions.pop()
         gone = (self.base_path / str(version)).rename(self._aside / "gone")
         self._wait(version, _Status.END)
         shutil.rmtree(gone)
 
     def _new(self) -> tuple[int, Path]:
-        """A whole version, not yet in place."""
+        """Writes a version, not yet in place."""
         version = next(self._numbers)
         ReferenceModel(version).save(self._aside)
         path = self._aside / str(version)
@@ -185,7 +185,7 @@ class Pusher:
         self._check(self._versions[-1])
 
     def _check(self, version: int) -> None:
-        """That calls from now on get this version."""
+        """Checks that calls get this version from now on."""
         answered = self._predictions.Predict(rank_request(), timeout=_DEADLINE_SECONDS).model_spec.version.value
         if answered != version:
             raise ValueError(f"version {answered} answers, not {version}")
@@ -238,12 +238,12 @@ def ask_until(stopped: threading.Event, target: str, seed: int, pusher: Pusher, 
 
 
 def soak(server: ServerProcess, pusher: Pusher, seconds: float, clients: int) -> Tally:
-    """Asks and changes versions for so long.
+    """Asks and changes versions for a while.
 
     Args:
         server: of the pusher's base path.
         pusher: has placed two versions.
-        seconds: how long; the round of changes under way is finished first.
+        seconds: for how long; the round of changes under way is finished first.
         clients: how many threads ask.
 
     Returns:

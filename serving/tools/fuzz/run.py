@@ -48,7 +48,7 @@ def ask(channel: grpc.Channel, request: RawRequest) -> tuple[grpc.StatusCode | N
 
 
 def fault_of(request: RawRequest, code: grpc.StatusCode | None, answer: Any) -> str:
-    """What is wrong with an answer, in words; empty if nothing."""
+    """What is wrong with an answer; empty if nothing is."""
     if code is None:
         return f"no answer after {request.timeout + _LATE_SECONDS} s"
     if request.expected is not None:
@@ -88,7 +88,7 @@ def _difference(request: RawRequest, answer: bytes) -> str:
 
 @dataclasses.dataclass
 class FuzzReport:
-    """What a run saw.
+    """Results of a run.
 
     Args:
         counts: answers by mutation and code.
@@ -146,7 +146,7 @@ def run(
 
 
 def _load_again(channel: grpc.Channel, requests: Requests) -> None:
-    """Has models dropped and loaded so often that memory no longer grows by that: it levels off after a few times."""
+    """Has models dropped and loaded a few times, until memory no longer grows from that."""
     alone = requests.reload
     del alone.config.model_config_list.config[1:]
     for _ in range(_LOADS):

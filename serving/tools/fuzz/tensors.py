@@ -19,7 +19,7 @@ _SIZES = (-(1 << 63), -2, -1, 0, 1, 3, 1 << 16, 1 << 31, 1 << 32, 1 << 40, (1 <<
 
 
 def odd_name(rng: Rng) -> str:
-    """A name that nothing has, or that something else has."""
+    """A name that does not exist, or that belongs to something else."""
     return one_of(rng, NAMES)
 
 
@@ -57,7 +57,7 @@ def resized(rng: Rng, proto: tensor_pb2.TensorProto) -> None:
 
 
 def repeated(rng: Rng, proto: tensor_pb2.TensorProto) -> None:
-    """A large shape with one value, which TensorFlow reads as that value over and over."""
+    """A large shape with one value, which TensorFlow repeats to fill it."""
     dtype, rank = proto.dtype, len(proto.tensor_shape.dim)
     sizes = [one_of(rng, [1, 16, 256, 1 << 16, (1 << 16) + 1]) for _ in range(rank)]
     proto.CopyFrom(tensor_pb2.TensorProto(dtype=dtype, tensor_shape={"dim": [{"size": size} for size in sizes]}))
@@ -87,7 +87,7 @@ def emptied(rng: Rng, proto: tensor_pb2.TensorProto) -> None:
 
 
 def revalued(rng: Rng, proto: tensor_pb2.TensorProto) -> None:
-    """Values at the ends of their types, or that no vocabulary holds."""
+    """Values at the limits of their types, or outside of every vocabulary."""
     shape = [dim.size for dim in proto.tensor_shape.dim]
     pool: Sequence[Any] = {types_pb2.DT_STRING: STRINGS, types_pb2.DT_FLOAT: _FLOATS}.get(proto.dtype, _INT64)
     dtype = tf.as_dtype(proto.dtype)
@@ -102,7 +102,7 @@ def unequal(rng: Rng, proto: tensor_pb2.TensorProto) -> None:
 
 
 def odd_fields(rng: Rng, proto: tensor_pb2.TensorProto) -> None:
-    """What a dense tensor of numbers or strings has no use for."""
+    """Fields that mean nothing in a dense tensor of numbers or strings."""
     proto.version_number = int(rng.integers(-9, 9))
     proto.resource_handle_val.add(device=odd_name(rng), container=odd_name(rng))
     proto.variant_val.add(type_name=odd_name(rng), metadata=rng.bytes(8))

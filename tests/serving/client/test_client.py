@@ -252,7 +252,7 @@ WANTED = "category_id, history_category_id, history_item_id, history_length, his
         ),
         (
             changed(history={"rating": [5.0]}),
-            "`history` must have one value a behaviour in every column. "
+            "`history` must have one value per behaviour in every column. "
             "Received: [1] in `history['rating']`, [3] in `history['item_id']`",
         ),
         (changed(user={"user_id": [8]}), "`user['user_id']` must be one value. Received: [8]"),
@@ -898,7 +898,7 @@ def test_rank_with_timestamps(aged: tuple[ETA, str]) -> None:
         (
             {"item_id": [7, 5], "timestamp": [NOW]},
             {"timestamp": NOW},
-            "`history` must have one value a behaviour in every column. "
+            "`history` must have one value per behaviour in every column. "
             "Received: [1] in `history['timestamp']`, [2] in `history['item_id']`",
         ),
         (
