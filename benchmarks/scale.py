@@ -29,13 +29,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.flags import make_parser, write_json
-from benchmarks.serving import random_inputs
+from benchmarks.serving.requests import random_inputs
 from benchmarks.timing import apart, measure, peak_memory, repeated, summary
 from benchmarks.training import NUM_USERS, make_model, make_step, random_batches
 from keras_eta import FeatureLookup, Ranker
 from keras_eta.export import export_model
 from serving.client import RankingClient
-from serving.server_process import ServerProcess
+from serving.process import ServerProcess
 
 TRAINING_LENGTH = 1_024
 PERIODS = (1, 64)

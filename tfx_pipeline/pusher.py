@@ -22,6 +22,8 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils, proto_utils
 
+from keras_eta.versions import versions
+
 # Beside the model's own files: which model a version is.
 PUSHED_FROM = os.path.join("assets.extra", "pushed_from.json")
 
@@ -170,8 +172,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _newest(base: str) -> str:
     """Name of the highest version, empty if there is none."""
-    names = (str(name).rstrip("/") for name in fileio.listdir(base))
-    return max((name for name in names if name.isascii() and name.isdigit()), key=int, default="")
+    present = versions(map(str, fileio.listdir(base)))
+    return present[max(present)] if present else ""
 
 
 def _next(newest: str) -> int:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_eta import Ranker
 from keras_eta.features import HISTORY_AGE, Feature, Features
+from keras_eta.versions import versions
 
 _logger = logging.getLogger(__name__)
 
@@ -34,11 +35,12 @@ def warm_start(model: Ranker, serving_dir: str) -> int | None:
     Returns:
         The version, or `None` if nothing was carried over.
     """
-    version = _latest_version(serving_dir)
-    if version is None:
+    present = _versions(serving_dir)
+    if not present:
         _logger.info("Cold start: there is no version in %s.", serving_dir or "no serving directory")
         return None
-    path = os.path.join(serving_dir, str(version))
+    version = max(present)
+    path = os.path.join(serving_dir, present[version])
     with tf.io.gfile.GFile(os.path.join(path, "assets.extra", "features.json")) as file:
         base_features = Features.from_dict(json.load(file))
     if _without_sizes(base_features) != _without_sizes(model.features):
@@ -84,12 +86,10 @@ def warm_start(model: Ranker, serving_dir: str) -> int | None:
     return version
 
 
-def _latest_version(serving_dir: str) -> int | None:
+def _versions(serving_dir: str) -> dict[int, str]:
     if not serving_dir or not tf.io.gfile.isdir(serving_dir):
-        return None
-    names = [name.rstrip("/") for name in tf.io.gfile.listdir(serving_dir)]
-    versions = [int(name) for name in names if name.isdecimal()]
-    return max(versions, default=None)
+        return {}
+    return versions(tf.io.gfile.listdir(serving_dir))
 
 
 def _without_sizes(features: Features) -> dict[str, Any]:

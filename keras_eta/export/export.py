@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import threading
 import uuid
@@ -17,11 +16,10 @@ from keras_eta.export.signatures import Signatures
 from keras_eta.export.warmup import write_warmup_requests
 from keras_eta.models.ranker import Ranker
 from keras_eta.validation import check_positive_integers
+from keras_eta.versions import HIGHEST_VERSION, versions
 
 # Keras can't trace one model in several threads.
 _TRACING = threading.Lock()
-# TF Serving reads versions as int64.
-_HIGHEST_VERSION = 2**63 - 1
 
 
 def export_model(
@@ -113,18 +111,14 @@ def export_model(
 
 def _free_version(base: Path, version: int | None) -> int:
     """The version asked for, or one more than the highest there; refuses one that exists or that no server takes."""
-    present = {}
-    for path in base.glob("*"):
-        # As TF Serving reads names, "007" is 7; numbers beyond int64 it leaves alone.
-        if re.fullmatch("[0-9]+", path.name) and int(path.name) <= _HIGHEST_VERSION:
-            present[int(path.name)] = path
+    present = versions(path.name for path in base.glob("*"))
     if version is None:
         version = max(present, default=0) + 1
     check_positive_integers(version=version)
-    if version > _HIGHEST_VERSION:
+    if version > HIGHEST_VERSION:
         raise ValueError(f"`version` must be at most 2**63 - 1. Received: version={version}")
     if version in present:
         raise FileExistsError(
-            f"Version {version} exists: {present[version]}. Choose another `version`, or None for the next."
+            f"Version {version} exists: {base / present[version]}. Choose another `version`, or None for the next."
         )
     return version

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from keras_eta.export.columns import EXAMPLES
+from keras_eta.export.examples import make_example
 from keras_eta.export.signatures import Signatures
 from keras_eta.features import HISTORY_LENGTH
 
@@ -40,18 +40,5 @@ def _inputs(signatures: Signatures, name: str) -> list[dict[str, np.ndarray]]:
         return signatures.warmup_inputs(name, WARMUP_CANDIDATES)
     (columns,) = signatures.warmup_inputs("serving_default", 1)
     del columns[HISTORY_LENGTH]
-    return [{EXAMPLES: np.array([_example({name: np.ravel(x) for name, x in columns.items()})], object)}]
-
-
-def _example(columns: Mapping[str, np.ndarray]) -> bytes:
-    """One serialized tf.Example."""
-    example = tf.train.Example()
-    for name, values in columns.items():
-        feature = example.features.feature[name]
-        if values.dtype.kind == "f":
-            feature.float_list.value.extend(values)
-        elif values.dtype.kind == "i":
-            feature.int64_list.value.extend(values)
-        else:
-            feature.bytes_list.value.extend(values)
-    return example.SerializeToString()
+    example = make_example({name: np.ravel(values) for name, values in columns.items()})
+    return [{EXAMPLES: np.array([example.SerializeToString()], object)}]

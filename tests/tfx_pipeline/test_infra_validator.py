@@ -268,9 +268,9 @@ parser.add_argument("--xla_cpu_compilation_enabled", action="store_true", requir
 flags = parser.parse_args()
 assert (flags.port, flags.max_num_load_retries) == (0, 0)
 from tensorflow_serving.config import model_server_config_pb2
-from serving.server import ModelServer
+from serving.server.embedded import EmbeddedServer
 config = model_server_config_pb2.ModelConfig(name=flags.model_name, base_path=flags.model_base_path)
-server = ModelServer([config], port=0, file_system_poll_wait_seconds=0)
+server = EmbeddedServer([config], port=0, file_system_poll_wait_seconds=0)
 server._server.add_insecure_port("unix:" + flags.grpc_socket_path)
 server.start()
 print("the fake serves", flush=True)
