@@ -81,7 +81,7 @@ class Retrieved(NamedTuple):
 
     positions: tf.Tensor
     mask: tf.Tensor
-    scores: tf.Tensor | None = None
+    scores: Any = None
 
 
 class Interest(NamedTuple):
@@ -97,7 +97,7 @@ class Interest(NamedTuple):
 
     vector: tf.Tensor
     retrieved: Retrieved | None = None
-    weights: tf.Tensor | None = None
+    weights: Any = None
     auxiliary_logits: tf.Tensor | None = None
     row_loss: tf.Tensor | None = None
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -120,7 +120,10 @@ def test_ranker_refuses_units_that_do_not_fit(units: Any, error: type[Exception]
     ("make", "message"),
     [
         (lambda: RecentInterest(0), "`length` must be a positive integer. Received: length=0"),
-        (lambda: FullInterest(num_heads=1.5), "`num_heads` must be a positive integer. Received: num_heads=1.5"),
+        (
+            lambda: FullInterest(num_heads=cast(int, 1.5)),
+            "`num_heads` must be a positive integer. Received: num_heads=1.5",
+        ),
         (lambda: FullInterest(key_dim=0), "`key_dim` must be a positive integer. Received: key_dim=0"),
         (lambda: SIMHard(-1), "`top_k` must be a positive integer. Received: top_k=-1"),
         (

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -34,9 +36,9 @@ def test_search_goes_by_the_snapshot_and_attention_by_the_embeddings() -> None:
     unit, table = model.interests[0], model.embeddings["item_id"].embeddings
     unit.snapshot.take()
     batch = make_batch(12, [12, 9, 5])
-    before = model.score(batch).interests[unit.name]
+    before: Any = model.score(batch).interests[unit.name]
     table.assign(-table[::-1])
-    after = model.score(batch).interests[unit.name]
+    after: Any = model.score(batch).interests[unit.name]
     np.testing.assert_array_equal(before.retrieved.positions, after.retrieved.positions)
     np.testing.assert_array_equal(before.retrieved.scores, after.retrieved.scores)
     assert not np.allclose(before.vector, after.vector)

@@ -72,14 +72,12 @@ def _pooling(unit: Any, row: Row) -> Expected:
 
 
 def _eta(unit: Any, row: Row) -> Expected:
-    words = [
-        reference.simhash(np.array(vectors), unit.tables["item_id"].hash.planes.numpy())
-        for vectors in ([row.candidate["item_id"]], row.behaviours["item_id"])
-        if len(vectors)
-    ]
-    if len(words) == 1:
+    if not len(row.behaviours["item_id"]):
         return _attended(unit, row, [], [])
-    positions, distances, found = (x[0] for x in reference.hamming_top_k(*words, unit.top_k))
+    planes = unit.tables["item_id"].hash.planes.numpy()
+    candidate = reference.simhash(np.array([row.candidate["item_id"]]), planes)
+    history = reference.simhash(row.behaviours["item_id"], planes)
+    positions, distances, found = (x[0] for x in reference.hamming_top_k(candidate, history, unit.top_k))
     positions, distances = positions[found].tolist(), distances[found]
     similarity = 1.0 - 2.0 * distances / unit.num_bits if unit.similarity_bias else None
     return _attended(unit, row, positions, distances.tolist(), similarity)

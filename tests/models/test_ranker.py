@@ -239,10 +239,11 @@ def test_empty_history_gives_zero_interest(models: dict[str, Ranker], make_batch
     batch = make_batch(model.features, 3, candidates=2)
     batch["history_length"][:] = 0
     scores = model.score(batch)
-    for interest in scores.interests.values():
-        assert not interest.vector.numpy().any()
-        assert not interest.retrieved.mask.numpy().any()
-        assert not interest.weights.numpy().any()
+    for name in scores.interests:
+        read: Any = scores.interests[name]
+        assert not read.vector.numpy().any()
+        assert not read.retrieved.mask.numpy().any()
+        assert not read.weights.numpy().any()
     # The MLP reads zeros in place of interest.
     features = model.features
     item = np.array(
@@ -275,9 +276,9 @@ def test_graph_and_xla_equal_eager(models: dict[str, Ranker], make_batch: MakeBa
     for options in ({"reduce_retracing": True}, {"jit_compile": True}):
         scores = tf.function(model.score, **options)(batch)
         np.testing.assert_allclose(scores.logits, expected.logits, rtol=1e-4, atol=1e-5)
-        for name, interest in expected.interests.items():
-            retrieved: Any = scores.interests[name].retrieved
-            np.testing.assert_array_equal(retrieved.positions, interest.retrieved.positions)
+        for name in expected.interests:
+            found, wanted = (scored.interests[name].retrieved for scored in (scores, expected))
+            np.testing.assert_array_equal(found.positions, wanted.positions)
 
 
 @pytest.mark.parametrize("unit", ["none", "full", "hamming"])
