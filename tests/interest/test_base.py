@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,8 +121,8 @@ def test_ranker_refuses_units_that_do_not_fit(units: Any, error: type[Exception]
     [
         (lambda: RecentInterest(0), "`length` must be a positive integer. Received: length=0"),
         (
-            lambda: FullInterest(num_heads=cast(int, 1.5)),
-            "`num_heads` must be a positive integer. Received: num_heads=1.5",
+            lambda: FullInterest(num_heads=True),
+            "`num_heads` must be a positive integer. Received: num_heads=True",
         ),
         (lambda: FullInterest(key_dim=0), "`key_dim` must be a positive integer. Received: key_dim=0"),
         (lambda: SIMHard(-1), "`top_k` must be a positive integer. Received: top_k=-1"),

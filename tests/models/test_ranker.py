@@ -277,7 +277,8 @@ def test_graph_and_xla_equal_eager(models: dict[str, Ranker], make_batch: MakeBa
         scores = tf.function(model.score, **options)(batch)
         np.testing.assert_allclose(scores.logits, expected.logits, rtol=1e-4, atol=1e-5)
         for name in expected.interests:
-            found, wanted = (scored.interests[name].retrieved for scored in (scores, expected))
+            found: Any = scores.interests[name].retrieved
+            wanted: Any = expected.interests[name].retrieved
             np.testing.assert_array_equal(found.positions, wanted.positions)
 
 
