@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import importlib
 import json
 import pathlib
 import subprocess
@@ -22,6 +23,7 @@ from keras_eta import ETA, Age, Feature, FeatureLookup, Features, Ranker, ops
 from keras_eta.export import export_model
 from keras_eta.export.warmup import WARMUP_CANDIDATES
 from keras_eta.interest import FullInterest, InnerProductInterest, PoolingInterest, RecentInterest
+from keras_eta.ops import _counting
 from tests import reference
 
 MAX_HISTORY = 12
@@ -40,6 +42,8 @@ FEATURES = Features(
 ITEMS = [f"item {number}" for number in range(40)]
 ACTIONS = ["view", "buy"]
 ITEM_COLUMNS = ("item_id", "category_id")
+# The function of the same name hides the module.
+SEARCH = importlib.import_module("keras_eta.ops.hamming_top_k")
 
 
 def make_requests(rows, candidates, length, seed=0):
@@ -468,9 +472,9 @@ def test_warmup_requests_cover_every_shape_that_is_compiled(compiled_path):
         request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
         if request.model_spec.signature_name in ("rank", "explain"):
             sizes = [tf.make_ndarray(request.inputs[name]).shape[1] for name in ("item_id", "history_item_id")]
-            assert bool(ops._counting_pays(*map(tf.constant, sizes)))
-            shapes[request.model_spec.signature_name].append(int(ops._history_bucket(tf.constant(sizes[1]))))
-    live = {int(ops._history_bucket(tf.constant(length))) for length in range(1, 601)}
+            assert bool(SEARCH._counting_pays(*map(tf.constant, sizes)))
+            shapes[request.model_spec.signature_name].append(int(_counting.history_bucket(tf.constant(sizes[1]))))
+    live = {int(_counting.history_bucket(tf.constant(length))) for length in range(1, 601)}
     assert shapes == {"rank": sorted(live), "explain": sorted(live)}
 
 
