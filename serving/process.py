@@ -1,7 +1,7 @@
 """The embedded server in a process of its own, so that a crash or growing memory can be observed from outside.
 
-Nothing else here reads where a started server listens. `tfx_pipeline.model_server`, which must not import serving,
-does so itself: it starts TensorFlow Serving as well, and ties the server to the life of its own process.
+Nothing else here reads where a started server listens. `tfx_pipeline.components.model_server`, which must not import
+serving, does so itself: it starts TensorFlow Serving as well, and ties the server to the life of its own process.
 """
 
 from __future__ import annotations

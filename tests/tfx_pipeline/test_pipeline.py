@@ -28,12 +28,13 @@ from keras_eta import Features
 from keras_eta.datasets import movielens
 from serving.client import RankingClient
 from serving.server.embedded import EmbeddedServer
+from tfx_pipeline.components.infra_validator import serving_requests
 from tfx_pipeline.config import EVAL
 from tfx_pipeline.flags import config_from_flags
-from tfx_pipeline.infra_validator import serving_requests
 from tfx_pipeline.run import exclusive, parser
 from tfx_pipeline.summary import artifacts_of_latest_run
-from tfx_pipeline.trainer import TRAINING_REPORT, load_trained_model, transformed_batches
+from tfx_pipeline.training.batches import transformed_batches
+from tfx_pipeline.training.trainer import TRAINING_REPORT, load_trained_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 

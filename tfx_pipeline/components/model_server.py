@@ -155,7 +155,7 @@ class ModelServer:
             "--file_system_poll_wait_seconds=0",
         ]
         # `serving` stands beside `tfx_pipeline`, from wherever this one was imported.
-        paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         log = stack.enter_context(self._log_file.open("wb"))
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", _TIED_TO_PARENT, str(os.getpid()), *command, *flags],

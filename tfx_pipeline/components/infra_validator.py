@@ -19,8 +19,8 @@ from tfx.utils import io_utils, path_utils
 
 from keras_eta.export import DISTANCES, EXAMPLES, POSITIONS, PROBABILITY, WEIGHTS
 from keras_eta.features import HISTORY_LENGTH, HISTORY_TIMESTAMP, TIMESTAMP, Features, history_name
+from tfx_pipeline.components.model_server import ModelServer, UnservableModelError
 from tfx_pipeline.config import EVAL, PipelineConfig
-from tfx_pipeline.model_server import ModelServer, UnservableModelError
 
 POINTWISE, RANK, EXPLAIN = "serving_default", "rank", "explain"
 

@@ -22,8 +22,8 @@ from tfx.dsl.io import fileio
 from tfx.types import standard_artifacts
 
 from tests.tfx_pipeline import servable
-from tfx_pipeline import pusher
-from tfx_pipeline.pusher import AtomicPusher, Executor, push
+from tfx_pipeline.components import pusher
+from tfx_pipeline.components.pusher import AtomicPusher, Executor, push
 
 FILES = {
     "saved_model.pb": b"graph",
@@ -190,7 +190,7 @@ def test_push_after_one_that_was_killed(model, tmp_path):
     code = textwrap.dedent(
         f"""
         import time
-        from tfx_pipeline import pusher
+        from tfx_pipeline.components import pusher
         copy = pusher._copy
         def slow(*arguments):
             copy(*arguments)

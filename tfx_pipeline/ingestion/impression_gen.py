@@ -10,11 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
-import pyarrow.parquet
 import tensorflow as tf
 from absl import logging
-from apache_beam.io.filesystems import FileSystems
 from google.protobuf import struct_pb2
 from tfx import v1 as tfx
 from tfx.components.example_gen.component import FileBasedExampleGen
@@ -32,11 +29,12 @@ from tfx.types import artifact_utils
 from tfx.types.standard_component_specs import CUSTOM_CONFIG_KEY, EXAMPLES_KEY
 from tfx.utils import proto_utils
 
-from keras_eta.features import TIMESTAMP
-from tfx_pipeline import impressions, interactions
-from tfx_pipeline.config import EVAL, SPLITS, TRAIN, Evaluation, Model, PipelineConfig, Training
-from tfx_pipeline.layouts import PARQUET, Layout
-from tfx_pipeline.quantiles import ExactQuantiles
+from tfx_pipeline.config import SPLITS, Evaluation, Model, PipelineConfig, Training
+from tfx_pipeline.ingestion import impressions, interactions
+from tfx_pipeline.ingestion.files import log_files, log_spans
+from tfx_pipeline.ingestion.log_checks import check_data, listed
+from tfx_pipeline.ingestion.quantiles import ExactQuantiles
+from tfx_pipeline.ingestion.report import check_report, check_spellings, make_report
 
 REPORT_FILE = "report.json"
 
@@ -45,7 +43,6 @@ _FILE_PREFIX = "data_tfrecord"
 _FILE_SUFFIX = ".gz"
 _FILE_FORMAT = "tfrecords_gzip"
 _NUM_EXAMPLES = 3
-_NUM_LISTED = 10
 
 
 def impression_gen(config: PipelineConfig) -> FileBasedExampleGen:
@@ -103,35 +100,6 @@ def impression_gen(config: PipelineConfig) -> FileBasedExampleGen:
     )
 
 
-def check_data(config: PipelineConfig) -> None:
-    """Refuse, before any work is done, a log that can't be read. Only headers are looked at.
-
-    Args:
-        config: of the pipeline.
-
-    Raises:
-        FileNotFoundError: if the directory, the log's files or the item table are missing.
-        ValueError: if a file lacks a column that the layout reads or holds it in a type that can't be read, or if the
-            log is empty.
-    """
-    layout = config.layout
-    if not fileio.isdir(config.data):
-        raise FileNotFoundError(f"`data` must be the directory of the raw log. There is no directory {config.data!r}")
-    files = interactions.log_files(config.data, layout)
-    if not files:
-        raise FileNotFoundError(
-            f"No file in {config.data} matches the layout's pattern {layout.pattern!r}. "
-            f"Present: {_listed([str(name) for name in fileio.listdir(config.data)])}"
-        )
-    if layout.items is not None:
-        path = os.path.join(config.data, layout.items.file)
-        if not fileio.exists(path):
-            raise FileNotFoundError(f"The layout's table of items is missing: {path}")
-    check = _check_parquet if layout.file_format == PARQUET else _check_csv
-    if not any([check(path, layout) for path in files]):
-        raise ValueError(f"The log is empty: {_listed(files)} have no rows.")
-
-
 class _Driver(FileBasedDriver):
     """Resolves the newest span and takes the fingerprint of all files that are read.
 
@@ -142,7 +110,7 @@ class _Driver(FileBasedDriver):
         self, exec_properties: dict[str, Any], pipeline_info: Any, component_info: Any
     ) -> dict[str, Any]:
         config = _config(exec_properties)
-        spans = interactions.log_spans(config.data, config.layout)
+        spans = log_spans(config.data, config.layout)
         paths = sorted(spans)
         if config.layout.items is not None:
             paths.append(os.path.join(config.data, config.layout.items.file))
@@ -171,11 +139,11 @@ class Executor(BaseBeamExecutor):
         check_data(config)
         artifact = artifact_utils.get_single_instance(output_dict[EXAMPLES_KEY])
         artifact.split_names = artifact_utils.encode_split_names(list(SPLITS))
-        files = interactions.log_files(config.data, config.layout, exec_properties.get(SPAN_PROPERTY_NAME))
+        files = log_files(config.data, config.layout, exec_properties.get(SPAN_PROPERTY_NAME))
         run = self._context.pipeline_run_id if self._context else None
         dead_letters = os.path.join(config.dead_letter_dir, run or os.path.basename(artifact.uri))
         report_path = os.path.join(artifact.uri, REPORT_FILE)
-        logging.info("Reading %d files: %s", len(files), _listed(files))
+        logging.info("Reading %d files: %s", len(files), listed(files))
 
         with self._make_beam_pipeline() as pipeline:
             outputs = pipeline | GenerateImpressions(config, files)
@@ -189,14 +157,14 @@ class Executor(BaseBeamExecutor):
 
         with fileio.open(report_path) as file:
             raw = json.loads(file.read())
-        report = _report(raw, len(files), _num_bytes(artifact), dead_letters)
+        report = make_report(raw, len(files), _num_bytes(artifact), dead_letters)
         text = json.dumps(report, indent=2)
         if report["malformed"]:
             with fileio.open(os.path.join(dead_letters, REPORT_FILE), "w") as file:
                 file.write(text)
         logging.info("Ingestion: %s", text)
-        _check_spellings(raw["counts"])
-        _check_report(report, raw["examples"], config)
+        check_spellings(raw["counts"])
+        check_report(report, raw["examples"], config)
         with fileio.open(report_path, "w") as file:
             file.write(text)
         examples_utils.set_payload_format(artifact, tfx.proto.PayloadFormat.FORMAT_TF_EXAMPLE)
@@ -316,46 +284,6 @@ def _size_and_time(path: str) -> str:
     return f"{found.length} {found.mtime_nsec}"
 
 
-def _check_csv(path: str, layout: Layout) -> bool:
-    """Whether a file has rows."""
-    if not layout.header:
-        header = interactions.read_header(path, layout)
-        if header:
-            _check_columns(path, header, layout)
-    with FileSystems.open(path) as file:
-        lines = [file.readline(), file.readline()]
-    return bool(lines[0] if layout.header else lines[1])
-
-
-def _check_parquet(path: str, layout: Layout) -> bool:
-    """Whether a file has rows."""
-    try:
-        with FileSystems.open(path) as file:
-            parquet = pa.parquet.ParquetFile(file)
-            schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a Parquet file: {error}") from error
-    _check_columns(path, schema.names, layout)
-    for name in layout.sources:
-        dtype = schema.field(name).type
-        moments = name == layout.source(TIMESTAMP) and (pa.types.is_timestamp(dtype) or pa.types.is_date(dtype))
-        if (pa.types.is_temporal(dtype) and not moments) or pa.types.is_nested(dtype):
-            raise ValueError(
-                f"The column {name!r} of {path} must hold integers, floats or strings, or dates where it is the "
-                f"timestamp. Received: {dtype}"
-            )
-    return num_rows > 0
-
-
-def _check_columns(path: str, present: Sequence[str], layout: Layout) -> None:
-    missing = [name for name in layout.sources if name not in present]
-    if missing:
-        raise ValueError(f"{path} lacks columns that the layout reads: {missing}. Present: {list(present)}")
-    twice = sorted({name for name in layout.sources if list(present).count(name) > 1})
-    if twice:
-        raise ValueError(f"{path} has several columns of the same name: {twice}")
-
-
 def _pair(value: Any, key: str) -> tuple[str, Any]:
     return key, value
 
@@ -387,88 +315,3 @@ def _num_bytes(artifact: Any) -> int:
     directories = (artifact_utils.get_split_uri([artifact], split) for split in SPLITS)
     paths = (path for directory in directories for path in fileio.glob(os.path.join(directory, f"*{_FILE_SUFFIX}")))
     return sum(fileio.stat(path).length for path in paths)
-
-
-def _report(raw: Mapping[str, Any], num_files: int, num_bytes: int, dead_letters: str) -> dict[str, Any]:
-    """What became of the rows."""
-    counts = raw["counts"]
-
-    def by_split(name: str) -> dict[str, int]:
-        return {split: counts.get(f"{name}/{split}", 0) for split in SPLITS}
-
-    prefix = f"{interactions.MALFORMED}/"
-    malformed = {name.removeprefix(prefix): count for name, count in counts.items() if name.startswith(prefix)}
-    malformed = dict(sorted(malformed.items(), key=lambda item: (-item[1], item[0])))
-    rows_read = counts.get(interactions.ROWS_READ, 0)
-    num_impressions = by_split(impressions.IMPRESSIONS)
-    return {
-        "files": num_files,
-        "rows_read": rows_read,
-        "rows_kept": rows_read - sum(malformed.values()),
-        "malformed": malformed,
-        "dead_letters": dead_letters if malformed else None,
-        "users": counts.get(impressions.USERS, 0),
-        "items": counts[impressions.ITEMS],
-        "left_out_for_short_history": counts.get(impressions.LEFT_OUT, 0),
-        "impressions": num_impressions,
-        "positives": by_split(impressions.POSITIVES),
-        "split": raw["cuts"],
-        "bytes": num_bytes,
-        "bytes_per_impression": round(num_bytes / max(sum(num_impressions.values()), 1), 1),
-    }
-
-
-def _check_spellings(counts: Iterable[str]) -> None:
-    """Refuses a log in which one column spells its numbers in two ways: they would be different ids."""
-    files: dict[str, dict[str, str]] = {}
-    for name in sorted(counts):
-        kind, *rest = name.split("\t", 3)
-        if kind == interactions.SPELLING:
-            spelling, column, path = rest
-            files.setdefault(column, {}).setdefault(spelling, path)
-    for column, by_spelling in files.items():
-        if len(by_spelling) > 1:
-            raise ValueError(
-                f"The column {column!r} spells ids as integers, e.g. in {by_spelling[interactions.INTEGER]}, and as "
-                f"'1.0', e.g. in {by_spelling[interactions.DECIMAL]}: one id would be two. Write them in one spelling, "
-                "or make the feature int64, which reads both."
-            )
-
-
-def _check_report(report: Mapping[str, Any], examples: Mapping[str, Any], config: PipelineConfig) -> None:
-    """Refuses data that no model can be trained and judged on."""
-    rows_read, malformed = report["rows_read"], report["malformed"]
-    num_malformed = sum(malformed.values())
-    share = num_malformed / max(rows_read, 1)
-    if share > config.max_bad_share:
-        reasons = []
-        for reason, count in malformed.items():
-            rows = "; ".join(f"{os.path.basename(file)}: {row!r}" for file, row in examples[reason])
-            reasons.append(f"  {count:,} {reason}, e.g. {rows}")
-        raise RuntimeError(
-            f"{num_malformed:,} of {rows_read:,} rows are malformed, a share of {share:.2%}; "
-            f"`max_bad_share` allows {config.max_bad_share:.2%}.\n"
-            + "\n".join(reasons)
-            + f"\nAll of them: {report['dead_letters']}"
-        )
-    if report["users"] < 2:
-        raise ValueError(f"The log must hold at least two users. Found: {report['users']}")
-    sizes, positives = report["impressions"], report["positives"]
-    empty = [split for split in SPLITS if not sizes[split]]
-    if empty:
-        raise ValueError(
-            f"The split by time leaves {', '.join(empty)} without impressions: {sizes}, cut at {report['split']}; "
-            f"{report['left_out_for_short_history']:,} interactions had fewer than `min_history`={config.min_history} "
-            "behaviours before them. Use another `split` or `min_history`, or more data."
-        )
-    for split in (TRAIN, EVAL):
-        if positives[split] in (0, sizes[split]):
-            raise ValueError(
-                f"All {sizes[split]:,} impressions of {split} have the label {int(positives[split] > 0)}; a model "
-                f"needs both classes. The label is made of the column {config.layout.label.column!r}: check its rule."
-            )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NUM_LISTED:,} more" if len(names) > _NUM_LISTED else ""
-    return f"{list(names[:_NUM_LISTED])}{more}"

@@ -8,16 +8,16 @@ from tensorflow_data_validation.statistics.stats_impl import generate_statistics
 from tfx import v1 as tfx
 from tfx_bsl.coders.example_coder import ExamplesToRecordBatchDecoder
 
-from tfx_pipeline.config import EVAL, SPLITS, TRAIN, PipelineConfig
-from tfx_pipeline.layouts import movielens
-from tfx_pipeline.schema import MAX_ITEM_SHARE_DRIFT, make_schema, schema_text
-from tfx_pipeline.validator import (
+from tfx_pipeline.components.validator import (
     ImpressionValidator,
     ValidatedStatistics,
     describe,
     find_anomalies,
     statistics_options,
 )
+from tfx_pipeline.config import EVAL, SPLITS, TRAIN, PipelineConfig
+from tfx_pipeline.layouts import movielens
+from tfx_pipeline.schema import MAX_ITEM_SHARE_DRIFT, make_schema, schema_text
 
 LENGTH = 4
 LAYOUT = movielens(LENGTH)

@@ -20,8 +20,8 @@ from keras_eta import Feature
 from keras_eta.features import Features
 from tests.tfx_pipeline import servable
 from tests.tfx_pipeline.servable import CONFIG, LAYOUT
+from tfx_pipeline.components.scores import Executor, Scores, bulk_scores, score_columns
 from tfx_pipeline.layouts import Layout
-from tfx_pipeline.scores import Executor, Scores, bulk_scores, score_columns
 
 ROWS = 203
 SCHEMA = pa.schema(

@@ -20,7 +20,7 @@ from tfx.utils import io_utils
 from keras_eta.export import EXAMPLES, PROBABILITY
 from keras_eta.features import LABEL, TIMESTAMP
 from tfx_pipeline.config import EVAL, HISTORY_BUCKET, PipelineConfig
-from tfx_pipeline.interactions import value_dtype
+from tfx_pipeline.ingestion.interactions import value_dtype
 from tfx_pipeline.layouts import USER_ID
 
 FILE_PREFIX = "scores"

@@ -19,12 +19,13 @@ from tfx import v1 as tfx
 from keras_eta import ETA, Age, Feature, FeatureLookup, Features, ops
 from keras_eta.export import export_model
 from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transform, serialized
-from tfx_pipeline import trainer
 from tfx_pipeline.config import Model, PipelineConfig, Training
 from tfx_pipeline.layouts import Label, Layout
 from tfx_pipeline.schema import make_schema
-from tfx_pipeline.trainer import TRAINING_REPORT, load_trained_model, run_fn, transformed_batches
-from tfx_pipeline.warm_start import warm_start
+from tfx_pipeline.training import trainer
+from tfx_pipeline.training.batches import transformed_batches
+from tfx_pipeline.training.trainer import TRAINING_REPORT, load_trained_model, run_fn
+from tfx_pipeline.training.warm_start import warm_start
 
 FEATURES = Features(
     item_id=Feature("item_id", embedding_dim=8, vocabulary_size=25, num_oov_indices=2),
@@ -189,18 +190,18 @@ KILLED = """
 import os, signal, sys
 import keras_eta
 from pathlib import Path
-from tests.tfx_pipeline import test_trainer
-from tfx_pipeline import trainer
+from tests.tfx_pipeline.training import test_trainer
+from tfx_pipeline.training import backups, trainer
 
-trainer._BACKUP_SECONDS = 0.0
-count = trainer._Progress.on_train_batch_end
+backups._BACKUP_SECONDS = 0.0
+count = backups.Progress.on_train_batch_end
 
 def on_train_batch_end(self, batch, logs=None):
     count(self, batch, logs)
     if self._state.steps == 14:
         os.kill(os.getpid(), signal.SIGKILL)
 
-trainer._Progress.on_train_batch_end = on_train_batch_end
+backups.Progress.on_train_batch_end = on_train_batch_end
 data, output = map(Path, sys.argv[1:])
 trainer.run_fn(test_trainer.make_fn_args(data, output / "killed", test_trainer.make_config(output)))
 """
@@ -211,7 +212,7 @@ def test_training_goes_on_after_a_kill_as_if_nothing_had_happened(
     data: Data, trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     command = [sys.executable, "-c", KILLED, str(data.directory), str(tmp_path)]
-    killed = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    killed = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "killed" / "model" / "Format-Serving").exists()
     with caplog.at_level(logging.INFO):

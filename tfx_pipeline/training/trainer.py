@@ -12,29 +12,25 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
 import keras_eta
-from keras_eta import ETA, FeatureLookup, Features
+from keras_eta import ETA, FeatureLookup
 from keras_eta.export import export_model
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, LABEL, history_name, scope_name
+from keras_eta.features import scope_name
 from tfx_pipeline.config import PipelineConfig
-from tfx_pipeline.warm_start import warm_start
+from tfx_pipeline.training.backups import MONITORED, Backups, Progress, State
+from tfx_pipeline.training.batches import Part, measure, transformed_batches
+from tfx_pipeline.training.warm_start import warm_start
 
 TRAINING_REPORT = "training.json"
 
 _WEIGHTS = "weights"
-_MONITORED = "val_auc"
-# Impressions of one user lie side by side in the files.
-SHUFFLE_BYTES = 2**28
-_BACKUP_SECONDS = 120.0
-_REPORT_SECONDS = 30.0
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +52,7 @@ def run_fn(fn_args: Any) -> None:
     """
     config = PipelineConfig.from_json(fn_args.custom_config["config"])
     tf.keras.utils.set_random_seed(config.training.seed)
-    train, validation = _measure(fn_args.train_files), _measure(fn_args.eval_files)
+    train, validation = measure(fn_args.train_files), measure(fn_args.eval_files)
     for name, part, patterns in (
         ("training", train, fn_args.train_files),
         ("validation", validation, fn_args.eval_files),
@@ -65,8 +61,8 @@ def run_fn(fn_args: Any) -> None:
             raise ValueError(f"The {name} part holds no impressions: {', '.join(patterns)}")
         _logger.info("%s part: %d impressions, %d bytes in files.", name, part.num_examples, part.file_bytes)
 
-    model, state = _make_model(config, tft.TFTransformOutput(fn_args.transform_graph_path)), _State()
-    backups = _Backups(model, state, os.path.join(config.checkpoint_dir, _fingerprint(fn_args, config)))
+    model, state = _make_model(config, tft.TFTransformOutput(fn_args.transform_graph_path)), State()
+    backups = Backups(model, state, os.path.join(config.checkpoint_dir, _fingerprint(fn_args, config)))
     if backups.restore_last():
         state.resumed_at_step = state.steps
         _logger.info("Training goes on at epoch %d, after step %d.", state.epoch + 1, state.step)
@@ -116,153 +112,8 @@ def load_trained_model(
     return model
 
 
-def transformed_batches(
-    patterns: Sequence[str],
-    features: Features,
-    batch_size: int,
-    *,
-    shuffle_buffer: int = 0,
-    seed: int = 0,
-    skip: int = 0,
-) -> tf.data.Dataset:
-    """Batches of transformed impressions, as the model reads them.
-
-    Args:
-        patterns: of gzip-compressed TFRecord files.
-        features: the columns.
-        batch_size: N.
-        shuffle_buffer: impressions among which the next one is drawn. 0: the files' order.
-        seed: of that order.
-        skip: batches to leave out at the beginning.
-
-    Returns:
-        A dataset of (columns, label): int32 or float32 [N], histories [N, L] padded with 0 to the longest of the batch,
-        `history_length` int32 [N], and label int64 [N].
-    """
-    dtypes = {feature.name: tf.int64 if feature.is_id else tf.float32 for feature in features.all_features}
-    history = {history_name(name): dtype for name, dtype in dtypes.items()} | {HISTORY_AGE: tf.int64}
-    spec: dict[str, Any] = {name: tf.io.FixedLenFeature([], dtypes[name]) for name in features.encoded_row_names}
-    # Padded as it is parsed: a ragged tensor would be copied once more.
-    spec |= {
-        name: tf.io.FixedLenSequenceFeature([], history[name], allow_missing=True)
-        for name in features.encoded_history_names
-    }
-    spec |= {name: tf.io.FixedLenFeature([], tf.int64) for name in (HISTORY_LENGTH, LABEL)}
-
-    def parsed(records: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        columns = tf.io.parse_example(records, spec)
-        label = columns.pop(LABEL)
-        return {name: tf.cast(x, tf.int32) if x.dtype == tf.int64 else x for name, x in columns.items()}, label
-
-    records = _records([name for pattern in patterns for name in sorted(tf.io.gfile.glob(pattern))])
-    if shuffle_buffer:
-        records = records.shuffle(shuffle_buffer, seed, reshuffle_each_iteration=False)
-    batches = records.skip(skip * batch_size).batch(batch_size)
-    return batches.map(parsed, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
-
-
-@dataclasses.dataclass(eq=False)
-class _State(tf.train.experimental.PythonState):
-    """Where a training stands; it is saved together with the weights."""
-
-    step: int = 0  # in the epoch that is being trained
-    steps: int = 0
-    examples: int = 0
-    seconds: float = 0.0  # of training, without validation
-    finished: bool = False
-    base_version: int | None = None
-    resumed_at_step: int | None = None
-    history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that is being trained, from 0."""
-        return len(self.history.get(_MONITORED, []))
-
-    @property
-    def best_epoch(self) -> int:
-        """The first epoch with the highest validation AUC, from 0."""
-        return int(np.argmax(self.history[_MONITORED]))
-
-    def serialize(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
-
-    def deserialize(self, string_value: str | bytes) -> None:
-        for name, value in json.loads(string_value).items():
-            setattr(self, name, value)
-
-
-class _Backups:
-    """What an interrupted training goes on from: the latest weights with the state, and the best epoch's weights.
-
-    `tf.keras.callbacks.BackupAndRestore` keeps neither the best weights and the patience of early stopping, nor which
-    impressions of the epoch were seen.
-    """
-
-    def __init__(self, model: ETA, state: _State, directory: str) -> None:
-        def manager(name: str, **parts: Any) -> tf.train.CheckpointManager:
-            checkpoint = tf.train.Checkpoint(model=model, **parts)
-            return tf.train.CheckpointManager(checkpoint, os.path.join(directory, name), max_to_keep=1)
-
-        self._directory = directory
-        self._last, self._best = manager("last", state=state), manager("best")
-
-    def restore_last(self) -> bool:
-        """Gives model and state what the interrupted training had reached. False if there was none."""
-        return self._restore(self._last)
-
-    def restore_best(self) -> None:
-        """Gives the model the best epoch's weights."""
-        self._restore(self._best)
-
-    def save_last(self) -> None:
-        """Replaces the latest weights and state."""
-        self._last.save()
-
-    def save_best(self) -> None:
-        """Keeps the weights as the best epoch's."""
-        self._best.save()
-
-    def delete(self) -> None:
-        """Removes everything."""
-        if tf.io.gfile.exists(self._directory):
-            tf.io.gfile.rmtree(self._directory)
-
-    def _restore(self, manager: tf.train.CheckpointManager) -> bool:
-        if manager.latest_checkpoint is None:
-            return False
-        manager.checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
-        return True
-
-
-class _Progress(tf.keras.callbacks.Callback):
-    """Counts the steps of an epoch, reports them to the log, and saves backups."""
-
-    def __init__(self, state: _State, backups: _Backups, num_steps: int, batch_size: int, num_examples: int) -> None:
-        super().__init__()
-        self._state, self._backups = state, backups
-        self._num_steps, self._batch_size, self._num_examples = num_steps, batch_size, num_examples
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._counted = self._reported = self._saved = time.monotonic()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        state, now = self._state, time.monotonic()
-        state.examples += min(self._batch_size, self._num_examples - state.step * self._batch_size)
-        state.step, state.steps = state.step + 1, state.steps + 1
-        state.seconds, self._counted = state.seconds + now - self._counted, now
-        if now - self._reported >= _REPORT_SECONDS:
-            self._reported = now
-            values = " - ".join(f"{name}: {value:.4f}" for name, value in (logs or {}).items())
-            _logger.info("Epoch %d, step %d/%d - %s", state.epoch + 1, state.step, self._num_steps, values)
-        # After the last step comes the validation, and the end of the epoch is saved after that.
-        if now - self._saved >= _BACKUP_SECONDS and state.step < self._num_steps:
-            self._backups.save_last()
-            self._saved = time.monotonic()
-
-
 def _fit(
-    model: ETA, state: _State, backups: _Backups, train: _Part, validation: _Part, config: PipelineConfig, fn_args: Any
+    model: ETA, state: State, backups: Backups, train: Part, validation: Part, config: PipelineConfig, fn_args: Any
 ) -> None:
     """Trains from `state` until the epochs or steps are over or the validation AUC gets worse; keeps the best epoch."""
     training, features = config.training, config.layout.features
@@ -289,7 +140,7 @@ def _fit(
             initial_epoch=state.epoch,
             epochs=state.epoch + 1,
             callbacks=[
-                _Progress(state, backups, num_steps, training.batch_size, train.num_examples),
+                Progress(state, backups, num_steps, training.batch_size, train.num_examples),
                 tf.keras.callbacks.TerminateOnNaN(),
                 tensorboard,
             ],
@@ -318,8 +169,8 @@ def _fit(
         "Trained %d epochs; the best is epoch %d with %s=%.4f.",
         state.epoch,
         state.best_epoch + 1,
-        _MONITORED,
-        state.history[_MONITORED][state.best_epoch],
+        MONITORED,
+        state.history[MONITORED][state.best_epoch],
     )
 
 
@@ -342,40 +193,6 @@ def _make_model(config: PipelineConfig, transform_output: tft.TFTransformOutput)
         part.build(variables)
     model.compile(optimizer)
     return model
-
-
-class _Part(NamedTuple):
-    """The files of a part, and what they hold."""
-
-    files: list[str]
-    num_examples: int
-    file_bytes: int
-    shuffle_buffer: int
-
-
-def _measure(patterns: Sequence[str]) -> _Part:
-    files = sorted(name for pattern in patterns for name in tf.io.gfile.glob(pattern))
-    if not files:
-        return _Part([], 0, 0, 0)
-    zeros = (tf.constant(0, tf.int64), tf.constant(0, tf.int64))
-    num_examples, record_bytes = (
-        _records(files)
-        .batch(8192)
-        .reduce(
-            zeros,
-            lambda totals, records: (
-                totals[0] + tf.size(records, tf.int64),
-                totals[1] + tf.reduce_sum(tf.cast(tf.strings.length(records), tf.int64)),
-            ),
-        )
-    )
-    count = int(num_examples)
-    buffer = max(1, min(count, SHUFFLE_BYTES * count // max(1, int(record_bytes))))
-    return _Part(files, count, sum(tf.io.gfile.stat(name).length for name in files), buffer)
-
-
-def _records(files: Sequence[str]) -> tf.data.Dataset:
-    return tf.data.TFRecordDataset(files, "GZIP", num_parallel_reads=min(4, len(files)))
 
 
 def _fingerprint(fn_args: Any, config: PipelineConfig) -> str:

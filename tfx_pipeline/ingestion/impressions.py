@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_eta.features import HISTORY_TIMESTAMP, LABEL, TIMESTAMP, history_name
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, history_bucket
-from tfx_pipeline.interactions import CountingDoFn, Interaction, Scalar, UserId, value_dtype, value_names
+from tfx_pipeline.ingestion.interactions import CountingDoFn, Interaction, Scalar, UserId, value_dtype, value_names
 from tfx_pipeline.layouts import USER_ID, Layout
 
 DUPLICATE = "duplicate rows"

@@ -27,9 +27,9 @@ from tfx.types import standard_artifacts
 from keras_eta.features import Features
 from tests.tfx_pipeline import servable
 from tests.tfx_pipeline.servable import LAYOUT, MAX_HISTORY
-from tfx_pipeline import model_server
-from tfx_pipeline.infra_validator import Executor, LocalInfraValidator, check_signatures, serving_requests
-from tfx_pipeline.model_server import ModelServer, UnservableModelError
+from tfx_pipeline.components import model_server
+from tfx_pipeline.components.infra_validator import Executor, LocalInfraValidator, check_signatures, serving_requests
+from tfx_pipeline.components.model_server import ModelServer, UnservableModelError
 
 ROWS = 5
 
@@ -213,7 +213,7 @@ def test_server_ends_with_whoever_started_it(tmp_path, monkeypatch):
     code = textwrap.dedent(
         f"""
         import signal
-        from tfx_pipeline.model_server import ModelServer
+        from tfx_pipeline.components.model_server import ModelServer
         # Ignored where the tests run in the background of a shell.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with ModelServer({str(tmp_path)!r}, loading_seconds=1000, request_seconds=1):
@@ -280,7 +280,7 @@ threading.Event().wait()
 
 @pytest.mark.slow
 def test_tensorflow_serving_on_the_path_is_preferred(model, records, tmp_path, monkeypatch):
-    root = str(Path(model_server.__file__).parents[1])
+    root = str(Path(model_server.__file__).parents[2])
     put_on_path(tmp_path, monkeypatch, FAKE_TENSORFLOW_SERVING.format(python=sys.executable, root=root))
     server = ModelServer(servable.saved_model_path(model), loading_seconds=100, request_seconds=30)
     with server:

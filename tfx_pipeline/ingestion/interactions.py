@@ -1,31 +1,29 @@
-"""Rows of raw logs: which files hold them, what a row says, and why a row is malformed."""
+"""Rows of raw logs: what a row says, and why a row is malformed."""
 
 from __future__ import annotations
 
-import csv
-import decimal
 import glob
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import apache_beam as beam
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute
-from apache_beam.io.filesystem import FileMetadata
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
-from tfx.components.example_gen.utils import date_to_span_number
-from tfx.dsl.io import fileio
 
 from keras_eta.datasets.delimited import WRONG_COLUMNS
-from keras_eta.datasets.times import iso_seconds
 from keras_eta.features import LABEL, TIMESTAMP
+from tfx_pipeline.ingestion.files import file_metadata, read_header
+from tfx_pipeline.ingestion.values import (
+    PARSERS,
+    MalformedRowError,
+    column_values,
+    parse_timestamp,
+    split_row,
+)
 from tfx_pipeline.layouts import CSV, USER_ID, ItemTable, Layout
 
 METRICS_NAMESPACE = "keras_eta/ingestion"
@@ -44,17 +42,8 @@ Scalar: TypeAlias = int | float | bytes
 UserId: TypeAlias = int | bytes
 
 _DTYPES = {"int64": int, "float32": float, "string": bytes}
-# A float of 2**53 may stand for 2**53 + 1 as well.
-_LARGEST_EXACT_FLOAT = 2**53 - 1
-_LARGEST_FLOAT = float(np.finfo("float32").max)
 _BATCH_ROWS = 10_000
-_INTEGER = re.compile("[+-]?[0-9]+")
 _NUMBER_IDS = {INTEGER: re.compile(rb"-?[0-9]+"), DECIMAL: re.compile(rb"-?[0-9]+\.0")}
-_SPECS = re.compile(r"\{SPAN(?::(?P<width>\d+))?\}|\{(?P<date>YYYY|MM|DD)\}|(?P<any>\*)|(?P<one>\?)")
-
-
-class MalformedRowError(ValueError):
-    """A row that can't be read; its text is the reason, worded to follow a number."""
 
 
 class Malformed(NamedTuple):
@@ -129,155 +118,6 @@ def value_dtype(layout: Layout, name: str) -> type:
     return _DTYPES[features[name].dtype] if name in features else bytes
 
 
-def log_files(data: str, layout: Layout, last_span: int | None = None) -> list[str]:
-    """The files of a log, sorted.
-
-    Files and folders whose names begin with `.` or `_`, as `.DS_Store` and `_SUCCESS` do, are skipped where the pattern
-    does not spell that beginning. Only `*` and `?` stand for other characters: brackets are meant as they are.
-
-    Args:
-        data: its directory.
-        layout: its pattern may have a `{SPAN}` or `{YYYY}`, `{MM}` and `{DD}`, as TFX's example generators know them.
-        last_span: the newest span to read, a number or days since 1970. `None`: all.
-    """
-    spans = log_spans(data, layout)
-    return sorted(path for path, span in spans.items() if last_span is None or span <= last_span)
-
-
-def log_spans(data: str, layout: Layout) -> dict[str, int]:
-    """The span of each file of a log: a number, or days since 1970; 0 where the pattern has none."""
-    pattern = os.path.normpath(layout.pattern)
-    wildcards, regex, end = glob.escape(os.path.join(data, "")), "", 0
-    for spec in _SPECS.finditer(pattern):
-        literal = pattern[end : spec.start()]
-        begins_name = not pattern[: spec.start()].rpartition("/")[2]
-        end = spec.end()
-        regex += re.escape(literal)
-        if spec["any"] or spec["one"]:
-            wildcards += glob.escape(literal) + spec[0]
-            regex += ("(?![._])" if begins_name else "") + ("[^/]*" if spec["any"] else "[^/]")
-        else:
-            width = len(spec["date"]) if spec["date"] else spec["width"]
-            wildcards += glob.escape(literal) + "*"
-            regex += rf"(?P<{spec['date'] or 'SPAN'}>\d{f'{{{width}}}' if width else '+'})"
-    regex += re.escape(pattern[end:])
-    paths = [str(path) for path in fileio.glob(wildcards + glob.escape(pattern[end:]))]
-    matches = {path: re.fullmatch(regex, os.path.relpath(path, data)) for path in paths}
-    return {path: _span(match) for path, match in matches.items() if match}
-
-
-def file_metadata(path: str) -> FileMetadata:
-    """A file as Beam's `ReadAll` transforms take it and as they name it: they take brackets for wildcards."""
-    return FileMetadata(glob.escape(path), fileio.stat(path).length)
-
-
-def read_header(path: str, layout: Layout) -> tuple[str, ...]:
-    """Names of a CSV file's columns, from its first line; none where the file is empty."""
-    with FileSystems.open(path) as file:
-        line = file.readline().rstrip(b"\r\n")
-    encoding = "utf-8-sig" if layout.encoding == "utf-8" else layout.encoding
-    try:
-        text = line.decode(encoding)
-    except UnicodeDecodeError as error:
-        column = line[: error.start].count(layout.separator.encode()) + 1
-        raise ValueError(
-            f"{path} is not in {layout.encoding}: line 1, column {column} holds {line[error.start : error.end]!r}."
-        ) from error
-    return tuple(name.strip() for name in split_row(text, layout.separator)) if text else ()
-
-
-def split_row(line: str, separator: str) -> list[str]:
-    """The values of a CSV row.
-
-    Raises:
-        MalformedRowError: if its quotes don't match.
-    """
-    if '"' not in line or len(separator) > 1:
-        return line.split(separator)
-    try:
-        (row,) = csv.reader([line], delimiter=separator, strict=True)
-    except csv.Error as error:
-        raise MalformedRowError("with unmatched quotes") from error
-    return row
-
-
-def parse_integer(value: Any) -> int:
-    """The int64 that a value spells; a whole float spells one as well.
-
-    Raises:
-        MalformedRowError: if it spells none; "missing", "non-numeric", "non-finite", "non-integer" or "out-of-range".
-    """
-    if isinstance(value, str) and _INTEGER.fullmatch(value):
-        value = int(value)
-    if not isinstance(value, int):
-        decimal = parse_float(value)
-        if decimal != math.floor(decimal) or abs(decimal) > _LARGEST_EXACT_FLOAT:
-            raise MalformedRowError("non-integer")
-        value = decimal
-    if not -(2**63) <= value < 2**63:
-        raise MalformedRowError("out-of-range")
-    return int(value)
-
-
-def parse_float(value: Any) -> float:
-    """The number that a value spells; finite as float32.
-
-    Raises:
-        MalformedRowError: if it spells none; "missing", "non-numeric" or "non-finite".
-    """
-    if value is None or value in ("", b"") or value != value:
-        raise MalformedRowError("missing")
-    try:
-        # Digits of other scripts and "1_000" are numbers to Python, not to a log.
-        number = float("?" if isinstance(value, str) and ("_" in value or not value.isascii()) else value)
-    except (TypeError, ValueError):
-        raise MalformedRowError("non-numeric") from None
-    if not abs(number) <= _LARGEST_FLOAT:
-        raise MalformedRowError("non-finite")
-    return number
-
-
-def parse_string(value: Any) -> bytes:
-    """A value as UTF-8.
-
-    Raises:
-        MalformedRowError: "missing", "undecodable" where bytes are not UTF-8, or "non-integer" for a whole float beyond
-            2**53, which stands for several integers.
-    """
-    if value is None or value in ("", b"") or value != value:
-        raise MalformedRowError("missing")
-    if isinstance(value, (float, decimal.Decimal)) and math.isfinite(value) and value == math.floor(value):
-        # A column of integers is one of floats in files where a value is missing: both spell the same.
-        value = parse_integer(float(value))
-    if isinstance(value, bytes):
-        try:
-            value.decode()
-        except UnicodeDecodeError:
-            raise MalformedRowError("undecodable") from None
-        return value
-    return str(value).encode()
-
-
-def parse_timestamp(value: Any) -> int:
-    """The int64 that a value spells, or the seconds since 1970 of an ISO 8601 date.
-
-    Raises:
-        MalformedRowError: as `parse_integer`.
-    """
-    seconds = iso_seconds(value) if isinstance(value, str) else None
-    return parse_integer(value) if seconds is None else seconds
-
-
-def column_values(column: Any) -> list[Any]:
-    """The values of a Parquet column; moments as seconds since 1970, fractions cut off."""
-    if pa.types.is_temporal(column.type):
-        unit = column.type.unit if pa.types.is_timestamp(column.type) else "s"
-        # Without its time zone, a moment is what Parquet holds: UTC.
-        moments = pa.compute.floor_temporal(column.cast(pa.timestamp(unit)), unit="second")
-        column = moments.cast(pa.timestamp("s")).cast(pa.int64())
-    return column.to_pylist()
-
-
 class _Cell(NamedTuple):
     """A column of the file or of the item table: where its value stands in the row and what it must be."""
 
@@ -289,7 +129,7 @@ class _Cell(NamedTuple):
 
     def parse(self, row: Sequence[Any]) -> Any:
         try:
-            value = (parse_timestamp if self.is_time else _PARSERS[self.dtype])(row[self.position])
+            value = (parse_timestamp if self.is_time else PARSERS[self.dtype])(row[self.position])
         except MalformedRowError as error:
             raise MalformedRowError(f"{error} {self.source}") from None
         if self.is_id and self.dtype is int and value < 0:
@@ -523,7 +363,7 @@ def _parse_item(line: bytes, table: ItemTable, path: str, dtype: type) -> tuple[
     if table.list_separator:
         values = tuple(value.split(table.list_separator)[0] for value in values)
     try:
-        key = _PARSERS[dtype](cells[table.key])
+        key = PARSERS[dtype](cells[table.key])
     except MalformedRowError as error:
         raise ValueError(f"{path} has a line with a {error} {table.key}: {text!r}") from None
     return key, values
@@ -534,15 +374,3 @@ def _only_item(item: tuple[Scalar, Iterable[tuple[str, ...]]], path: str) -> tup
     if others:
         raise ValueError(f"{path} has more than one line of the item {key!r}")
     return key, first
-
-
-def _span(match: re.Match[str]) -> int:
-    found = match.groupdict()
-    if not found:
-        return 0
-    if "SPAN" in found:
-        return int(found["SPAN"])
-    return date_to_span_number(*(int(found[name]) for name in ("YYYY", "MM", "DD")))
-
-
-_PARSERS: Mapping[type, Callable[[Any], Any]] = {int: parse_integer, float: parse_float, bytes: parse_string}

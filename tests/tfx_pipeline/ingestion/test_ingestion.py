@@ -34,10 +34,12 @@ from tfx.types import standard_artifacts
 from keras_eta import Feature, Features
 from keras_eta.datasets import Impressions, Interactions
 from keras_eta.datasets import taobao as taobao_data
-from tfx_pipeline import interactions
 from tfx_pipeline.config import SPLITS, PipelineConfig, Split, Training
-from tfx_pipeline.impressions import read_block
-from tfx_pipeline.ingestion import Executor, GenerateImpressions, check_data, impression_gen
+from tfx_pipeline.ingestion import interactions, values
+from tfx_pipeline.ingestion.files import log_files
+from tfx_pipeline.ingestion.impression_gen import Executor, GenerateImpressions, impression_gen
+from tfx_pipeline.ingestion.impressions import read_block
+from tfx_pipeline.ingestion.log_checks import check_data
 from tfx_pipeline.layouts import Label, Layout, custom, movielens, taobao
 
 Row = Mapping[str, Any]
@@ -313,13 +315,13 @@ def test_parquet_keeps_zeros(tmp_path):
     "value", [2**53 - 1, -(2**53) + 1, "9007199254740993", 2**63 - 1, 2.0**53 - 1, "-9007199254740991.0"]
 )
 def test_integers_that_are_exact_are_read(value):
-    assert interactions.parse_integer(value) == int(str(value).removesuffix(".0"))
+    assert values.parse_integer(value) == int(str(value).removesuffix(".0"))
 
 
 @pytest.mark.parametrize("value", [2.0**53, -(2.0**53), "9007199254740993.0", "9007199254740992.0", 2.0**62, 0.5])
 def test_floats_that_stand_for_several_integers_are_malformed(value):
-    with pytest.raises(interactions.MalformedRowError, match=r"^non-integer$"):
-        interactions.parse_integer(value)
+    with pytest.raises(values.MalformedRowError, match=r"^non-integer$"):
+        values.parse_integer(value)
 
 
 def test_parquet_with_gaps_and_strange_values_names_them(tmp_path):
@@ -482,7 +484,7 @@ def test_malformed_rows_are_counted_by_beam_by_their_reason(tmp_path):
     write_csv(tmp_path / "data" / "log.csv", [*random_rows(), {name: "" for name in COLUMNS}, {"user_id": 1}])
     config = make_config(tmp_path)
     pipeline = beam.Pipeline()
-    _ = pipeline | GenerateImpressions(config, interactions.log_files(config.data, config.layout))
+    _ = pipeline | GenerateImpressions(config, log_files(config.data, config.layout))
     result = pipeline.run()
     result.wait_until_finish()
 
@@ -538,7 +540,7 @@ def test_row_of_an_unknown_item_is_malformed_and_a_bad_item_table_refused(tmp_pa
     ):
         items.write_bytes(text.encode("latin-1"))
         table: Any = config.layout.items
-        files = interactions.log_files(config.data, config.layout)
+        files = log_files(config.data, config.layout)
         layout = dataclasses.replace(config.layout, items=dataclasses.replace(table, encoding="ascii"))
         with pytest.raises(Exception, match=re.escape(message)), beam.Pipeline() as pipeline:
             _ = pipeline | interactions.ReadInteractions(layout, config.data, files)
@@ -657,7 +659,7 @@ def test_log_files_are_those_up_to_the_span(tmp_path, pattern, last_span, expect
                  "2024-01-01.csv", "2024-01-02.csv"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    files = interactions.log_files(str(tmp_path), dataclasses.replace(LAYOUT, pattern=pattern), last_span)
+    files = log_files(str(tmp_path), dataclasses.replace(LAYOUT, pattern=pattern), last_span)
     assert files == [str(tmp_path / name) for name in expected]
 
 
@@ -685,7 +687,7 @@ def test_log_files_are_not_the_stray_ones(tmp_path, pattern, expected):
         (data / name).parent.mkdir(exist_ok=True, parents=True)
         if not name.endswith("/"):
             (data / name).touch()
-    files = interactions.log_files(str(data), dataclasses.replace(LAYOUT, pattern=pattern))
+    files = log_files(str(data), dataclasses.replace(LAYOUT, pattern=pattern))
     assert [str(Path(file).relative_to(data)) for file in files if Path(file).is_file()] == expected
 
 
@@ -740,7 +742,7 @@ def test_header_that_is_not_in_the_encoding_is_named(tmp_path):
 
 @pytest.mark.parametrize("text", ["2023-11-14 22:13:20", "2023-11-14T23:13:20.5+01:00", "1700000000", "1.7e9"])
 def test_parse_timestamp_takes_dates_and_numbers(text):
-    assert interactions.parse_timestamp(text) == 1_700_000_000
+    assert values.parse_timestamp(text) == 1_700_000_000
 
 
 @pytest.mark.parametrize(
@@ -756,13 +758,13 @@ def test_parquet_moments_are_seconds(dtype, fraction):
     # 2023-11-14 22:13:20 UTC, nothing, and half a second or none before 1970.
     moments = pa.array([1_700_000_000_000_000 + fraction, None, -500_000 if fraction else -1_000_000])
     column = moments.cast(pa.timestamp("us", "UTC")).cast(pa.timestamp(dtype.unit, "UTC")).cast(dtype)
-    assert interactions.column_values(column) == [1_700_000_000, None, -1]
+    assert values.column_values(column) == [1_700_000_000, None, -1]
 
 
 def test_parquet_dates_are_seconds_and_numbers_stay():
     # 1970-01-11 is day 10.
-    assert interactions.column_values(pa.array([10, None]).cast(pa.int32()).cast(pa.date32())) == [864_000, None]
-    assert interactions.column_values(pa.array([1.5, None])) == [1.5, None]
+    assert values.column_values(pa.array([10, None]).cast(pa.int32()).cast(pa.date32())) == [864_000, None]
+    assert values.column_values(pa.array([1.5, None])) == [1.5, None]
 
 
 @pytest.mark.slow
@@ -832,9 +834,9 @@ def test_ids_in_two_spellings_of_text_are_refused_and_the_advice_works(tmp_path)
 
 
 def test_float_that_stands_for_several_ids_is_malformed():
-    assert interactions.parse_string(float(2**53 - 1)) == b"9007199254740991"
-    with pytest.raises(interactions.MalformedRowError, match=r"^non-integer$"):
-        interactions.parse_string(2.0**60)
+    assert values.parse_string(float(2**53 - 1)) == b"9007199254740991"
+    with pytest.raises(values.MalformedRowError, match=r"^non-integer$"):
+        values.parse_string(2.0**60)
 
 
 class _Planted:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
-from tfx_pipeline.quantiles import ExactQuantiles
+from tfx_pipeline.ingestion.quantiles import ExactQuantiles
 
 RNG = np.random.default_rng(0)
 
