@@ -12,7 +12,7 @@ from keras_eta.interest.fingerprints import fingerprinted_tables, make_fingerpri
 from keras_eta.interest.top_k import TopKUnit
 from keras_eta.layers.hamming_top_k import HammingTopK
 from keras_eta.ops import history_buckets
-from keras_eta.validation import check_planes_period, check_positive_integers
+from keras_eta.validation import check_integers_from_zero, check_planes_period, check_positive_integers
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -60,6 +60,7 @@ class ETAInterest(TopKUnit):
     ) -> None:
         super().__init__(top_k, **kwargs)
         check_positive_integers(num_bits=num_bits)
+        check_integers_from_zero(seed=seed)
         if trainable_planes and not similarity_bias:
             raise ValueError(
                 "`trainable_planes` needs `similarity_bias=True`: no gradient reaches the planes otherwise. "

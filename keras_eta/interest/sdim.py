@@ -10,7 +10,7 @@ from keras_eta.features import Features
 from keras_eta.interest.base import Columns, Interest, InterestUnit, Tables, Tensors
 from keras_eta.interest.fingerprints import fingerprinted_tables, make_fingerprinted_tables
 from keras_eta.ops import WORD_BITS
-from keras_eta.validation import check_positive_integers
+from keras_eta.validation import check_integers_from_zero, check_positive_integers
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -43,6 +43,7 @@ class SDIM(InterestUnit):
     def __init__(self, num_hashes: int = 48, group_size: int = 3, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_positive_integers(num_hashes=num_hashes, group_size=group_size)
+        check_integers_from_zero(seed=seed)
         if num_hashes % group_size or group_size > 8:
             raise ValueError(
                 "`num_hashes` must be a multiple of `group_size`, which is at most 8. "
