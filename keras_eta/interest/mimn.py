@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_eta.features import HISTORY_AGE, Features
 from keras_eta.interest.base import Columns, Interest, InterestUnit, Tables, Tensors
-from keras_eta.validation import check_positive_integers
+from keras_eta.validation import check_positive_integers, is_number
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -165,9 +165,10 @@ class MIMN(InterestUnit):
                 "`induction_slots` must be at most `num_slots`. "
                 f"Received: induction_slots={induction_slots}, num_slots={num_slots}"
             )
-        if not utilization_weight >= 0:
+        if not is_number(utilization_weight) or utilization_weight < 0:
             raise ValueError(
-                f"`utilization_weight` must be at least 0. Received: utilization_weight={utilization_weight!r}"
+                "`utilization_weight` must be a number of at least 0. "
+                f"Received: utilization_weight={utilization_weight!r}"
             )
         self.num_slots = num_slots
         self.memory_dim = memory_dim

@@ -11,7 +11,7 @@ from keras_eta.features import Features
 from keras_eta.interest.base import Columns, Interest, Retrieved, Tables, Tensors
 from keras_eta.interest.snapshot import EmbeddingSnapshot
 from keras_eta.interest.top_k import TopKUnit, largest_k
-from keras_eta.validation import check_positive_integers
+from keras_eta.validation import check_positive_integers, is_integer, is_number
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -56,13 +56,13 @@ class SIMSoft(TopKUnit):
         super().__init__(top_k, **kwargs)
         optional = {"search_dim": search_dim, "index_period": index_period}
         check_positive_integers(**{name: value for name, value in optional.items() if value is not None})
-        if not auxiliary_units or any(not isinstance(units, int) or units < 1 for units in auxiliary_units):
+        if not auxiliary_units or not all(is_integer(units, 1) for units in auxiliary_units):
             raise ValueError(
                 f"`auxiliary_units` must be positive integers. Received: auxiliary_units={auxiliary_units!r}"
             )
-        if not alpha > 0:
+        if not is_number(alpha) or alpha <= 0:
             raise ValueError(
-                "`alpha` must be positive: without the click loss, no gradient reaches the projections. "
+                "`alpha` must be a positive number: without the click loss, no gradient reaches the projections. "
                 f"Received: alpha={alpha!r}"
             )
         self.search_dim = search_dim

@@ -148,7 +148,7 @@ def test_state_is_float32_under_mixed_precision() -> None:
         ),
         (
             {"utilization_weight": -1.0},
-            "`utilization_weight` must be at least 0. Received: utilization_weight=-1.0",
+            "`utilization_weight` must be a number of at least 0. Received: utilization_weight=-1.0",
         ),
     ],
 )

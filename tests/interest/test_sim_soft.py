@@ -90,7 +90,9 @@ def test_alpha_is_the_weight_of_the_auxiliary_loss() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"alpha": 0}, "`alpha` must be positive: without the click loss, no gradient .* Received: alpha=0$"),
+        ({"alpha": 0}, "`alpha` must be a positive number: without the click loss, no gradient .* Received: alpha=0$"),
+        ({"alpha": float("inf")}, "`alpha` must be a positive number: .* Received: alpha=inf$"),
+        ({"alpha": True}, "`alpha` must be a positive number: .* Received: alpha=True$"),
         ({"search_dim": 0}, "`search_dim` must be a positive integer. Received: search_dim=0"),
         ({"index_period": 1.5}, "`index_period` must be a positive integer. Received: index_period=1.5"),
         ({"auxiliary_units": ()}, r"`auxiliary_units` must be positive integers. Received: auxiliary_units=\(\)"),
