@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.export.columns import features_by_column
+from keras_eta.export.columns import Axes, features_by_column, static_shape
 from keras_eta.features import (
     HISTORY_AGE,
     HISTORY_LENGTH,
@@ -23,14 +23,14 @@ from keras_eta.ops import age_bucket
 _AXIS_NAMES = {"N": "rows", "R": "rows", "C": "candidates", "L": "behaviours"}
 
 
-def checked(inputs: Inputs, columns: Mapping[str, str]) -> dict[str, tf.Tensor]:
+def checked(inputs: Inputs, columns: Mapping[str, Axes]) -> dict[str, tf.Tensor]:
     """The inputs, once the graph has seen that shapes fit each other, lengths lie in 0..L and floats are finite.
 
     Floats behind the length of a history become 0.
 
     Args:
         inputs: the inputs of a signature by name.
-        columns: their axes, one letter each.
+        columns: their axes, each a letter, or a number for a size that is fixed.
 
     Returns:
         The same inputs. Running them fails with INVALID_ARGUMENT, naming the input, where they do not fit.
@@ -41,37 +41,50 @@ def checked(inputs: Inputs, columns: Mapping[str, str]) -> dict[str, tf.Tensor]:
         # signature and dropping the check.
         hidden[name] = tf.raw_ops.PlaceholderWithDefault(input=inputs[name], shape=tf.TensorShape(None))
         shape = tf.shape(hidden[name])
-        message = f"`{name}` must have shape [{', '.join(letters)}]. Received shape:"
-        ranks.append(tf.debugging.Assert(tf.equal(tf.size(shape), len(letters)), [message, shape]))
+        message = f"`{name}` must have shape [{', '.join(map(str, letters))}]. Received shape:"
+        ranks.append(tf.debugging.Assert(_fits(shape, letters), [message, shape]))
     with tf.control_dependencies(ranks):
-        shaped = {name: tf.ensure_shape(hidden[name], [None] * len(letters)) for name, letters in columns.items()}
+        shaped = {name: tf.ensure_shape(hidden[name], static_shape(letters)) for name, letters in columns.items()}
     sizes: dict[str, tuple[str, tf.Tensor]] = {}
     equal = []
     for name, letters in columns.items():
         for axis, letter in enumerate(letters):
+            if isinstance(letter, int):
+                continue
             first, size = sizes.setdefault(letter, (name, tf.shape(shaped[name])[axis]))
             shape = tf.shape(shaped[name])
             message = f"`{name}` must have as many {_AXIS_NAMES[letter]} as `{first}`. Received shape and number:"
             equal.append(tf.debugging.Assert(tf.equal(shape[axis], size), [message, shape, size]))
-    lengths = shaped[HISTORY_LENGTH]
-    _, columns_of_history = sizes["L"]
-    in_range = tf.reduce_all((lengths >= 0) & (lengths <= tf.cast(columns_of_history, lengths.dtype)))
-    message = f"`{HISTORY_LENGTH}` must lie between 0 and the number of history columns. Received lengths and number:"
-    equal.append(tf.debugging.Assert(in_range, [message, lengths, columns_of_history]))
+    if HISTORY_LENGTH in columns:
+        lengths, (_, width) = shaped[HISTORY_LENGTH], sizes["L"]
+        in_range = tf.reduce_all((lengths >= 0) & (lengths <= tf.cast(width, lengths.dtype)))
+        message = f"`{HISTORY_LENGTH}` must lie between 0 and the number of history columns."
+        message += " Received lengths and number:"
+        equal.append(tf.debugging.Assert(in_range, [message, lengths, width]))
     with tf.control_dependencies(equal):
         shaped = {name: tf.identity(x) for name, x in shaped.items()}
-    real = tf.sequence_mask(shaped[HISTORY_LENGTH], columns_of_history)
     finite = []
     for name, letters in columns.items():
         if shaped[name].dtype.is_floating:
-            if letters.endswith("L"):
+            if letters[-1] == "L":
                 # A weight of 0 does not make NaN vanish.
+                real = tf.sequence_mask(shaped[HISTORY_LENGTH], tf.shape(shaped[name])[1])
                 shaped[name] = tf.where(real, shaped[name], 0)
             wrong = ~tf.math.is_finite(shaped[name])
             received = tf.boolean_mask(shaped[name], wrong)
             finite.append(tf.debugging.Assert(~tf.reduce_any(wrong), [f"`{name}` must be finite. Received:", received]))
     with tf.control_dependencies(finite):
         return {name: tf.identity(x) for name, x in shaped.items()}
+
+
+def _fits(shape: tf.Tensor, axes: Axes) -> tf.Tensor:
+    """Whether a shape has as many axes, and those of fixed size are of that size."""
+    fixed = tf.constant([size if isinstance(size, int) else -1 for size in axes])
+    return tf.cond(
+        tf.equal(tf.size(shape), len(axes)),
+        lambda: tf.reduce_all(tf.equal(shape, fixed) | (fixed < 0)),
+        lambda: tf.constant(False),
+    )
 
 
 def parsed(examples: tf.Tensor, features: Features, dtypes: Mapping[str, tf.DType]) -> dict[str, tf.Tensor]:

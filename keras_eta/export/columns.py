@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
@@ -13,6 +13,12 @@ POSITIONS = "positions"
 DISTANCES = "distances"
 WEIGHTS = "weights"
 EXAMPLES = "examples"
+USER_STATE = "user_state"
+RANK_FROM_STATE = "rank_from_state"
+UPDATE_STATE = "update_state"
+
+# Of an input: a letter per axis, or a number where its size is fixed.
+Axes = Sequence[str | int]
 
 # The axes of each role's columns, in the letters of the documentation.
 POINTWISE_AXES = {"row": "N", "item": "N", "history": "NL"}
@@ -52,6 +58,11 @@ def dtypes_of(features: Features, raw_ids: bool) -> dict[str, tf.DType]:
     }
 
 
-def specs_of(axes: Mapping[str, str], dtypes: Mapping[str, tf.DType]) -> dict[str, tf.TensorSpec]:
+def specs_of(axes: Mapping[str, Axes], dtypes: Mapping[str, tf.DType]) -> dict[str, tf.TensorSpec]:
     """The input of a signature for each column."""
-    return {name: tf.TensorSpec([None] * len(letters), dtypes[name]) for name, letters in axes.items()}
+    return {name: tf.TensorSpec(static_shape(sizes), dtypes[name]) for name, sizes in axes.items()}
+
+
+def static_shape(axes: Axes) -> list[int | None]:
+    """The sizes that are fixed, and `None` for the others."""
+    return [size if isinstance(size, int) else None for size in axes]

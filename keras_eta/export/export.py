@@ -39,6 +39,10 @@ def export_model(
     | `explain` | as `rank` | as `rank`, and `positions`, the scores of the unit, `weights` [R, C, K] |
     | `examples` | `examples`: serialized tf.Example [N] | `probability` [N] |
 
+    | `user_state` | `history_*` [R, L]; `history_length` [R] | the state of each user, [R, ...] |
+    | `rank_from_state` | user, context [R]; item [R, C]; states | `probability` [R, C] |
+    | `update_state` | states; `history_*` [R, B] and `history_length` [R] of behaviours since | states |
+
     Ids are raw where the model has a `lookup`, else indices, those out of range counting as out-of-vocabulary. A model
     with `features.age` takes `timestamp` int64, as a context column, and `history_timestamp` int64 in any case.
 
@@ -47,6 +51,11 @@ def export_model(
     The nearest come first. Entries beyond what was retrieved have position -1, score -1 (0 if it is a float) and weight
     0; weights are means over the heads. Of several units the last has these names, and those of the others begin with
     the unit's: `recent_interest_positions`.
+
+    The signatures about states exist where an interest unit has a state that depends on the user alone (`SDIM`, `MIMN`,
+    `PoolingInterest`), so that a feature service can keep it; `update_state` where all of them can be updated. States
+    go by `<unit>_<name>`, e.g. `sdim_buckets`. `rank_from_state` reads the history as well if a unit without a state
+    does, and `user_state` the `timestamp` with `features.age`: ages in a state are those of its moment.
 
     The graph of every signature checks ranks, equal rows, candidates and behaviours, 0 <= `history_length` <= L, and
     that floats are finite, those behind `history_length` left aside. It answers INVALID_ARGUMENT with a message that

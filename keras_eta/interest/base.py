@@ -119,6 +119,7 @@ class InterestUnit(tf.keras.layers.Layer):
         has_own_loss: whether the unit gives `Interest.auxiliary_logits` or `row_loss` in training.
         auxiliary_weight: weight of the loss of `Interest.auxiliary_logits`.
         state_names: names of the tensors of `user_state`; empty where the unit has none.
+        updates_state: whether `update_state` adds behaviours to a state.
     """
 
     score_name: str | None = None
@@ -127,6 +128,7 @@ class InterestUnit(tf.keras.layers.Layer):
     has_own_loss = False
     auxiliary_weight = 1.0
     state_names: tuple[str, ...] = ()
+    updates_state = False
 
     def __init__(self, *, own_embeddings: bool = False, name: str | None = None, **kwargs: Any) -> None:
         super().__init__(name=name or _snake_case(type(self).__name__), **kwargs)
@@ -176,6 +178,10 @@ class InterestUnit(tf.keras.layers.Layer):
     def from_state(self, candidate: Columns, state: Tensors) -> Interest:
         """The interest in each candidate out of a `user_state`. Units without a state raise."""
         raise NotImplementedError(f"{type(self).__name__} has no state that depends on the user alone.")
+
+    def update_state(self, state: Tensors, behaviours: Columns) -> Tensors:
+        """The `user_state` after further behaviours [R, B], most recent first. Units without `updates_state` raise."""
+        raise NotImplementedError(f"{type(self).__name__} can't add behaviours to a state.")
 
     def row_state(self) -> dict[str, list[tf.Variable]]:
         """Variables with a row per index of a vocabulary, by the feature's name, which a warm start carries by id."""

@@ -144,6 +144,7 @@ class MIMN(InterestUnit):
     """
 
     has_own_loss = True
+    updates_state = True
     state_names = ("memory", "induction", "writes", "controller", "read")
 
     def __init__(

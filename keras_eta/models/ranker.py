@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -10,7 +10,7 @@ import tensorflow_recommenders as tfrs
 
 from keras_eta.distribution import sum_over_replicas
 from keras_eta.features import HISTORY_LENGTH, Features, is_argument
-from keras_eta.interest.base import Interest, InterestUnit
+from keras_eta.interest.base import Columns, Interest, InterestUnit
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.metrics import LogOddsAUC
 from keras_eta.models.feature_embedding import FeatureEmbedding
@@ -155,7 +155,13 @@ class Ranker(TrainableModel):
         scores = self.score({**rows, **history, **candidates}, training=bool(training))
         return scores if return_scores else scores.logits[:, 0]
 
-    def score(self, inputs: Inputs, training: bool = False, jit_compile: bool = False) -> Scores:
+    def score(
+        self,
+        inputs: Inputs,
+        training: bool = False,
+        jit_compile: bool = False,
+        state: Mapping[str, tf.Tensor] | None = None,
+    ) -> Scores:
         """Scores C candidates against each user's one history.
 
         Args:
@@ -163,6 +169,7 @@ class Ranker(TrainableModel):
                 L] most recent first (as in the call), `history_length` [R].
             training: whether gradients must flow by the straight-through path.
             jit_compile: whether XLA may compile the search of the long history, as `export_model` wants it.
+            state: what `user_state` gave for these users; units with a state then read no history.
 
         Returns:
             `Scores` of [R, C] candidates.
@@ -171,10 +178,51 @@ class Ranker(TrainableModel):
         parts, interests = [], {}
         for unit in self.interests:
             embedding = self.embedding_of(unit)
-            candidate, history = embedding.candidates(inputs), embedding.history(inputs)
-            interests[unit.name] = unit(candidate, history, training=training, jit_compile=jit_compile)
+            candidate = embedding.candidates(inputs)
+            if state is not None and unit.state_names:
+                interests[unit.name] = unit.from_state(candidate, _own_state(unit, state))
+            else:
+                history = embedding.history(inputs)
+                interests[unit.name] = unit(candidate, history, training=training, jit_compile=jit_compile)
             parts.append(interests[unit.name].vector)
         return Scores(self._logits(inputs, parts), interests)
+
+    def user_state(self, inputs: Inputs) -> dict[str, tf.Tensor]:
+        """What depends on the users alone, of all units that have such a state.
+
+        Args:
+            inputs: `history_*` [R, L] and `history_length` [R], as for `score`.
+
+        Returns:
+            Tensors [R, ...] by name: the unit's, `_` and that of the unit's `state_names`.
+        """
+        return self._states(lambda unit, history: unit.user_state(history), inputs)
+
+    def update_state(self, state: Mapping[str, tf.Tensor], inputs: Inputs) -> dict[str, tf.Tensor]:
+        """The state of users after further behaviours.
+
+        Args:
+            state: what `user_state` or `update_state` gave.
+            inputs: `history_*` [R, B] of the behaviours since, most recent first, and `history_length` [R].
+
+        Returns:
+            As `user_state`.
+
+        Raises:
+            NotImplementedError: if a unit with a state can't be updated.
+        """
+        return self._states(lambda unit, new: unit.update_state(_own_state(unit, state), new), inputs)
+
+    def _states(
+        self, make: Callable[[InterestUnit, Columns], dict[str, tf.Tensor]], inputs: Inputs
+    ) -> dict[str, tf.Tensor]:
+        self._build_embeddings()
+        return {
+            f"{unit.name}_{name}": tensor
+            for unit in self.interests
+            if unit.state_names
+            for name, tensor in make(unit, self.embedding_of(unit).history(inputs)).items()
+        }
 
     def _logits(self, inputs: Inputs, interests: Sequence[tf.Tensor]) -> tf.Tensor:
         """Logits [R, C] of candidates with these interest vectors [R, C, D]."""
@@ -265,6 +313,10 @@ class Ranker(TrainableModel):
             config["interests"] = [deserialize(unit) for unit in config["interests"]]
         config["activation"] = activation_class(config["activation"]) or config["activation"]
         return cls(**config)
+
+
+def _own_state(unit: InterestUnit, state: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return {name: state[f"{unit.name}_{name}"] for name in unit.state_names}
 
 
 def _check_interests(interests: Sequence[InterestUnit]) -> None:
