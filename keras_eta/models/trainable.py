@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from keras_eta.models.loss_means import LossMeans
-from keras_eta.models.optimizers import EmbeddingsAndDense, check_callbacks, writes_to_handles
+from keras_eta.models.optimizers import EmbeddingsAndDense, check_callbacks, check_rates, writes_to_handles
 
 LOSS, REGULARIZATION_LOSS = "loss", "regularization_loss"
 
@@ -82,7 +82,11 @@ class TrainableModel(tfrs.Model):
         Returns:
             A `keras_eta.models.optimizers.EmbeddingsAndDense` of the two. Callbacks that set its `learning_rate` set
             both rates, in this ratio.
+
+        Raises:
+            ValueError: if a rate is neither a schedule nor a finite number of at least 0.
         """
+        check_rates(embedding_learning_rate=embedding_learning_rate, dense_learning_rate=dense_learning_rate)
         return EmbeddingsAndDense(
             (tf.keras.optimizers.Adagrad(embedding_learning_rate), self.embedding_variables),
             (tf.keras.optimizers.Adam(dense_learning_rate), self.dense_variables),

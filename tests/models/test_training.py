@@ -139,6 +139,15 @@ def test_default_optimizer_has_the_rates_it_is_given(lookup: FeatureLookup) -> N
     assert [type(part).__name__ for part in model.optimizer.optimizers] == ["Adagrad", "Adam"]
 
 
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), True, -0.1, "0.1"])
+@pytest.mark.parametrize("name", ["embedding_learning_rate", "dense_learning_rate"])
+def test_default_optimizer_refuses_what_is_no_rate(lookup: FeatureLookup, name: str, rate: Any) -> None:
+    model = _model(lookup)
+    message = f"`{name}` must be a number of at least 0 or a Keras schedule. Received: {name}={rate!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        model.default_optimizer(**{name: rate})
+
+
 def test_callbacks_move_both_learning_rates(impressions: Impressions, lookup: FeatureLookup, tmp_path: Path) -> None:
     model = _model(lookup)
     model.compile(model.default_optimizer(0.5, 0.25), run_eagerly=True)

@@ -17,6 +17,7 @@ from keras_eta.datasets.times import iso_seconds
 
 # A float of 2**53 may stand for 2**53 + 1 as well.
 _LARGEST_EXACT_FLOAT = 2**53 - 1
+_LARGEST_EXACT_FLOAT32 = 2**24 - 1
 _LARGEST_FLOAT = float(np.finfo("float32").max)
 _INTEGER = re.compile("[+-]?[0-9]+")
 
@@ -50,7 +51,8 @@ def parse_integer(value: Any) -> int:
         value = int(value)
     if not isinstance(value, int):
         decimal = parse_float(value)
-        if decimal != math.floor(decimal) or abs(decimal) > _LARGEST_EXACT_FLOAT:
+        exact = _LARGEST_EXACT_FLOAT if not isinstance(value, np.float32) else _LARGEST_EXACT_FLOAT32
+        if decimal != math.floor(decimal) or abs(decimal) > exact:
             raise MalformedRowError("non-integer")
         value = decimal
     if not -(2**63) <= value < 2**63:
@@ -85,9 +87,9 @@ def parse_string(value: Any) -> bytes:
     """
     if value is None or value in ("", b"") or value != value:
         raise MalformedRowError("missing")
-    if isinstance(value, (float, decimal.Decimal)) and math.isfinite(value) and value == math.floor(value):
+    if isinstance(value, (float, np.float32, decimal.Decimal)) and math.isfinite(value) and value == math.floor(value):
         # A column of integers is one of floats in files where a value is missing: both spell the same.
-        value = parse_integer(float(value))
+        value = parse_integer(value if isinstance(value, np.float32) else float(value))
     if isinstance(value, bytes):
         try:
             value.decode()
@@ -108,7 +110,9 @@ def parse_timestamp(value: Any) -> int:
 
 
 def column_values(column: Any) -> list[Any]:
-    """The values of a Parquet column; moments as seconds since 1970, fractions cut off."""
+    """The values of a Parquet column; moments as seconds since 1970, fractions cut off, float32 as it is."""
+    if pa.types.is_float32(column.type) or pa.types.is_float16(column.type):
+        return [None if value is None else np.float32(value) for value in column.to_pylist()]
     if pa.types.is_temporal(column.type):
         unit = column.type.unit if pa.types.is_timestamp(column.type) else "s"
         # Without its time zone, a moment is what Parquet holds: UTC.

@@ -837,6 +837,15 @@ def test_float_that_stands_for_several_ids_is_malformed():
     assert values.parse_string(float(2**53 - 1)) == b"9007199254740991"
     with pytest.raises(values.MalformedRowError, match=r"^non-integer$"):
         values.parse_string(2.0**60)
+    # A float32 of 2**24 stands for 2**24 + 1 as well.
+    exact, rounded = values.column_values(pa.array([2**24 - 1, 2**24], pa.float32()))
+    assert (values.parse_integer(exact), values.parse_string(exact)) == (16_777_215, b"16777215")
+    for parse in (values.parse_integer, values.parse_string):
+        with pytest.raises(values.MalformedRowError, match=r"^non-integer$"):
+            parse(rounded)
+    fraction, missing = values.column_values(pa.array([0.5, None], pa.float32()))
+    assert values.parse_float(fraction) == 0.5
+    assert missing is None
 
 
 class _Planted:
