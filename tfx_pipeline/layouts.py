@@ -31,8 +31,8 @@ class Label:
         negatives: values that are negative; a row with a value of neither is then malformed. Empty: all other values.
 
     Raises:
-        ValueError: if `minimum` is no number, both rules are given, `negatives` come without `positives` or one value is
-            in both, or there is no column.
+        ValueError: if `minimum` is no number, both rules are given, `negatives` come without `positives` or one value
+            is in both, or there is no column.
     """
 
     column: str
