@@ -589,6 +589,8 @@ def test_explain_has_the_outputs_of_the_units_that_attend(tmp_path, units, outpu
     ranker = Ranker(features, interests=[unit() for unit in units], hidden_units=(4,))
     signatures = tf.saved_model.load(str(export_model(ranker, tmp_path, warmup=False))).signatures
     expected_signatures = {"examples", "rank", "serving_default"} | ({"explain"} if outputs else set())
+    if PoolingInterest in units:
+        expected_signatures |= {"user_state", "rank_from_state"}
     assert set(signatures) == expected_signatures
     columns = {
         "item_id": np.array([[1, 5, 20], [2, 3, 4]]),
