@@ -54,13 +54,13 @@ serve: $(INSTALLED) ## Serve MODEL_DIR as MODEL_NAME on PORT over gRPC, by Tenso
 	fi
 
 conformance: $(INSTALLED) ## Check every answer of the embedded server, or of the server at TARGET=host:port
-	$(PYTHON) -m serving.conformance $(if $(TARGET),--target $(TARGET))
+	$(PYTHON) -m serving.tools.conformance $(if $(TARGET),--target $(TARGET))
 
 fuzz: $(INSTALLED) ## Send REQUESTS broken requests to the embedded server, good ones between them
-	$(PYTHON) -m serving.fuzz --requests $(REQUESTS)
+	$(PYTHON) -m serving.tools.fuzz --requests $(REQUESTS)
 
 soak: $(INSTALLED) ## Ask the embedded server for MINUTES while versions are pushed, broken, rolled back and removed
-	$(PYTHON) -m serving.soak --minutes $(MINUTES)
+	$(PYTHON) -m serving.tools.soak --minutes $(MINUTES)
 
 notebooks: $(INSTALLED) ## Execute the notebooks from start to end on ROWS impressions, into build/notebooks
 	KERAS_ETA_ROWS=$(ROWS) KERAS_ETA_BUILD=$(abspath build) $(PYTHON) -m jupyter nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb

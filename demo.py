@@ -9,14 +9,11 @@ server, and asks it over gRPC for the films that one user would like, with the p
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import re
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +32,7 @@ from keras_eta import ETA
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.export import export_model
 from serving.client import Explanation, RankingClient
+from serving.process import ServerProcess
 
 HISTORY_BUCKETS = ((5, 20), (20, 50), (50, 100), (100, 200), (200, 10_000))
 FILMS_SHOWN = 10
@@ -104,26 +102,6 @@ def make_request(protocol: benchmark.Protocol, seed: int) -> Request:
     return Request(user_id, films, log["rating"][rows].tolist(), log["liked"][rows].tolist(), candidates)
 
 
-@contextlib.contextmanager
-def running_server(base_path: Path, log: Path) -> Iterator[str]:
-    """Starts the embedded model server on a free port of the loopback interface and yields its address."""
-    with log.open("w") as output:
-        command = [sys.executable, "-m", "serving.server", "--port", "0", "--model_name", base_path.name]
-        process = subprocess.Popen(
-            [*command, "--model_base_path", str(base_path)], stdout=output, stderr=subprocess.STDOUT
-        )
-        try:
-            deadline = time.monotonic() + 120
-            while not (ready := re.search(r"Running gRPC ModelServer at (\S+)", log.read_text())):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"The model server did not start. Its log, {log}:\n{log.read_text()}")
-                time.sleep(0.2)
-            yield ready[1]
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
-
-
 def show_answer(request: Request, explanation: Explanation) -> None:
     """Prints the best films and what the first few rest on."""
     best = explanation.order[:FILMS_SHOWN]
@@ -155,11 +133,12 @@ def show_answer(request: Request, explanation: Explanation) -> None:
 def ask(base_path: Path, protocol: benchmark.Protocol, seed: int, output: Path) -> None:
     """Serves the newest version under `base_path`, ranks films for one user over gRPC, and prints the answer."""
     request = make_request(protocol, seed)
+    flags = ("--model_name", base_path.name, "--model_base_path", str(base_path))
     with (
-        running_server(base_path, output / "server.log") as target,
-        RankingClient(target, model_name=base_path.name, timeout=60) as client,
+        ServerProcess(*flags, log=output / "server.log") as server,
+        RankingClient(server.address, model_name=base_path.name, timeout=60) as client,
     ):
-        console.print(f"Serving {base_path} over gRPC at {target}; status: {client.status()}")
+        console.print(f"Serving {base_path} over gRPC at {server.address}; status: {client.status()}")
         asked: dict[str, Any] = {
             "candidates": {"item_id": request.candidates},
             "history": {"item_id": request.films, "liked": request.liked},

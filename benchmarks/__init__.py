@@ -1,1 +1,1 @@
-"""Measurements: quality on real data, and the cost of a training step. They are not tests."""
+"""Measurements of quality on real data, and of what training, retrieval, pipelines and serving cost. No tests."""

@@ -23,9 +23,10 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
-from keras_eta import ETA, FeatureLookup, Ranker, metrics, search
+from keras_eta import ETA, FeatureLookup, Ranker, metrics
 from keras_eta.datasets import movielens
 from keras_eta.datasets.impressions import Impressions, temporal_split
+from keras_eta.interest import FullInterest, InnerProductInterest, RecentInterest
 
 BATCH_SIZE = 512
 LONG_HISTORY = 200
@@ -44,15 +45,15 @@ def _eta_with_period(lookup: FeatureLookup, seed: int, period: int) -> ETA:
 
 
 MODELS: dict[str, Callable[[FeatureLookup, int], Ranker]] = {
-    "short": lambda lookup, seed: Ranker(lookup=lookup, name="short"),
+    "short": lambda lookup, seed: Ranker(lookup=lookup, interests=[RecentInterest()], name="short"),
     "eta": lambda lookup, seed: ETA(lookup=lookup, seed=seed, similarity_bias=True, trainable_planes=True, name="eta"),
     "eta-period-8": lambda lookup, seed: _eta_with_period(lookup, seed, 8),
     "eta-period-64": lambda lookup, seed: _eta_with_period(lookup, seed, 64),
     "eta-fixed-planes": lambda lookup, seed: ETA(lookup=lookup, seed=seed, name="eta_fixed_planes"),
     "inner-product": lambda lookup, seed: Ranker(
-        lookup=lookup, search_unit=search.InnerProductSearch(), name="inner_product"
+        lookup=lookup, interests=[RecentInterest(), InnerProductInterest()], name="inner_product"
     ),
-    "full": lambda lookup, seed: Ranker(lookup=lookup, search_unit=search.FullSearch(), name="full"),
+    "full": lambda lookup, seed: Ranker(lookup=lookup, interests=[RecentInterest(), FullInterest()], name="full"),
 }
 
 DESCRIPTIONS = {

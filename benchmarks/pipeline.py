@@ -30,7 +30,7 @@ from benchmarks.training import NUM_USERS, Batch, make_model, make_step, random_
 from keras_eta import FeatureLookup, Features
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions
-from tfx_pipeline.trainer import SHUFFLE_BYTES, transformed_batches
+from tfx_pipeline.training.batches import SHUFFLE_BYTES, transformed_batches
 
 STEP, LOG, FILES = "step", "log in memory", "files"
 _SHARDS = 4

@@ -3,8 +3,8 @@
     python -m benchmarks.retrieval --plot request.png
     python -m benchmarks.retrieval --candidates 50 200 500 2000 --lengths 256 1024 4096 10240 --map map.png
 
-The request: ETA with its search compiled by XLA (`export_model(jit_compile=True)`) and without, the same model with
-full attention, with exact inner-product search, and ETA asked for C rows that each carry the history. The same under
+The request: ETA with its search compiled by XLA (`export_model(jit_compile=True)`) and without, every other interest
+unit in its place, and ETA asked for C rows that each carry the history. The same under
 traffic: the time that a request takes of a machine that as many callers as `--callers` keep busy. The search: Hamming
 top-k by counting (XLA) and by sorting, against a matmul and top-k over the embeddings, ten in a row in one graph, so
 that the call from Python is not what is measured. All contestants of a length are measured in one run, in turn, after a
@@ -28,13 +28,25 @@ from benchmarks.flags import make_parser, write_json
 from benchmarks.timing import draw, measure, summary, table
 from benchmarks.training import make_model
 from keras_eta import Ranker, ops
+from keras_eta.features import history_name
 
 _IDS = tf.TensorSpec([None, None], tf.int32)
 _ROWS = tf.TensorSpec([None], tf.int32)
 SEARCHES = 10
 # Beyond this the rows of the pointwise request do not fit in memory.
 _LARGEST_POINTWISE = 500 * 4_096
-REQUEST, STOCK, INNER, FULL = "ETA, XLA", "ETA", "inner product", "full attention"
+REQUEST, STOCK, FULL = "ETA, XLA", "ETA", "full attention"
+UNITS = {
+    "full": FULL,
+    "inner-product": "inner product",
+    "sim-hard": "SIM hard",
+    "sim-soft": "SIM soft",
+    "twin": "TWIN",
+    "sdim": "SDIM",
+    "mimn-100": "MIMN, last 100",
+    "pooling": "pooling",
+    "no-long-history": "no long history",
+}
 POINTWISE, SEARCH = "ETA, C rows", "counting, XLA"
 
 Calls = dict[str, Callable[[], object]]
@@ -44,39 +56,41 @@ Report = dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]
 
 def requests(flags: argparse.Namespace, candidates: int, length: int) -> Calls:
     """Calls of the whole model, from indices to logits."""
-    generator = np.random.default_rng(0)
-    inputs = {
-        "user_id": tf.constant([3]),
-        "item_id": tf.constant(generator.integers(1, flags.items, (1, candidates)), tf.int32),
-        "history_item_id": tf.constant(generator.integers(1, flags.items, (1, length)), tf.int32),
-        "history_length": tf.constant([length]),
-    }
-    rows = {name: tf.repeat(column, candidates, axis=0) for name, column in inputs.items()}
-    rows["item_id"] = tf.transpose(inputs["item_id"])
 
-    def call(model: Ranker, inputs: dict[str, tf.Tensor], jit_compile: bool = False) -> Callable[[], object]:
-        columns = {name: _IDS if value.shape.rank == 2 else _ROWS for name, value in inputs.items()}
-        if inputs is rows:
+    def inputs(model: Ranker) -> dict[str, tf.Tensor]:
+        generator = np.random.default_rng(0)
+        columns = {"user_id": tf.constant([3]), "history_length": tf.constant([length])}
+        for feature in model.features.item_features:
+            for name, size in ((feature.name, candidates), (history_name(feature.name), length)):
+                columns[name] = tf.constant(generator.integers(1, feature.num_indices, (1, size)), tf.int32)
+        return columns
+
+    def call(model: Ranker, jit_compile: bool = False, pointwise: bool = False) -> Callable[[], object]:
+        values = inputs(model)
+        columns = {name: _IDS if value.shape.rank == 2 else _ROWS for name, value in values.items()}
+        if pointwise:
+            items = tf.transpose(values["item_id"])
+            values = {name: tf.repeat(column, candidates, axis=0) for name, column in values.items()}
+            values["item_id"] = items
             columns["item_id"] = tf.TensorSpec([None, 1], tf.int32)
         function = tf.function(
             lambda columns: model.score(columns, jit_compile=jit_compile).logits,
             input_signature=[columns],
             autograph=False,
         )
-        return lambda: function(inputs).numpy()
+        return lambda: function(values).numpy()
 
-    models = {kind: make_model(kind, length, flags) for kind in ("eta", "full", "inner-product")}
+    models = {kind: make_model(kind, length, flags) for kind in ("eta", *UNITS)}
     for model in models.values():
         model.build()
-    models["eta"].search_unit.refresh()
+    models["eta"].interests[-1].refresh()
     contestants = {
-        REQUEST: call(models["eta"], inputs, jit_compile=True),
-        STOCK: call(models["eta"], inputs),
-        FULL: call(models["full"], inputs),
-        INNER: call(models["inner-product"], inputs),
+        REQUEST: call(models["eta"], jit_compile=True),
+        STOCK: call(models["eta"]),
+        **{name: call(models[kind]) for kind, name in UNITS.items()},
     }
     if length * candidates <= _LARGEST_POINTWISE:
-        contestants[POINTWISE] = call(models["eta"], rows)
+        contestants[POINTWISE] = call(models["eta"], pointwise=True)
     return contestants
 
 

@@ -29,13 +29,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.flags import make_parser, write_json
-from benchmarks.serving import random_inputs
+from benchmarks.serving.requests import random_inputs
 from benchmarks.timing import apart, measure, peak_memory, repeated, summary
 from benchmarks.training import NUM_USERS, make_model, make_step, random_batches
 from keras_eta import FeatureLookup, Ranker
 from keras_eta.export import export_model
 from serving.client import RankingClient
-from serving.server_process import ServerProcess
+from serving.process import ServerProcess
 
 TRAINING_LENGTH = 1_024
 PERIODS = (1, 64)
@@ -87,7 +87,7 @@ def train_and_export(base_path: Path, flags: argparse.Namespace) -> tuple[Figure
     note_memory("after building", figures)
     step = steps(model, flags.rows, flags.rounds)
     note_memory("after training", figures)
-    layer = model.search_unit.embeddings["item_id"]
+    layer = model.embeddings["item_id"]
     (accumulator,) = (x for x in model.optimizer.optimizers[0].variables if x.shape == layer.embeddings.shape)
     tables = {
         "embeddings": layer.embeddings,
@@ -96,7 +96,7 @@ def train_and_export(base_path: Path, flags: argparse.Namespace) -> tuple[Figure
     }
     figures.update({f"table of {name}, MB": np.prod(x.shape) * x.dtype.size / 1e6 for name, x in tables.items()})
     with timed("hashing the whole table", figures):
-        model.search_unit.refresh()
+        model.interests[-1].refresh()
     with timed("exporting", figures):
         path = export_model(model, base_path, version=1, jit_compile=True)
     note_memory("after exporting", figures)

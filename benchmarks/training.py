@@ -1,4 +1,4 @@
-"""Time of one training step: ETA against the same model with full attention or inner-product search, by length.
+"""Time of one training step by the length of the history: ETA against every other interest unit.
 
     python -m benchmarks.training
     python -m benchmarks.training --lengths 256 1024 4096 --plot training.png --json training.json
@@ -24,16 +24,43 @@ from rich.console import Console
 
 from benchmarks.flags import make_parser, write_json
 from benchmarks.timing import draw, measure, summary, table
-from keras_eta import ETA, Feature, Features, Ranker, search
+from keras_eta import ETA, Feature, Features, Ranker
+from keras_eta.interest import (
+    MIMN,
+    SDIM,
+    TWIN,
+    FullInterest,
+    InnerProductInterest,
+    InterestUnit,
+    PoolingInterest,
+    RecentInterest,
+    SIMHard,
+    SIMSoft,
+)
 
 NUM_USERS = 6_040
+NUM_CATEGORIES = 1_000
 SHORT_HISTORY_LENGTH = 50
 NUM_HEADS = 4
 HIDDEN_UNITS = (200, 80)
 BATCHES = 4
 BFLOAT16, XLA = "eta-bfloat16", "eta-xla"
-KINDS = ("eta", "eta-learned", BFLOAT16, XLA, "inner-product", "full", "recent-only", "no-long-history")
-
+# The units beside the short history, of K behaviours and with these heads.
+UNITS: dict[str, Callable[[int, dict[str, Any]], list[InterestUnit]]] = {
+    "sdim": lambda top_k, heads: [SDIM()],
+    "sim-hard": lambda top_k, heads: [SIMHard(top_k, **heads)],
+    "sim-soft": lambda top_k, heads: [SIMSoft(top_k, **heads)],
+    "twin": lambda top_k, heads: [TWIN(top_k, **heads)],
+    "mimn-100": lambda top_k, heads: [MIMN()],
+    "inner-product": lambda top_k, heads: [InnerProductInterest(top_k, **heads)],
+    "full": lambda top_k, heads: [FullInterest(**heads)],
+    "pooling": lambda top_k, heads: [PoolingInterest()],
+    "recent-only": lambda top_k, heads: [],
+    "no-long-history": lambda top_k, heads: [],
+}
+KINDS = ("eta", "eta-learned", BFLOAT16, XLA, *UNITS)
+# A quarter of their item's width is the category's.
+NEED_CATEGORY = ("sim-hard",)
 
 Batch = tuple[dict[str, tf.Tensor], tf.Tensor]
 
@@ -41,15 +68,13 @@ Batch = tuple[dict[str, tf.Tensor], tf.Tensor]
 def random_batches(model: Ranker, rows: int, length: int, count: int = BATCHES) -> list[Batch]:
     """A few batches of random indices, in memory."""
     generator = np.random.default_rng(0)
-    items = model.features.item_id.num_indices
 
     def batch() -> Batch:
-        inputs = {
-            "user_id": generator.integers(1, NUM_USERS, rows, np.int32),
-            "item_id": generator.integers(1, items, rows, np.int32),
-            "history_item_id": generator.integers(1, items, (rows, length), np.int32),
-            "history_length": np.full(rows, length, np.int32),
-        }
+        inputs = {"user_id": generator.integers(1, NUM_USERS, rows, np.int32)}
+        for feature in model.features.item_features:
+            inputs[feature.name] = generator.integers(1, feature.num_indices, rows, np.int32)
+            inputs[f"history_{feature.name}"] = generator.integers(1, feature.num_indices, (rows, length), np.int32)
+        inputs["history_length"] = np.full(rows, length, np.int32)
         return {name: tf.constant(x) for name, x in inputs.items()}, tf.constant(generator.integers(0, 2, rows))
 
     return [batch() for _ in range(count)]
@@ -67,35 +92,33 @@ def make_step(model: Ranker, batches: Iterator[Batch], jit_compile: bool = False
 
 def make_model(kind: str, length: int, flags: argparse.Namespace, **changes: Any) -> Ranker:
     """One contestant, compiled with the default optimisers; `changes` are further arguments of the model."""
+    attribute_dim = flags.dim // 4 if kind in NEED_CATEGORY else 0
     features = Features(
-        item_id=Feature("item_id", embedding_dim=flags.dim, vocabulary_size=flags.items),
+        item_id=Feature("item_id", embedding_dim=flags.dim - attribute_dim, vocabulary_size=flags.items),
+        item_attributes=(Feature("category_id", embedding_dim=attribute_dim, vocabulary_size=NUM_CATEGORIES),)
+        if attribute_dim
+        else (),
         user=(Feature("user_id", embedding_dim=flags.dim, vocabulary_size=NUM_USERS),),
         max_history_length=length,
     )
-    shared: dict[str, Any] = {
-        "short_history_length": SHORT_HISTORY_LENGTH,
-        "num_heads": NUM_HEADS,
-        "hidden_units": HIDDEN_UNITS,
-        **changes,
-    }
-    if kind == "no-long-history":
-        model = Ranker(features, **shared)
-    elif kind == "recent-only":
-        model = Ranker(features, **{**shared, "short_history_length": SHORT_HISTORY_LENGTH + flags.top_k})
-    elif kind == "full":
-        model = Ranker(features, search_unit=search.FullSearch(), **shared)
-    elif kind == "inner-product":
-        model = Ranker(features, search_unit=search.InnerProductSearch(flags.top_k), **shared)
-    else:
+    shared: dict[str, Any] = {"hidden_units": HIDDEN_UNITS, **changes}
+    heads: dict[str, Any] = {"num_heads": NUM_HEADS}
+    if kind.startswith("eta"):
         learned = kind == "eta-learned"
-        model = ETA(
+        model: Ranker = ETA(
             features,
+            short_history_length=SHORT_HISTORY_LENGTH,
             top_k=flags.top_k,
             num_bits=flags.bits,
             similarity_bias=learned,
             trainable_planes=learned,
+            **heads,
             **shared,
         )
+    else:
+        recent_only = kind == "recent-only"
+        recent = RecentInterest(SHORT_HISTORY_LENGTH + (flags.top_k if recent_only else 0), **heads)
+        model = Ranker(features, interests=[recent, *UNITS[kind](flags.top_k, heads)], **shared)
     model.compile()
     return model
 

@@ -5,7 +5,7 @@ from keras_eta import _runtime
 _runtime.use_legacy_keras()
 _runtime.exempt_keras_from_autograph()
 
-from keras_eta import layers, metrics, models, ops, search  # noqa: E402
+from keras_eta import interest, layers, metrics, models, ops  # noqa: E402
 from keras_eta.features import Age, Feature, Features  # noqa: E402
 from keras_eta.layers import FeatureLookup  # noqa: E402
 from keras_eta.models import ETA, Ranker  # noqa: E402
@@ -19,9 +19,9 @@ __all__ = [
     "FeatureLookup",
     "Features",
     "Ranker",
+    "interest",
     "layers",
     "metrics",
     "models",
     "ops",
-    "search",
 ]

@@ -244,7 +244,7 @@ class Features:
 
     @property
     def history_names(self) -> tuple[str, ...]:
-        """Raw columns with one value a behaviour; with `age`, the timestamps are among them."""
+        """Raw columns with one value per behaviour; with `age`, the timestamps are among them."""
         names = tuple(history_name(feature.name) for feature in self.history_features)
         return names if self.age is None else (*names, HISTORY_TIMESTAMP)
 
@@ -255,7 +255,7 @@ class Features:
 
     @property
     def encoded_history_names(self) -> tuple[str, ...]:
-        """Columns with one value a behaviour, as the model reads them."""
+        """Columns with one value per behaviour, as the model reads them."""
         names = tuple(history_name(feature.name) for feature in self.history_features)
         return names if self.age is None else (*names, HISTORY_AGE)
 

@@ -1,1 +1,1 @@
-"""The embedded model server, the client, and what runs around them. Nothing here knows the model's Python classes."""
+"""The embedded model server, the clients and the tools around them."""

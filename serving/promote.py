@@ -1,4 +1,4 @@
-"""Moves version labels in a models.config that servers read at intervals: in two edits, the version loaded in between.
+"""Moves version labels in a models.config that servers poll, in two edits: the version is loaded in between.
 
     python -m serving.promote --model_config_file models.config --version 3 --labels canary   # tries version 3 out
     python -m serving.promote --model_config_file models.config                               # every label to it
@@ -10,16 +10,15 @@ that adds a version and moves a label to it is refused at every look at the file
 
 from __future__ import annotations
 
-import os
-import warnings
+from serving import quiet
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="google.api_core")
+    quiet.quiet_imports()
 
 import argparse
 import functools
 import itertools
+import os
 import shutil
 import sys
 import tempfile
@@ -39,7 +38,7 @@ from tensorflow_serving.apis import (
 from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
 
 from serving import tls
-from serving.config import model_configs, read_config
+from serving.server.config import model_configs, read_config
 from serving.targets import proxy_option
 
 _CALL_SECONDS = 10
@@ -76,7 +75,7 @@ class ModelsFile:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replaces what a file holds, so that whoever reads it sees the old text or the new one, never a part of it."""
+    """Replaces the text of a file atomically: readers see the old text or the new one, never a part."""
     # A link stays a link.
     target = Path(os.path.realpath(path))
     descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -122,7 +121,7 @@ def version_to_roll_back_to(model: ModelConfig) -> int:
 
 
 def add_version(model: ModelConfig, version: int) -> bool:
-    """The first edit: has a version loaded beside those that are. Other policies than `specific` load it by themselves.
+    """The first edit: adds a version to a `specific` policy. Other policies load it by themselves.
 
     Returns:
         Whether there was anything to edit.
@@ -135,7 +134,7 @@ def add_version(model: ModelConfig, version: int) -> bool:
 
 
 def move_labels(model: ModelConfig, labels: Sequence[str], version: int) -> None:
-    """The second edit. Of `specific` versions those stay that a label stands for, or stood for, to roll back to."""
+    """The second edit. `specific` versions that no label stands for, or stood for until now, are dropped."""
     kept = set(model.version_labels.values())
     for label in labels:
         model.version_labels[label] = version
@@ -161,7 +160,7 @@ class Server:
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
     def lacks_version(self, version: int) -> str:
-        """What is in the way of calls to a version; empty if nothing."""
+        """Why calls to a version fail; empty if they do not."""
         request = get_model_status_pb2.GetModelStatusRequest(model_spec=self._spec)
         statuses = self._models.GetModelStatus(request, timeout=_CALL_SECONDS).model_version_status
         status = next((status for status in statuses if status.version == version), None)
@@ -172,7 +171,7 @@ class Server:
         return " ".join(filter(None, (_State.State.Name(status.state), status.status.error_message)))
 
     def lacks_label(self, label: str, version: int) -> str:
-        """What is in the way of calls to a label that is to stand for a version; empty if nothing."""
+        """Why calls to a label are not answered by a version; empty if they are."""
         request = get_model_metadata_pb2.GetModelMetadataRequest(
             model_spec={**self._spec, "version_label": label}, metadata_field=["signature_def"]
         )
@@ -212,7 +211,7 @@ def wait(servers: Sequence[Server], lacks: Callable[[Server], str], goal: str, e
 def promote(
     path: Path, model_name: str, labels: Sequence[str], version: int, servers: Sequence[Server], timeout: float
 ) -> None:
-    """Gives labels a version: adds it to those that are loaded, waits until it answers, and moves the labels then.
+    """Moves labels to a version: has it loaded, waits until it answers, then moves them.
 
     Args:
         path: of the models.config.
@@ -254,7 +253,7 @@ def _labels(model: ModelConfig) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Moves labels and says what happens.
+    """Moves labels and prints the progress.
 
     Returns:
         The exit code: 0 once every server answers so, 1 if not.

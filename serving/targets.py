@@ -1,4 +1,4 @@
-"""Addresses of servers, and the proxies that gRPC would take to them."""
+"""Addresses of servers, and the proxies that gRPC would use to reach them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 
 
 def is_loopback(target: str) -> bool:
-    """Whether a gRPC target is this machine itself, which no proxy can reach for us."""
+    """Whether a gRPC target is this machine itself, which no proxy can reach."""
     host = _host(target)
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -23,12 +23,12 @@ def is_loopback(target: str) -> bool:
 
 
 def proxy_option(target: str) -> tuple[str, int]:
-    """The channel option by which gRPC takes no proxy to this machine itself, whatever the environment says."""
+    """The channel option that keeps gRPC from using a proxy to reach this machine itself."""
     return "grpc.enable_http_proxy", int(not is_loopback(target))
 
 
 def proxy_variable(target: str) -> str | None:
-    """The environment variable by which gRPC takes a proxy to the target, if there is one."""
+    """The environment variable that makes gRPC use a proxy to reach the target, if there is one."""
     exceptions = next(filter(None, map(os.environ.get, _EXCEPTIONS)), "")
     host = _host(target)
     if is_loopback(target) or any(host.endswith(entry.strip()) for entry in exceptions.split(",") if entry.strip()):

@@ -22,7 +22,7 @@ def check_flags(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> N
 
 
 def credentials(flags: argparse.Namespace) -> grpc.ChannelCredentials | None:
-    """What the flags ask for; `None` for plaintext.
+    """The credentials that the flags ask for; `None` for plaintext.
 
     Raises:
         ValueError: if a file is not PEM.

@@ -257,3 +257,129 @@ def encode(value: Any, known: Sequence[Any], num_oov_indices: int) -> int | rang
     if value in known:
         return 1 + num_oov_indices + list(known).index(value)
     return range(1, 1 + num_oov_indices)
+
+
+def largest(scores: Sequence[float], top_k: int) -> tuple[list[int], list[float]]:
+    """Positions and values of the largest scores, ties to the lower position."""
+    best = sorted((-score, position) for position, score in enumerate(scores))[:top_k]
+    return [position for _, position in best], [-score for score, _ in best]
+
+
+def sdim(
+    candidate: Sequence[bool], behaviours: Sequence[Sequence[bool]], vectors: np.ndarray, group_size: int
+) -> np.ndarray:
+    """SDIM's interest [D]: the mean over signatures of the normalised sums of vectors [n, D] that share them.
+
+    `candidate` and each of `behaviours` are the bits of a hash, `group_size` of which make a signature.
+    """
+    groups = range(0, len(candidate), group_size)
+    total = np.zeros(vectors.shape[1])
+    for start in groups:
+        signature = list(candidate[start : start + group_size])
+        collided = np.zeros(vectors.shape[1])
+        for bits, vector in zip(behaviours, vectors, strict=True):
+            if list(bits[start : start + group_size]) == signature:
+                collided += vector
+        norm = math.sqrt(sum(float(value) ** 2 for value in collided))
+        total += collided / norm if norm else collided
+    return total / len(groups)
+
+
+def sim_soft(
+    candidate: np.ndarray, behaviours: np.ndarray, candidate_kernel: np.ndarray, behaviour_kernel: np.ndarray
+) -> tuple[list[float], np.ndarray]:
+    """r_i = (W_b e_i) . (W_a e_a) of SIM's soft search for one candidate [D], and U = sum_i r_i e_i [D]."""
+    scores, pooled = [], np.zeros(len(candidate))
+    target = candidate @ candidate_kernel
+    for behaviour in behaviours:
+        score = sum(float(x) * float(y) for x, y in zip(behaviour @ behaviour_kernel, target, strict=True))
+        scores.append(score)
+        pooled += score * behaviour
+    return scores, pooled
+
+
+def take_in_turn(rankings: Sequence[Sequence[int]], top_k: int) -> list[int]:
+    """The first `top_k` different positions: the first of each ranking in turn, then the second of each."""
+    taken: list[int] = []
+    for rank in range(max(map(len, rankings), default=0)):
+        for ranking in rankings:
+            if rank < len(ranking) and ranking[rank] not in taken and len(taken) < top_k:
+                taken.append(ranking[rank])
+    return taken
+
+
+def twin(
+    query: np.ndarray,
+    inherent: np.ndarray,
+    cross: Sequence[np.ndarray],
+    kernels: Mapping[str, Any],
+    num_heads: int,
+    top_k: int,
+) -> tuple[np.ndarray, list[int], list[float], np.ndarray]:
+    """TWIN's interest [H * key_dim], positions, largest alpha of the heads and weights [H, K'] for one candidate [D].
+
+    `inherent` [n, D] and `cross`, a [n, width] for each cross feature, are the behaviours. `kernels` holds `query`,
+    `key`, `value` and `output`, and for each cross feature in `cross` a kernel [width, H] and in `scale` the beta [H].
+    """
+    key_dim = kernels["query"].shape[1] // num_heads
+    n = len(inherent)
+    alpha = np.zeros([num_heads, n])
+    for head in range(num_heads):
+        columns = slice(head * key_dim, (head + 1) * key_dim)
+        for i in range(n):
+            product = (inherent[i] @ kernels["key"][:, columns]) @ (query @ kernels["query"][:, columns])
+            alpha[head, i] = float(product) / math.sqrt(key_dim)
+            for j, values in enumerate(cross):
+                scalar = sum(float(x) * float(w) for x, w in zip(values[i], kernels["cross"][j][:, head], strict=True))
+                alpha[head, i] += scalar * float(kernels["scale"][j][head])
+    positions = take_in_turn([largest(row, top_k)[0] for row in alpha], top_k)
+    weights, heads = np.zeros([num_heads, len(positions)]), np.zeros(num_heads * key_dim)
+    for head in range(num_heads if positions else 0):
+        columns = slice(head * key_dim, (head + 1) * key_dim)
+        weights[head] = softmax([alpha[head, i] for i in positions])
+        for weight, i in zip(weights[head], positions, strict=True):
+            whole = np.concatenate([inherent[i], *(values[i] for values in cross)])
+            heads[columns] += weight * (whole @ kernels["value"][:, columns])
+    return heads @ kernels["output"], positions, [max(alpha[:, i]) for i in positions], weights
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def gru(x: np.ndarray, h: np.ndarray, kernel: np.ndarray, recurrent_kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """The next state [D] of Keras's GRU: gates z, r and the new state side by side, biases of both kernels [2, 3 D]."""
+    inputs, states = np.split(x @ kernel + bias[0], 3), np.split(h @ recurrent_kernel + bias[1], 3)
+    z, r = sigmoid(inputs[0] + states[0]), sigmoid(inputs[1] + states[1])
+    return z * h + (1.0 - z) * np.tanh(inputs[2] + r * states[2])
+
+
+def mimn(behaviours: np.ndarray, weights: Mapping[str, Any], induction_slots: int) -> dict[str, np.ndarray]:
+    """MIMN's state after behaviours [n, D], oldest first.
+
+    `weights` holds `initial_memory` [m, D'], `rebalance` [m, m], `controller` and `induction`, each the weights of a
+    GRU, and `heads`, the kernel and bias that give read key, write key, erase and add.
+    """
+    memory = weights["initial_memory"].astype(np.float64)
+    num_slots, width = memory.shape
+    induction, writes, read = np.zeros([num_slots, width]), np.zeros(num_slots), np.zeros(width)
+    controller = np.zeros(weights["controller"][1].shape[0])
+
+    def address(key: np.ndarray) -> np.ndarray:
+        lengths = [float(np.linalg.norm(slot) * np.linalg.norm(key)) for slot in memory]
+        return np.array(softmax([float(slot @ key) / length for slot, length in zip(memory, lengths, strict=True)]))
+
+    for behaviour in behaviours:
+        controller = gru(np.concatenate([behaviour, read]), controller, *weights["controller"])
+        kernel, bias = weights["heads"]
+        read_key, write_key, erase, add = np.split(controller @ kernel + bias, 4)
+        read_weights = address(read_key)
+        write_weights = address(write_key) * np.array(softmax(list(writes @ weights["rebalance"])))
+        before = memory.copy()
+        read = sum(read_weights[i] * before[i] for i in range(num_slots))
+        for i in range(num_slots):
+            memory[i] = (1.0 - write_weights[i] * sigmoid(erase)) * before[i] + write_weights[i] * np.tanh(add)
+        for i in sorted(range(num_slots), key=lambda i: -read_weights[i])[:induction_slots]:
+            induction[i] = gru(np.concatenate([before[i], behaviour]), induction[i], *weights["induction"])
+        writes = writes + write_weights
+    return {"memory": memory, "induction": induction, "writes": writes, "controller": controller, "read": read}

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import importlib
 import json
 import pathlib
 import subprocess
@@ -18,8 +19,11 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from keras_eta import ETA, Age, Feature, FeatureLookup, Features, Ranker, export, ops, search
+from keras_eta import ETA, Age, Feature, FeatureLookup, Features, Ranker, ops
 from keras_eta.export import export_model
+from keras_eta.export.warmup import WARMUP_CANDIDATES
+from keras_eta.interest import FullInterest, InnerProductInterest, PoolingInterest, RecentInterest
+from keras_eta.ops import _counting
 from tests import reference
 
 MAX_HISTORY = 12
@@ -38,6 +42,8 @@ FEATURES = Features(
 ITEMS = [f"item {number}" for number in range(40)]
 ACTIONS = ["view", "buy"]
 ITEM_COLUMNS = ("item_id", "category_id")
+# The function of the same name hides the module.
+SEARCH = importlib.import_module("keras_eta.ops.hamming_top_k")
 
 
 def make_requests(rows, candidates, length, seed=0):
@@ -176,7 +182,7 @@ def test_explain_returns_what_the_reference_retrieves(model, signatures):
     history = {name: model.lookup.encode(name, columns[f"history_{name}"]) for name in ITEM_COLUMNS}
     tables = {}
     for name in ITEM_COLUMNS:
-        layer = model.search_unit.embeddings[name]
+        layer = model.embeddings[name]
         tables[name] = reference.simhash(layer.embeddings.numpy(), layer.hash.planes.numpy())
     for row in range(3):
         queries = np.concatenate([tables[name][codes[name][row]] for name in ITEM_COLUMNS], axis=-1)
@@ -297,14 +303,14 @@ def test_floats_behind_a_history_are_not_read(signatures, value, length):
             np.testing.assert_array_equal(values, expected[key])
 
 
-@pytest.mark.parametrize("search_unit", [None, search.FullSearch(), search.InnerProductSearch(2)])
-def test_floats_behind_a_history_are_not_read_without_a_lookup(tmp_path, search_unit):
+@pytest.mark.parametrize("unit", [RecentInterest, FullInterest, lambda: InnerProductInterest(2)])
+def test_floats_behind_a_history_are_not_read_without_a_lookup(tmp_path, unit):
     features = Features(
         item_id=Feature("item_id", embedding_dim=4, vocabulary_size=20),
         behaviour_attributes=(Feature("dwell", "float32"),),
         max_history_length=6,
     )
-    ranker = Ranker(features, search_unit=search_unit, short_history_length=2, hidden_units=(4,))
+    ranker = Ranker(features, interests=[unit()], hidden_units=(4,))
     signatures = tf.saved_model.load(str(export_model(ranker, tmp_path, warmup=False))).signatures
 
     def probability(*behind):
@@ -338,14 +344,14 @@ def test_exported_table_is_exact(model, path, tmp_path):
     def check(loaded):
         variables = {variable.name: variable.numpy() for variable in loaded.model_variables}
         for name in ITEM_COLUMNS:
-            embeddings = variables[f"{name}/embeddings:0"]
-            expected = ops.simhash(embeddings, variables[f"{name}/hash/planes:0"]).numpy()
-            np.testing.assert_array_equal(variables[f"{name}/fingerprints:0"], expected)
+            embeddings = variables[f"embeddings/{name}/embeddings:0"]
+            expected = ops.simhash(embeddings, variables[f"embeddings/{name}/hash/planes:0"]).numpy()
+            np.testing.assert_array_equal(variables[f"embeddings/{name}/fingerprints:0"], expected)
             assert len(np.unique(expected)) > 4
 
     check(tf.saved_model.load(str(path)))
     # A write to the raw handle goes unseen; the export repairs what it left.
-    layer = model.search_unit.embeddings["item_id"]
+    layer = model.embeddings["item_id"]
     tf.raw_ops.AssignAddVariableOp(
         resource=layer.embeddings.handle, value=tf.random.normal(layer.embeddings.shape, seed=1)
     )
@@ -411,7 +417,7 @@ def test_warmup_requests_cover_every_signature_and_replay(path, signatures):
         assert request.model_spec.name == "eta"
         outputs = call(signatures, name, {key: tf.make_ndarray(value) for key, value in request.inputs.items()})
         assert np.isfinite(outputs["probability"]).all()
-    assert tf.make_ndarray(requests["rank"].inputs["item_id"]).shape == (1, export.WARMUP_CANDIDATES)
+    assert tf.make_ndarray(requests["rank"].inputs["item_id"]).shape == (1, WARMUP_CANDIDATES)
     assert tf.make_ndarray(requests["rank"].inputs["history_length"]).tolist() == [MAX_HISTORY]
 
 
@@ -466,9 +472,9 @@ def test_warmup_requests_cover_every_shape_that_is_compiled(compiled_path):
         request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
         if request.model_spec.signature_name in ("rank", "explain"):
             sizes = [tf.make_ndarray(request.inputs[name]).shape[1] for name in ("item_id", "history_item_id")]
-            assert bool(ops._counting_pays(*map(tf.constant, sizes)))
-            shapes[request.model_spec.signature_name].append(int(ops._history_bucket(tf.constant(sizes[1]))))
-    live = {int(ops._history_bucket(tf.constant(length))) for length in range(1, 601)}
+            assert bool(SEARCH._counting_pays(*map(tf.constant, sizes)))
+            shapes[request.model_spec.signature_name].append(int(_counting.history_bucket(tf.constant(sizes[1]))))
+    live = {int(_counting.history_bucket(tf.constant(length))) for length in range(1, 601)}
     assert shapes == {"rank": sorted(live), "explain": sorted(live)}
 
 
@@ -515,7 +521,8 @@ def together(monkeypatch, count):
         (pathlib.Path(path) / "variables").mkdir(parents=True)
         barrier.wait(timeout=60)
 
-    monkeypatch.setattr(export, "_Signatures", lambda *_: types.SimpleNamespace(functions={}))
+    stub = types.SimpleNamespace(functions={}, arguments={})
+    monkeypatch.setattr("keras_eta.export.export.Signatures", lambda *_: stub)
     monkeypatch.setattr(tf.saved_model, "save", save)
 
 
@@ -552,7 +559,7 @@ def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
         assert path.parents[1].name.startswith(".")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(export, "_write_warmup_requests", fail)
+    monkeypatch.setattr("keras_eta.export.export.write_warmup_requests", fail)
     with pytest.raises(OSError, match="No space left on device"):
         export_model(model, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -567,19 +574,53 @@ def test_export_without_serving_stubs_says_what_to_install(model, tmp_path, monk
     assert not (tmp_path / "1" / "assets.extra" / "tf_serving_warmup_requests").exists()
 
 
-@pytest.mark.parametrize("search_unit", [None, search.FullSearch(), search.InnerProductSearch(3)])
-def test_rankers_without_fingerprints_export_no_explain(tmp_path, search_unit):
+@pytest.mark.parametrize(
+    ("units", "outputs"),
+    [
+        ([PoolingInterest], None),
+        ([RecentInterest], {"positions", "weights"}),
+        ([lambda: RecentInterest(2), FullInterest], {"recent_interest_positions", "recent_interest_weights"}),
+        ([lambda: InnerProductInterest(3)], {"positions", "inner_products", "weights"}),
+        ([lambda: InnerProductInterest(3, cosine=True), PoolingInterest], {"positions", "cosines", "weights"}),
+    ],
+)
+def test_explain_has_the_outputs_of_the_units_that_attend(tmp_path, units, outputs):
     features = Features(item_id=Feature("item_id", embedding_dim=4, vocabulary_size=20), max_history_length=6)
-    ranker = Ranker(features, search_unit=search_unit, short_history_length=2, hidden_units=(4,))
+    ranker = Ranker(features, interests=[unit() for unit in units], hidden_units=(4,))
     signatures = tf.saved_model.load(str(export_model(ranker, tmp_path, warmup=False))).signatures
-    assert sorted(signatures) == ["examples", "rank", "serving_default"]
+    expected_signatures = {"examples", "rank", "serving_default"} | ({"explain"} if outputs else set())
+    if PoolingInterest in units:
+        expected_signatures |= {"user_state", "rank_from_state"}
+    assert set(signatures) == expected_signatures
     columns = {
         "item_id": np.array([[1, 5, 20], [2, 3, 4]]),
         "history_item_id": np.arange(2, 14).reshape(2, 6),
         "history_length": np.array([6, 1]),
     }
-    expected = tf.sigmoid(ranker.score({name: tf.constant(value) for name, value in columns.items()}).logits)
+    scores = ranker.score({name: tf.constant(value) for name, value in columns.items()})
+    expected = tf.sigmoid(scores.logits)
     np.testing.assert_allclose(call(signatures, "rank", columns)["probability"], expected, atol=1e-6)
+    if outputs is None:
+        return
+    explained = call(signatures, "explain", columns)
+    assert outputs <= set(explained)
+    np.testing.assert_allclose(explained["probability"], expected, atol=1e-6)
+    for row, length in enumerate(columns["history_length"]):
+        for c in range(3):
+            positions, weights = explained["positions"][row, c], explained["weights"][row, c]
+            found = positions >= 0
+            assert found.sum() == min(length, len(positions))
+            assert len(set(positions[found])) == found.sum()
+            np.testing.assert_allclose(weights.sum(), 1.0, rtol=1e-5)
+            assert not weights[~found].any()
+            for name in {"inner_products", "cosines"} & outputs:
+                values = explained[name][row, c][found]
+                assert (np.diff(values) <= 0).all()
+                vectors = [ranker.embeddings["item_id"].embeddings.numpy()[i] for i in columns["history_item_id"][row]]
+                query = ranker.embeddings["item_id"].embeddings.numpy()[columns["item_id"][row, c]]
+                scale = [np.linalg.norm(query) * np.linalg.norm(v) if name == "cosines" else 1.0 for v in vectors]
+                products = [float(query @ vectors[i]) / scale[i] for i in positions[found]]
+                np.testing.assert_allclose(values, products, rtol=1e-4, atol=1e-6)
 
 
 def test_indices_out_of_range_count_as_out_of_vocabulary(tmp_path):

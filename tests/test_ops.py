@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from keras_eta import ops
+from keras_eta.ops import _counting
 from tests import reference
+
+# The function of the same name hides the module.
+SEARCH = importlib.import_module("keras_eta.ops.hamming_top_k")
 
 NUM_BITS = [1, 7, 63, 64, 65, 128, 200, 512]
 DIMS = [1, 3, 32, 64, 100, 512]
@@ -298,8 +303,8 @@ def test_blocks_of_behaviours_and_chunks_of_candidates_equal_reference(
 ) -> None:
     candidate, history, top_k, mask = search
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "_BLOCKS_PAY", 16)
-        patch.setattr(ops, "_SORTED_PAIRS", 100)
+        patch.setattr(SEARCH, "_BLOCKS_PAY", 16)
+        patch.setattr(SEARCH, "_SORTED_PAIRS", 100)
         found = ops.hamming_top_k(candidate, history, top_k, mask)
     for row in range(len(candidate)):
         expected = reference.hamming_top_k(candidate[row], history[row], top_k, mask[row])
@@ -342,7 +347,7 @@ def test_a_long_search_is_the_same_everywhere(num_words: int, tmp_path: Path) ->
 def _count(candidate: Any, history: Any, top_k: int, mask: Any, sorted: bool = True) -> ops.TopK:
     """`hamming_top_k` by counting, however few the distances are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "_counting_pays", lambda candidates, length: tf.constant(True))
+        patch.setattr(SEARCH, "_counting_pays", lambda candidates, length: tf.constant(True))
         return ops.hamming_top_k(candidate, history, top_k, mask, sorted, jit_compile=True)
 
 
@@ -366,7 +371,7 @@ def test_hamming_top_k_by_counting_equals_reference(
         (2, 5_000, 1, 126),
         (2, 300, 1, 128),  # more than lanes of 8 bits can count
         (2, 4_500, 2, 200),
-        (ops.CANDIDATE_BLOCK + 1, 20, 1, 3),
+        (_counting.CANDIDATE_BLOCK + 1, 20, 1, 3),
     ],
 )
 @pytest.mark.parametrize("kind", ["random", "few", "ties"])
@@ -418,7 +423,7 @@ def test_only_large_searches_are_counted(monkeypatch: pytest.MonkeyPatch) -> Non
         counted.append((candidate.shape[1], history.shape[1]))
         return tf.zeros([*candidate.shape[:2], top_k], tf.int32)
 
-    monkeypatch.setattr(ops, "_positions_by_counting", by_counting)
+    monkeypatch.setattr(_counting, "positions_by_counting", by_counting)
     for candidates, length in ((1, 65_536), (40, 10_240), (50, 512), (60, 1_024), (512, 256), (9_000, 255)):
         words = tf.zeros([1, candidates, 1], tf.int64), tf.zeros([1, length, 1], tf.int64)
         ops.hamming_top_k(*words, 4, jit_compile=True)
@@ -436,7 +441,7 @@ def test_history_buckets() -> None:
 
 @given(st.integers(0, 1 << 20))
 def test_every_length_has_the_smallest_bucket_that_holds_it(length: int) -> None:
-    bucket = int(ops._history_bucket(tf.constant(length)))
+    bucket = int(_counting.history_bucket(tf.constant(length)))
     assert bucket == next(bucket for bucket in ops.history_buckets(1 << 20) if bucket >= length)
     assert length <= 1_024 or bucket < 1.25 * length
 

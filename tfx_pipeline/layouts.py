@@ -9,6 +9,7 @@ from typing import Any
 
 from keras_eta.datasets.taobao import END_TIMESTAMP, FIRST_TIMESTAMP
 from keras_eta.features import DTYPES, LABEL, TIMESTAMP, Age, Feature, Features
+from keras_eta.validation import is_number
 
 USER_ID = "user_id"
 
@@ -30,7 +31,8 @@ class Label:
         negatives: values that are negative; a row with a value of neither is then malformed. Empty: all other values.
 
     Raises:
-        ValueError: if both rules are given, `negatives` without `positives` or one value in both, or no column.
+        ValueError: if `minimum` is no number, both rules are given, `negatives` come without `positives` or one value
+            is in both, or there is no column.
     """
 
     column: str
@@ -43,6 +45,8 @@ class Label:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.column:
             raise ValueError(f"`column` of the label must be a column of the file. Received: column={self.column!r}")
+        if self.minimum is not None and not is_number(self.minimum):
+            raise ValueError(f"`minimum` of the label must be a finite number. Received: minimum={self.minimum!r}")
         if self.minimum is not None and self.positives:
             raise ValueError(
                 "Give a label either a `minimum` or `positives`. "

@@ -6,13 +6,13 @@ from typing import Any
 
 from tfx import v1 as tfx
 
+from tfx_pipeline.components.infra_validator import LocalInfraValidator
+from tfx_pipeline.components.pusher import AtomicPusher
+from tfx_pipeline.components.scores import bulk_scores
+from tfx_pipeline.components.validator import ImpressionValidator, ValidatedStatistics, statistics_options
 from tfx_pipeline.config import EVAL, SPLITS, TRAIN, VALIDATION, PipelineConfig
 from tfx_pipeline.evaluation import eval_config
-from tfx_pipeline.infra_validator import LocalInfraValidator
-from tfx_pipeline.ingestion import impression_gen
-from tfx_pipeline.pusher import AtomicPusher
-from tfx_pipeline.scores import bulk_scores
-from tfx_pipeline.validator import ImpressionValidator, ValidatedStatistics, statistics_options
+from tfx_pipeline.ingestion.impression_gen import impression_gen
 
 PIPELINE_NAME = "eta"
 
@@ -56,7 +56,7 @@ def make_pipeline(config: PipelineConfig, metadata_connection: Any = None) -> An
     # Anomalous data must not reach training.
     transform.add_upstream_node(validator)
     trainer = tfx.components.Trainer(
-        run_fn="tfx_pipeline.trainer.run_fn",
+        run_fn="tfx_pipeline.training.trainer.run_fn",
         examples=transform.outputs["transformed_examples"],
         transform_graph=transform.outputs["transform_graph"],
         schema=schema,

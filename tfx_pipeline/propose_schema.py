@@ -25,14 +25,16 @@ from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
 from tfx_bsl.public import tfxio
 
 from keras_eta.features import LABEL, TIMESTAMP, history_name
-from tfx_pipeline import interactions
+from tfx_pipeline.components.validator import statistics_options
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, PipelineConfig
 from tfx_pipeline.flags import add_layout_flags, layout_from_flags
-from tfx_pipeline.impressions import read_block
-from tfx_pipeline.ingestion import GenerateImpressions, check_data
+from tfx_pipeline.ingestion import interactions
+from tfx_pipeline.ingestion.files import log_files
+from tfx_pipeline.ingestion.impression_gen import GenerateImpressions
+from tfx_pipeline.ingestion.impressions import read_block
+from tfx_pipeline.ingestion.log_checks import check_data
 from tfx_pipeline.layouts import USER_ID, Layout
 from tfx_pipeline.schema import make_schema
-from tfx_pipeline.validator import statistics_options
 
 # Sets of strings and ranges of integers up to this size are proposed as domains.
 MAX_DOMAIN_SIZE = 100
@@ -96,7 +98,7 @@ def impression_statistics(
     options = statistics_options(config)
     options.schema = make_schema(config.layout)
     with beam.Pipeline() as pipeline:
-        outputs = pipeline | GenerateImpressions(config, interactions.log_files(config.data, config.layout))
+        outputs = pipeline | GenerateImpressions(config, log_files(config.data, config.layout))
         _ = (
             [outputs[split] for split in SPLITS]
             | beam.Flatten()

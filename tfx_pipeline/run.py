@@ -71,7 +71,7 @@ def run(config: PipelineConfig, console: Console) -> None:
             # These import TFX, which takes several seconds and writes warnings.
             from tfx import v1 as tfx
 
-            from tfx_pipeline.ingestion import check_data
+            from tfx_pipeline.ingestion.log_checks import check_data
             from tfx_pipeline.pipeline import make_pipeline
             from tfx_pipeline.summary import report
 

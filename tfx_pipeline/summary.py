@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from tfx import v1 as tfx
 
+from tfx_pipeline.components.infra_validator import BLESSED_PROPERTY, REASON_PROPERTY
 from tfx_pipeline.config import HISTORY_BUCKET, HISTORY_BUCKETS, PipelineConfig
 from tfx_pipeline.evaluation import AUC, CALIBRATION, EXAMPLE_COUNT, GROUPED_AUC, LOG_LOSS
-from tfx_pipeline.infra_validator import BLESSED_PROPERTY, REASON_PROPERTY
-from tfx_pipeline.ingestion import REPORT_FILE
+from tfx_pipeline.ingestion.impression_gen import REPORT_FILE
 from tfx_pipeline.progress import Timing
 
 # Of ML Metadata: `uri` and `custom_properties`.

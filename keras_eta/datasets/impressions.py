@@ -32,6 +32,7 @@ from keras_eta.features import (
     history_name,
 )
 from keras_eta.ops import age_bucket
+from keras_eta.validation import check_integers_from_zero
 
 
 class Lookup(Protocol):
@@ -110,8 +111,7 @@ class Impressions:
         Raises:
             ValueError: as the constructor; if `min_history` is negative; if it leaves no impression.
         """
-        if not isinstance(min_history, int) or min_history < 0:
-            raise ValueError(f"`min_history` must be a non-negative integer. Received: min_history={min_history!r}")
+        check_integers_from_zero(min_history=min_history)
         checked = _checked_columns(columns)
         start, end = history_bounds(log, checked[USER_ID], checked[TIMESTAMP])
         impressions = cls(log, start, end, checked, label)

@@ -7,13 +7,15 @@ from typing import Any
 import tensorflow as tf
 
 from keras_eta.features import Features
+from keras_eta.interest.eta import ETAInterest
+from keras_eta.interest.recent import RecentInterest
 from keras_eta.models.ranker import Ranker
-from keras_eta.search.hamming import HammingSearch
+from keras_eta.validation import check_integers_from_zero
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
 class ETA(Ranker):
-    """End-to-End Target Attention: a `Ranker` whose long history is searched by Hamming distance.
+    """End-to-End Target Attention: a `Ranker` with `RecentInterest` and `ETAInterest`, ready made.
 
     The item embeddings that the model ranks with are hashed to M-bit SimHash fingerprints; for each candidate the K
     behaviours nearest by Hamming distance are retrieved and attended to. A table of fingerprints beside the embeddings
@@ -21,15 +23,17 @@ class ETA(Ranker):
 
     Args:
         features: as `Ranker`.
+        short_history_length: S, most recent behaviours attended to beside those retrieved. 0: none.
+        num_heads: heads of both attentions.
+        key_dim: width of a head. `None`: the candidate's width divided by the heads, rounded up.
         top_k: K, behaviours retrieved for each candidate.
         num_bits: M, bits of a fingerprint (of each hashed feature).
         seed: seed of the planes.
         similarity_bias: whether the similarity 1 - 2 * distance / M of a retrieved behaviour is added to its attention
             logits, with a learned scale for each head; in training it carries the straight-through gradient.
         trainable_planes: whether the planes learn by that path. Hashes the whole table again whenever they move.
-        planes_period: steps between two moves of learned planes; a loop that does not call `train_step` calls
-            `search_unit.after_step`.
-        **kwargs: as `Ranker`, without `search_unit`.
+        planes_period: steps between two moves of learned planes.
+        **kwargs: as `Ranker`, without `interests`.
 
     Call arguments:
         inputs: as `Ranker`.
@@ -59,6 +63,9 @@ class ETA(Ranker):
         self,
         features: Features | None = None,
         *,
+        short_history_length: int = 16,
+        num_heads: int = 2,
+        key_dim: int | None = None,
         top_k: int = 48,
         num_bits: int = 64,
         seed: int = 0,
@@ -67,27 +74,30 @@ class ETA(Ranker):
         planes_period: int = 1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            features,
-            search_unit=HammingSearch(
-                top_k=top_k,
-                num_bits=num_bits,
-                seed=seed,
-                similarity_bias=similarity_bias,
-                trainable_planes=trainable_planes,
-                planes_period=planes_period,
-                name="hamming_search",
-            ),
-            **kwargs,
+        check_integers_from_zero(short_history_length=short_history_length)
+        heads: dict[str, Any] = {"num_heads": num_heads, "key_dim": key_dim}
+        recent = [RecentInterest(short_history_length, **heads)] if short_history_length else []
+        retrieved = ETAInterest(
+            top_k=top_k,
+            num_bits=num_bits,
+            seed=seed,
+            similarity_bias=similarity_bias,
+            trainable_planes=trainable_planes,
+            planes_period=planes_period,
+            **heads,
         )
+        super().__init__(features, interests=[*recent, retrieved], **kwargs)
+        self.short_history_length = short_history_length
 
-    def refresh(self) -> None:
-        """Hashes the whole fingerprint table again. Needed only after code that wrote to a raw variable handle."""
-        self.search_unit.refresh()
+    @property
+    def eta(self) -> ETAInterest:
+        """The interest unit that retrieves by Hamming distance."""
+        return self.interests[-1]
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        del config["search_unit"]
-        for name in ("top_k", "num_bits", "seed", "similarity_bias", "trainable_planes", "planes_period"):
-            config[name] = getattr(self.search_unit, name)
+        config = {**super().get_config(), "short_history_length": self.short_history_length}
+        del config["interests"]
+        arguments = ("num_heads", "key_dim", "top_k", "num_bits", "seed")
+        for name in (*arguments, "similarity_bias", "trainable_planes", "planes_period"):
+            config[name] = getattr(self.eta, name)
         return config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import tensorflow as tf
 
 from keras_eta.distribution import sum_over_replicas
@@ -11,20 +13,22 @@ class LossMeans(tf.keras.layers.Layer):
     """Means of the steps' losses, weighted by their rows; over all replicas the values of one.
 
     A layer, since Keras takes the variables of a model's own metrics for weights.
+
+    Args:
+        names: names of the losses.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
         super().__init__(name="loss_means")
-        self._means = [tf.keras.metrics.Mean(name=name) for name in ("loss", "regularization_loss")]
+        self._means = {name: tf.keras.metrics.Mean(name=name) for name in names}
 
-    def update(self, labels: tf.Tensor, loss: tf.Tensor, regularization_loss: tf.Tensor) -> None:
+    def update(self, labels: tf.Tensor, losses: Mapping[str, tf.Tensor]) -> None:
         """Takes a step in.
 
         Args:
             labels: [n], those of this replica.
-            loss: this replica's part of the global batch's mean; the parts add up to it.
-            regularization_loss: likewise.
+            losses: this replica's parts of the global batch's means, by name; the parts of all replicas add up to them.
         """
         rows = tf.size(labels)
-        for mean, value in zip(self._means, sum_over_replicas([loss, regularization_loss]), strict=True):
-            mean.update_state(value, sample_weight=rows)
+        for name, value in sum_over_replicas(dict(losses)).items():
+            self._means[name].update_state(value, sample_weight=rows)

@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
+from keras_eta.validation import is_number
+
 Part = tuple[tf.keras.optimizers.Optimizer, Callable[[], Sequence[tf.Variable]]]
 
 
@@ -79,6 +81,14 @@ class LearningRate(float):
     def numpy(self) -> np.float32:
         """The value."""
         return np.float32(self)
+
+
+def check_rates(**rates: Any) -> None:
+    """Raises ValueError unless every learning rate is a schedule of Keras or a finite number of at least 0."""
+    for name, rate in rates.items():
+        schedule = isinstance(rate, tf.keras.optimizers.schedules.LearningRateSchedule)
+        if not schedule and not (is_number(rate) and rate >= 0):
+            raise ValueError(f"`{name}` must be a number of at least 0 or a Keras schedule. Received: {name}={rate!r}")
 
 
 def check_callbacks(optimizer: Any, callbacks: Any) -> None:

@@ -402,7 +402,8 @@ def test_from_interactions_outcomes_are_out_of_reach():
             "`outcomes` must name columns of ['user_id', 'item_id', 'timestamp', 'category_id', 'rating', 'dwell', "
             "'price'], the required ones excepted. Received: ['item_id']",
         ),
-        ({"min_history": -1}, "`min_history` must be a non-negative integer. Received: min_history=-1"),
+        ({"min_history": -1}, "`min_history` must be an integer of at least 0. Received: min_history=-1"),
+        ({"min_history": True}, "`min_history` must be an integer of at least 0. Received: min_history=True"),
     ],
 )
 def test_from_interactions_bad_arguments_are_refused(options, message):

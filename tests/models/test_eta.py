@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.python.framework import op_callbacks
 
 from keras_eta import ETA, Feature, Features, Ranker, metrics
-from keras_eta.search import FullSearch, HammingSearch, Retrieved, SearchUnit
+from keras_eta.interest import ETAInterest, FullInterest, RecentInterest, Retrieved
 from tests import reference
 
 Batch = dict[str, np.ndarray]
@@ -33,31 +33,30 @@ def test_retrieving_the_whole_history_equals_full_attention(
     features: Features, make_batch: MakeBatch, top_k: int, candidates: int
 ) -> None:
     eta = ETA(features, top_k=top_k, short_history_length=4, hidden_units=(6,), cross_layers=1)
-    full = Ranker(features, search_unit=FullSearch(), short_history_length=4, hidden_units=(6,), cross_layers=1)
+    full = Ranker(features, interests=[RecentInterest(4), FullInterest()], hidden_units=(6,), cross_layers=1)
     eta.build()
     full.build()
     _randomise(eta)
     for name, layer in eta.embeddings.items():
         full.embeddings[name].embeddings.assign(layer.embeddings)
-    for name in ("short_attention", "long_attention", "mlp"):
-        getattr(full, name).set_weights(getattr(eta, name).get_weights())
+    for ours, theirs in zip(full.interests, eta.interests, strict=True):
+        ours.attention.set_weights(theirs.attention.get_weights())
+    full.mlp.set_weights(eta.mlp.get_weights())
     full.cross[0].set_weights(eta.cross[0].get_weights())
     # Empty, one behaviour, full, and between; the rest is padding.
     batch = make_batch(features, 10, 12, candidates=candidates)
     expected, scores = full.score(batch), eta.score(batch)
-    assert scores.retrieved is not None
-    assert scores.attention is not None
-    assert expected.attention is not None
     np.testing.assert_allclose(scores.logits, expected.logits, rtol=1e-4, atol=1e-5)
     assert np.std(expected.logits) > 0.1
+    retrieved: Any = scores.interests["eta_interest"].retrieved
+    weights: Any = scores.interests["eta_interest"].weights
+    of_all: Any = expected.interests["full_interest"].weights
     # Each behaviour has the same weight, at the place where it was retrieved.
     for index in np.ndindex(10, candidates):
-        found = scores.retrieved.mask[index].numpy()
-        positions = scores.retrieved.positions[index].numpy()[found]
+        found = retrieved.mask[index].numpy()
+        positions = retrieved.positions[index].numpy()[found]
         assert sorted(positions) == list(range(batch["history_length"][index[0]]))
-        np.testing.assert_allclose(
-            scores.attention[index].numpy()[:, found], expected.attention[index].numpy()[:, positions], atol=1e-5
-        )
+        np.testing.assert_allclose(weights[index].numpy()[:, found], of_all[index].numpy()[:, positions], atol=1e-5)
 
 
 def test_retrieving_less_differs_from_full_attention(features: Features, make_batch: MakeBatch) -> None:
@@ -81,10 +80,10 @@ def test_training_and_inference_give_the_same_logits(features: Features, make_ba
     for candidates in (1, 4):
         batch = make_batch(features, 10, 12, candidates=candidates)
         training, inference = (model.score(batch, training=mode) for mode in (True, False))
-        assert training.attention is not None
-        assert inference.attention is not None
         np.testing.assert_allclose(training.logits, inference.logits, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(training.attention, inference.attention, rtol=1e-4, atol=1e-6)
+        for name in inference.interests:
+            learning, serving = (scores.interests[name].weights for scores in (training, inference))
+            np.testing.assert_allclose(learning, serving, rtol=1e-4, atol=1e-6)
         assert np.std(inference.logits) > 0.1
 
 
@@ -106,7 +105,7 @@ def biased(features: Features) -> ETA:
     )
     model.build()
     _randomise(model)
-    for layer in model.search_unit.embeddings.values():
+    for layer in model.eta.tables.values():
         layer.embeddings.assign(3.0 * layer.embeddings)
     return model
 
@@ -124,25 +123,25 @@ def test_loss_reaches_planes_and_embeddings_through_the_hash(
 ) -> None:
     model = biased
     batch, labels = make_batch(model.features, 10, 12), np.arange(10) % 2
-    layers = model.search_unit.embeddings
+    layers = model.eta.tables
     tables = [layer.embeddings for layer in layers.values()]
     planes = [layer.hash.planes for layer in layers.values()]
     gradients = _gradients(model, batch, labels, tables + planes)
 
     # The same loss with the similarity as a constant: what reaches the tables in other ways, and its own gradient.
     calls: list[dict[str, Any]] = []
-    similarity = HammingSearch.similarity
+    similarity = ETAInterest.similarity
     with tf.GradientTape() as tape:
 
-        def constant(self: HammingSearch, candidate: Any, retrieved: Any, distances: Any, training: bool) -> tf.Tensor:
-            value = tf.stop_gradient(similarity(self, candidate, retrieved, distances, training))
+        def constant(self: ETAInterest, *arguments: Any) -> tf.Tensor:
+            value = tf.stop_gradient(similarity(self, *arguments))
             tape.watch(value)
-            calls.append({"candidate": candidate, "retrieved": retrieved, "value": value})
+            calls.append({"value": value})
             return value
 
         with monkeypatch.context() as patch:
-            patch.setattr(HammingSearch, "similarity", constant)
-            patch.setattr(SearchUnit, "__call__", _keeping(calls))
+            patch.setattr(ETAInterest, "similarity", constant)
+            patch.setattr(ETAInterest, "search", _keeping(calls))
             loss = model.compute_loss((batch, labels), training=True)
     (found,) = (call["found"] for call in calls if "found" in call)
     (inner,) = (call for call in calls if "value" in call)
@@ -174,11 +173,11 @@ def test_loss_reaches_planes_and_embeddings_through_the_hash(
 
 
 def _keeping(calls: list[dict[str, Any]]) -> Callable[..., Retrieved]:
-    """A `SearchUnit.__call__` that notes what was retrieved."""
-    call = SearchUnit.__call__
+    """An `ETAInterest.search` that notes what was retrieved."""
+    search = ETAInterest.search
 
-    def note(self: SearchUnit, *args: Any, **kwargs: Any) -> Retrieved:
-        found = call(self, *args, **kwargs)
+    def note(self: ETAInterest, *args: Any) -> Retrieved:
+        found = search(self, *args)
         calls.append({"found": found})
         return found
 
@@ -192,17 +191,17 @@ def test_without_the_bias_retrieval_carries_no_gradient(
     model.build()
     _randomise(model)
     batch, labels = make_batch(features, 10, 12), np.arange(10) % 2
-    layer = model.search_unit.embeddings["item_id"]
+    layer = model.eta.tables["item_id"]
     table, planes = _gradients(model, batch, labels, [layer.embeddings, layer.hash.planes])
     assert planes is None
 
     # The same positions as constants.
     calls: list[dict[str, Any]] = []
     with monkeypatch.context() as patch:
-        patch.setattr(SearchUnit, "__call__", _keeping(calls))
+        patch.setattr(ETAInterest, "search", _keeping(calls))
         model(batch)
     found = tf.nest.map_structure(lambda part: tf.constant(part.numpy()), calls[0]["found"])
-    monkeypatch.setattr(SearchUnit, "__call__", lambda self, *args, **kwargs: found)
+    monkeypatch.setattr(ETAInterest, "search", lambda self, *args: found)
     (expected,) = _gradients(model, batch, labels, [layer.embeddings])
     np.testing.assert_array_equal(table, expected)
     assert np.abs(expected).max() > 1e-4
@@ -220,7 +219,7 @@ def test_planes_learn_only_on_request(features: Features) -> None:
 N, L, D = 7, 53, 11
 
 
-def _distinctive_model(search_unit: str) -> tuple[Ranker, tuple[Batch, np.ndarray]]:
+def _distinctive_model(unit: str) -> tuple[Ranker, tuple[Batch, np.ndarray]]:
     """A model and a batch in which no other product of sizes is a multiple of N * L * D."""
     features = Features(
         item_id=Feature("item_id", vocabulary_size=37, embedding_dim=D),
@@ -228,10 +227,11 @@ def _distinctive_model(search_unit: str) -> tuple[Ranker, tuple[Batch, np.ndarra
         max_history_length=L,
     )
     options: dict[str, Any] = {"short_history_length": 3, "num_heads": 1, "hidden_units": (8,)}
-    if search_unit == "full":
-        model = Ranker(features, search_unit=FullSearch(), **options)
+    if unit == "full":
+        units = [RecentInterest(3, num_heads=1), FullInterest(num_heads=1)]
+        model = Ranker(features, interests=units, hidden_units=(8,))
     else:
-        learned = search_unit == "hamming with learned planes"
+        learned = unit == "hamming with learned planes"
         model = ETA(features, top_k=5, num_bits=64, similarity_bias=learned, trainable_planes=learned, **options)
     rng = np.random.default_rng(0)
     batch = {
@@ -258,22 +258,22 @@ def _shapes_in_graph(graph: Any) -> Iterator[tuple[str, tuple[int, ...] | None]]
             yield node.op, tuple(shape) if shape.is_fully_defined() else None
 
 
-@pytest.mark.parametrize("search_unit", ["hamming", "hamming with learned planes", "full"])
-def test_training_graph_holds_no_embedded_history(search_unit: str) -> None:
-    model, data = _distinctive_model(search_unit)
+@pytest.mark.parametrize("unit", ["hamming", "hamming with learned planes", "full"])
+def test_training_graph_holds_no_embedded_history(unit: str) -> None:
+    model, data = _distinctive_model(unit)
     model.compile()
     model.build()
     step = tf.function(model.train_step)
     shapes = list(_shapes_in_graph(step.get_concrete_function(tf.nest.map_structure(tf.constant, data)).graph))
     assert len(shapes) > 300
     found = [(op, shape) for op, shape in shapes if shape is not None and _is_whole_history(shape)]
-    assert bool(found) == (search_unit == "full"), found
+    assert bool(found) == (unit == "full"), found
 
 
-@pytest.mark.parametrize("search_unit", ["hamming", "hamming with learned planes", "full"])
-def test_training_step_makes_no_embedded_history(search_unit: str) -> None:
+@pytest.mark.parametrize("unit", ["hamming", "hamming with learned planes", "full"])
+def test_training_step_makes_no_embedded_history(unit: str) -> None:
     # Op by op, so that shapes that a graph does not know are seen too.
-    model, data = _distinctive_model(search_unit)
+    model, data = _distinctive_model(unit)
     model.compile()
     model.build()
     made: list[tuple[str, tuple[int, ...]]] = []
@@ -289,7 +289,7 @@ def test_training_step_makes_no_embedded_history(search_unit: str) -> None:
     assert len(made) > 300
     assert any("Grad" in op for op, _ in made)
     found = [(op, shape) for op, shape in made if _is_whole_history(shape)]
-    assert bool(found) == (search_unit == "full"), found
+    assert bool(found) == (unit == "full"), found
 
 
 # What it is for
@@ -317,10 +317,9 @@ def _planted(rows: int, seed: int) -> tuple[Batch, np.ndarray]:
 @pytest.mark.slow
 def test_eta_learns_what_lies_beyond_the_short_history() -> None:
     features = Features(item_id=Feature("item_id", vocabulary_size=60, embedding_dim=16))
-    options: dict[str, Any] = {"short_history_length": 4, "hidden_units": (32,)}
-    models = {
-        "eta": lambda: ETA(features, top_k=4, similarity_bias=True, **options),
-        "short": lambda: Ranker(features, **options),
+    models: dict[str, Callable[[], Ranker]] = {
+        "eta": lambda: ETA(features, top_k=4, similarity_bias=True, short_history_length=4, hidden_units=(32,)),
+        "short": lambda: Ranker(features, interests=[RecentInterest(4)], hidden_units=(32,)),
     }
     test, test_labels = _planted(1_000, seed=1)
     auc, losses = {}, {}

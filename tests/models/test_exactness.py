@@ -15,8 +15,8 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from keras_eta import ETA, Feature, Features, Ranker, ops
+from keras_eta.interest import ETAInterest, RecentInterest
 from keras_eta.layers import FingerprintedEmbedding
-from keras_eta.search import HammingSearch
 
 legacy = tf.keras.optimizers.legacy
 
@@ -60,8 +60,7 @@ def _batch(seed: int, rows: int = ROWS) -> tuple[dict[str, np.ndarray], np.ndarr
 
 
 def _layers(model: Ranker) -> dict[str, FingerprintedEmbedding]:
-    assert model.search_unit is not None
-    return dict(model.search_unit.embeddings)
+    return dict(model.interests[-1].tables)
 
 
 def _tables(model: Ranker) -> dict[str, np.ndarray]:
@@ -181,11 +180,10 @@ def test_tables_are_exact_with_dense_gradients_and_learning_planes(make: Callabl
 
 
 @pytest.mark.parametrize("name", ["default", "adam", "legacy sgd", "composite of legacy adagrad"])
-def test_tables_are_exact_in_a_ranker_that_was_given_the_search_unit(name: str) -> None:
+def test_tables_are_exact_in_a_ranker_that_was_given_the_unit(name: str) -> None:
     tf.keras.utils.set_random_seed(3)
-    model = Ranker(
-        FEATURES, search_unit=HammingSearch(3, num_bits=70), short_history_length=2, num_heads=1, hidden_units=(4,)
-    )
+    units = [RecentInterest(2, num_heads=1), ETAInterest(3, num_bits=70, num_heads=1)]
+    model = Ranker(FEATURES, interests=units, hidden_units=(4,))
     model.build()
     model.compile(OPTIMISERS[name](model), run_eagerly=True)
     before = _tables(model)

@@ -15,9 +15,9 @@ import pytest
 import tensorflow as tf
 
 from keras_eta import ETA, Age, Feature, FeatureLookup, Features, Ranker, metrics
-from keras_eta.layers import ActivationUnit, Dice, TargetAttention
+from keras_eta.interest import ETAInterest, FullInterest, InnerProductInterest, InterestUnit, RecentInterest
+from keras_eta.layers import ActivationUnit, Dice
 from keras_eta.models import Scores
-from keras_eta.search import FullSearch, HammingSearch, InnerProductSearch, SearchUnit
 from tests import reference
 
 Batch = dict[str, np.ndarray]
@@ -25,18 +25,21 @@ MakeBatch = Callable[..., Batch]
 
 TOP_K = 3
 
-UNITS: dict[str, Callable[[], SearchUnit | None]] = {
-    "none": lambda: None,
-    "full": FullSearch,
-    "inner product": lambda: InnerProductSearch(TOP_K),
-    "hamming": lambda: HammingSearch(TOP_K, num_bits=16),
-    "hamming with bias": lambda: HammingSearch(TOP_K, num_bits=16, similarity_bias=True),
+SHORT = 4
+
+UNITS: dict[str, Callable[[], list[InterestUnit]]] = {
+    "none": lambda: [],
+    "full": lambda: [FullInterest()],
+    "inner product": lambda: [InnerProductInterest(TOP_K)],
+    "hamming": lambda: [ETAInterest(TOP_K, num_bits=16)],
+    "hamming with bias": lambda: [ETAInterest(TOP_K, num_bits=16, similarity_bias=True)],
 }
 
 
 def _ranker(features: Features, unit: str = "none", **arguments: Any) -> Ranker:
-    arguments = {"short_history_length": 4, "num_heads": 2, "hidden_units": (6, 5), **arguments}
-    model = Ranker(features, search_unit=UNITS[unit](), **arguments)
+    """A ranker of the short history and of one more unit, if any."""
+    arguments = {"hidden_units": (6, 5), "interests": [RecentInterest(SHORT), *UNITS[unit]()], **arguments}
+    model = Ranker(features, **arguments)
     model.build()
     _randomise(model)
     return model
@@ -51,7 +54,7 @@ def _randomise(model: Ranker) -> None:
 
 @pytest.fixture(scope="module")
 def models(features: Features) -> dict[str, Ranker]:
-    """A ranker with each search unit."""
+    """A ranker with each unit beside the short history."""
     return {unit: _ranker(features, unit) for unit in UNITS}
 
 
@@ -77,14 +80,14 @@ def _vector(model: Ranker, features: tuple[Feature, ...], values: Mapping[str, A
 
 
 def _retrieved(model: Ranker, batch: Batch, row: int, item: int, length: int) -> list[int] | None:
-    """Positions that the search unit must retrieve; `None`: all."""
-    if isinstance(model.search_unit, FullSearch):
+    """Positions that the last unit must retrieve; `None`: all."""
+    if isinstance(model.interests[-1], FullInterest):
         return None
     layer = model.embeddings["item_id"]
     history = batch["history_item_id"][row, :length]
     mask = np.arange(length) < batch["history_length"][row]
     table = layer.embeddings.numpy()
-    if isinstance(model.search_unit, InnerProductSearch):
+    if isinstance(model.interests[-1], InnerProductInterest):
         positions, found = reference.inner_product_top_k(table[[item]], table[history], TOP_K, mask)
     else:
         words = reference.simhash(table, layer.hash.planes.numpy())
@@ -123,19 +126,20 @@ def _expected_logit(model: Ranker, batch: Batch, row: int, candidate: int) -> fl
             item, attended, [True] * len(positions), weights, layer.num_heads, similarity
         )[0]
 
-    parts = [item, interest(model.short_attention, list(range(min(real, model.short_history_length))))]
-    if model.search_unit is not None:
+    parts = [item, interest(model.interests[0].attention, list(range(min(real, SHORT))))]
+    if len(model.interests) > 1:
+        unit = model.interests[1]
         positions = _retrieved(model, batch, row, batch["item_id"][row, candidate], length)
         positions = list(range(real)) if positions is None else positions
         similarity = None
-        if model.search_unit.similarity_bias:
+        if unit.similarity_bias:
             layer = model.embeddings["item_id"]
             words = reference.simhash(layer.embeddings.numpy(), layer.hash.planes.numpy())
             ids = batch["history_item_id"][row, positions]
             candidate_words = words[batch["item_id"][row, candidate]]
             distances = [reference.hamming_distance(candidate_words, words[i]) for i in ids]
-            similarity = 1.0 - 2.0 * np.array(distances) / model.search_unit.num_bits
-        parts.append(interest(model.long_attention, positions, similarity))
+            similarity = 1.0 - 2.0 * np.array(distances) / unit.num_bits
+        parts.append(interest(unit.attention, positions, similarity))
     for feature in (*features.user, *features.context):
         parts.append(_vector(model, (feature,), {feature.name: batch[feature.name][row]}))
     x0 = x = np.concatenate(parts)
@@ -235,10 +239,11 @@ def test_empty_history_gives_zero_interest(models: dict[str, Ranker], make_batch
     batch = make_batch(model.features, 3, candidates=2)
     batch["history_length"][:] = 0
     scores = model.score(batch)
-    if scores.retrieved is not None:
-        assert not scores.retrieved.mask.numpy().any()
-    if scores.attention is not None:
-        assert not scores.attention.numpy().any()
+    for name in scores.interests:
+        read: Any = scores.interests[name]
+        assert not read.vector.numpy().any()
+        assert not read.retrieved.mask.numpy().any()
+        assert not read.weights.numpy().any()
     # The MLP reads zeros in place of interest.
     features = model.features
     item = np.array(
@@ -271,8 +276,10 @@ def test_graph_and_xla_equal_eager(models: dict[str, Ranker], make_batch: MakeBa
     for options in ({"reduce_retracing": True}, {"jit_compile": True}):
         scores = tf.function(model.score, **options)(batch)
         np.testing.assert_allclose(scores.logits, expected.logits, rtol=1e-4, atol=1e-5)
-        if expected.retrieved is not None:
-            np.testing.assert_array_equal(scores.retrieved.positions, expected.retrieved.positions)
+        for name in expected.interests:
+            found: Any = scores.interests[name].retrieved
+            wanted: Any = expected.interests[name].retrieved
+            np.testing.assert_array_equal(found.positions, wanted.positions)
 
 
 @pytest.mark.parametrize("unit", ["none", "full", "hamming"])
@@ -280,11 +287,13 @@ def test_graph_and_xla_equal_eager(models: dict[str, Ranker], make_batch: MakeBa
 def test_activation_unit_in_place_of_both_attentions(
     features: Features, make_batch: MakeBatch, unit: str, activation: Any
 ) -> None:
-    long_attention = None if unit == "none" else ActivationUnit((4,))
-    model = _ranker(
-        features, unit, short_attention=ActivationUnit((3,)), long_attention=long_attention, activation=activation
-    )
-    assert isinstance(model.short_attention, ActivationUnit)
+    units: list[InterestUnit] = [RecentInterest(SHORT, attention=ActivationUnit((3,)))]
+    if unit == "full":
+        units.append(FullInterest(attention=ActivationUnit((4,))))
+    if unit == "hamming":
+        units.append(ETAInterest(TOP_K, num_bits=16, attention=ActivationUnit((4,))))
+    model = _ranker(features, interests=units, activation=activation)
+    assert all(isinstance(unit.attention, ActivationUnit) for unit in model.interests)
     assert sum(isinstance(layer, Dice) for layer in model.mlp.layers) == (2 if activation is Dice else 0)
     batch = make_batch(features, candidates=3)
     scores = model.score(batch)
@@ -297,8 +306,7 @@ def test_activation_unit_in_place_of_both_attentions(
 
 
 def test_long_history_alone(features: Features, make_batch: MakeBatch) -> None:
-    model = _ranker(features, "hamming", short_history_length=0)
-    assert model.short_attention is None
+    model = _ranker(features, interests=UNITS["hamming"]())
     batch = make_batch(features)
     batch["history_length"][:] = 12
     assert np.std(model(batch)) > 0
@@ -325,12 +333,13 @@ def test_training_and_inference_agree_in_half_precision(
     model.build()
     _randomise(model)
     # Large scales, so that a bit that differs would show.
-    model.long_attention.output_projection.kernel.assign(3.0 * model.long_attention.output_projection.kernel)
+    kernel = model.eta.attention.output_projection.kernel
+    kernel.assign(3.0 * kernel)
     batch = make_batch(features, 64)
     assert model.compute_dtype == "bfloat16"
     np.testing.assert_array_equal(model(batch, training=True), model(batch))
     # The codes are the bits that distances are counted by.
-    for layer in model.search_unit.embeddings.values():
+    for layer in model.eta.tables.values():
         rows = layer(tf.range(layer.input_dim))
         bits = [reference.unpack_words(words, 64) for words in layer.fingerprints_table.numpy()]
         np.testing.assert_array_equal(layer.codes(rows), np.where(bits, 1.0, -1.0))
@@ -402,8 +411,8 @@ def test_gradients_reach_the_ages_of_attended_behaviours_alone(
     # Buckets 1 and 2 in what is attended to, 3 in the rest, 4 in padding.
     positions = np.arange(12)
     for row, length in enumerate(batch["history_length"]):
-        attended = set(range(min(length, model.short_history_length)))
-        if model.search_unit is not None:
+        attended = set(range(min(length, SHORT)))
+        if len(model.interests) > 1:
             found = _retrieved(
                 model, {**batch, "item_id": batch["item_id"][:, np.newaxis]}, row, batch["item_id"][row], 12
             )
@@ -463,11 +472,11 @@ def test_model_learns_what_only_ages_tell() -> None:
 def test_ages_are_an_embedding_of_their_own(aged_models: dict[str, Ranker], features: Features) -> None:
     model = aged_models["hamming"]
     assert type(model.embeddings["history_age"]) is tf.keras.layers.Embedding
-    assert set(model.search_unit.embeddings) == {"item_id"}
+    assert set(model.interests[1].tables) == {"item_id"}
     shapes = {variable.name: tuple(variable.shape) for variable in model.embedding_variables()}
-    assert shapes["history_age/embeddings:0"] == (5, 3)
-    assert shapes["age/embeddings:0"] == (6, 2)
-    assert "history_age/embeddings:0" not in [variable.name for variable in model.dense_variables()]
+    assert shapes["embeddings/history_age/embeddings:0"] == (5, 3)
+    assert shapes["embeddings/age/embeddings:0"] == (6, 2)
+    assert "embeddings/history_age/embeddings:0" not in [variable.name for variable in model.dense_variables()]
     assert "history_age" not in _ranker(features, "hamming").embeddings
 
 
@@ -651,24 +660,24 @@ def test_default_optimiser_gives_adagrad_to_embeddings_and_adam_to_the_rest(
 
 # Configuration and saving
 
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "defaults": {"search_unit": None},
-    "everything": {
-        "search_unit": HammingSearch(3, num_bits=5, seed=2, similarity_bias=True, trainable_planes=True),
-        "short_history_length": 3,
-        "num_heads": 3,
-        "key_dim": 5,
+ARGUMENTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "defaults": lambda: {"interests": [RecentInterest()]},
+    "everything": lambda: {
+        "interests": [
+            RecentInterest(3, attention=ActivationUnit((3,)), name="short"),
+            ETAInterest(
+                3, num_bits=5, seed=2, similarity_bias=True, trainable_planes=True, num_heads=3, key_dim=5, name="long"
+            ),
+            FullInterest(own_embeddings=True),
+        ],
         "hidden_units": [7, 6],
         "activation": Dice,
         "cross_layers": 2,
-        "short_attention": ActivationUnit((3,)),
         "embeddings_regularizer": tf.keras.regularizers.L2(0.25),
         "name": "everything",
     },
-    "activation units": {
-        "search_unit": FullSearch(),
-        "short_history_length": 0,
-        "long_attention": ActivationUnit((3, 2)),
+    "activation units": lambda: {
+        "interests": [FullInterest(attention=ActivationUnit((3, 2)))],
         "activation": "tanh",
         "embeddings_regularizer": "l1",
     },
@@ -677,7 +686,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_config_makes_the_same_model(features: Features, make_batch: MakeBatch, name: str) -> None:
-    model = Ranker(features, **ARGUMENTS[name])
+    model = Ranker(features, **ARGUMENTS[name]())
     config = json.loads(json.dumps(tf.keras.utils.serialize_keras_object(model)))
     assert config["registered_name"] == "keras_eta>Ranker"
     twin = tf.keras.utils.deserialize_keras_object(config)
@@ -706,12 +715,12 @@ def test_config_of_eta_makes_the_same_model(features: Features) -> None:
     twin = tf.keras.utils.deserialize_keras_object(tf.keras.utils.serialize_keras_object(model))
     assert type(twin) is ETA
     assert twin.get_config() == model.get_config()
-    assert {name: getattr(twin.search_unit, name) for name in arguments} == arguments
+    assert {name: getattr(twin.eta, name) for name in arguments} == arguments
 
 
 def test_defaults_are_those_of_the_design(features: Features) -> None:
     model = ETA(features)
-    assert (model.search_unit.top_k, model.search_unit.num_bits, model.short_history_length) == (48, 64, 16)
+    assert (model.eta.top_k, model.eta.num_bits, model.short_history_length) == (48, 64, 16)
     assert Features(item_id=Feature("item_id")).max_history_length == 512
     assert Feature("item_id").embedding_dim == 32
 
@@ -750,7 +759,7 @@ def test_saved_model_reloads_with_its_vocabularies_and_trains_on(lookup: Feature
 
 @pytest.mark.parametrize("built_by", ["hand", "call"])
 def test_native_keras_format_reloads(features: Features, make_batch: MakeBatch, built_by: str, tmp_path: Path) -> None:
-    model = Ranker(features, search_unit=HammingSearch(TOP_K, num_bits=16), hidden_units=(6,))
+    model = Ranker(features, interests=[RecentInterest(), ETAInterest(TOP_K, num_bits=16)], hidden_units=(6,))
     batch, path = make_batch(features), str(tmp_path / "model.keras")
     if built_by == "hand":
         model.build()
@@ -849,29 +858,9 @@ def _refused(features: Features) -> list[tuple[dict[str, Any], type[Exception], 
         ),
         ({"features": "item_id"}, TypeError, "`features` must be a keras_eta.Features. Received: features='item_id'"),
         (
-            {"search_unit": "hamming"},
-            TypeError,
-            "`search_unit` must be a SearchUnit or None. Received: search_unit='hamming'",
-        ),
-        (
-            {"short_history_length": -1},
-            ValueError,
-            "`short_history_length` must be an integer of at least 0. Received: short_history_length=-1",
-        ),
-        (
-            {"short_history_length": 1.5},
-            ValueError,
-            "`short_history_length` must be an integer of at least 0. Received: short_history_length=1.5",
-        ),
-        (
             {"cross_layers": True},
             ValueError,
             "`cross_layers` must be an integer of at least 0. Received: cross_layers=True",
-        ),
-        (
-            {"short_history_length": 0},
-            ValueError,
-            "A ranker needs a `short_history_length` above 0 or a `search_unit`. Received neither.",
         ),
         ({"hidden_units": ()}, ValueError, "`hidden_units` must be positive integers. Received: hidden_units=()"),
         (
@@ -884,22 +873,6 @@ def _refused(features: Features) -> list[tuple[dict[str, Any], type[Exception], 
             ValueError,
             "`hidden_units` must be positive integers. Received: hidden_units=(8, True)",
         ),
-        ({"num_heads": 0}, ValueError, "`num_heads` must be a positive integer. Received: num_heads=0"),
-        ({"num_heads": 2.0}, ValueError, "`num_heads` must be a positive integer. Received: num_heads=2.0"),
-        ({"key_dim": -1}, ValueError, "`key_dim` must be a positive integer. Received: key_dim=-1"),
-        ({"key_dim": 0}, ValueError, "`key_dim` must be a positive integer. Received: key_dim=0"),
-        (
-            {"search_unit": HammingSearch(2, similarity_bias=True), "long_attention": ActivationUnit()},
-            ValueError,
-            "`long_attention` and `search_unit` must agree on the similarity bias. Received: "
-            "long_attention.similarity_bias=False, search_unit.similarity_bias=True",
-        ),
-        (
-            {"search_unit": FullSearch(), "long_attention": TargetAttention(similarity_bias=True)},
-            ValueError,
-            "`long_attention` and `search_unit` must agree on the similarity bias. Received: "
-            "long_attention.similarity_bias=True, search_unit.similarity_bias=False",
-        ),
         (
             {"features": dataclasses.replace(features, item_id=Feature("item_id"))},
             ValueError,
@@ -909,28 +882,28 @@ def _refused(features: Features) -> list[tuple[dict[str, Any], type[Exception], 
     ]
 
 
-@pytest.mark.parametrize("case", range(17))
+@pytest.mark.parametrize("case", range(7))
 def test_ranker_refuses_a_bad_argument(features: Features, case: int) -> None:
     arguments, error, message = _refused(features)[case]
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
-        Ranker(**{"features": features, **arguments})
+        Ranker(**{"features": features, "interests": [RecentInterest()], **arguments})
 
 
 def test_ranker_refuses_an_unadapted_lookup(features: Features) -> None:
     with pytest.raises(ValueError, match=r"^The vocabulary of feature 'user_id' is empty\. Call `adapt` first\.$"):
-        Ranker(lookup=FeatureLookup(features))
+        Ranker(lookup=FeatureLookup(features), interests=[RecentInterest()])
 
 
 def test_ranker_refuses_a_lookup_that_is_none() -> None:
     with pytest.raises(TypeError, match="`lookup` must be"):
-        Ranker(lookup="item_id")  # type: ignore[arg-type]
+        Ranker(lookup="item_id", interests=[RecentInterest()])  # type: ignore[arg-type]
 
 
 def test_ranker_refuses_an_activation_that_is_none(features: Features) -> None:
     with pytest.raises((TypeError, ValueError), match="activation"):
-        Ranker(features, activation="no such activation")
+        Ranker(features, interests=[RecentInterest()], activation="no such activation")
     with pytest.raises((TypeError, ValueError), match="activation"):
-        Ranker(features, activation=3)  # type: ignore[arg-type]
+        Ranker(features, interests=[RecentInterest()], activation=3)  # type: ignore[arg-type]
 
 
 class _Unregistered(tf.keras.layers.Layer):
@@ -957,10 +930,10 @@ def test_ranker_refuses_an_activation_that_a_file_could_not_restore(features: Fe
         f"restored with a saved model. Received: activation={_Unregistered!r}"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        Ranker(features, activation=_Unregistered)
+        Ranker(features, interests=[RecentInterest()], activation=_Unregistered)
     message = f"`activation` must be a name or a class of layers. Received: activation={int!r}"
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
-        Ranker(features, activation=int)
+        Ranker(features, interests=[RecentInterest()], activation=int)
 
 
 @pytest.mark.parametrize(

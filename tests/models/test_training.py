@@ -40,9 +40,10 @@ def impressions() -> Impressions:
             "item_id": rng.integers(0, 12, ROWS),
             "timestamp": np.arange(ROWS) + 10**9,
             "price": rng.normal(size=ROWS).astype("float32"),
+            "clicked": rng.integers(0, 2, ROWS),
         }
     )
-    return Impressions.from_interactions(log, rng.integers(0, 2, ROWS), min_history=0)
+    return Impressions.from_interactions(log, lambda log: log["clicked"], min_history=0, outcomes=("clicked",))
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,15 @@ def test_default_optimizer_has_the_rates_it_is_given(lookup: FeatureLookup) -> N
     model.compile(model.default_optimizer(0.25, 0.125))
     assert _rates(model) == [0.25, 0.125]
     assert [type(part).__name__ for part in model.optimizer.optimizers] == ["Adagrad", "Adam"]
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), True, -0.1, "0.1"])
+@pytest.mark.parametrize("name", ["embedding_learning_rate", "dense_learning_rate"])
+def test_default_optimizer_refuses_what_is_no_rate(lookup: FeatureLookup, name: str, rate: Any) -> None:
+    model = _model(lookup)
+    message = f"`{name}` must be a number of at least 0 or a Keras schedule. Received: {name}={rate!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        model.default_optimizer(**{name: rate})
 
 
 def test_callbacks_move_both_learning_rates(impressions: Impressions, lookup: FeatureLookup, tmp_path: Path) -> None:
@@ -250,7 +260,7 @@ def test_files_that_callbacks_write(impressions: Impressions, lookup: FeatureLoo
     model.fit(batches, epochs=2, verbose=0, callbacks=[board, *checkpoints])
     (events,) = (tmp_path / "board" / "train").glob("events*")
     tags = {value.tag for event in tf.compat.v1.train.summary_iterator(str(events)) for value in event.summary.value}
-    assert {"epoch_loss", "item_id/embeddings_0/histogram"} <= tags
+    assert {"epoch_loss", "embeddings/item_id/embeddings_0/histogram"} <= tags
     expected = model.predict(batches, verbose=0)
     for name in names:
         if name.startswith("weights"):
@@ -283,7 +293,8 @@ def test_weights_are_variables(lookup: FeatureLookup) -> None:
     model = _model(lookup)
     assert all(isinstance(weight, tf.Variable) for weight in model.weights)
     names = [weight.name for weight in model.weights]
-    assert names[:3] == ["item_id/embeddings:0", "item_id/fingerprints:0", "item_id/hash/planes:0"]
+    kept = {f"embeddings/item_id/{name}:0" for name in ("embeddings", "fingerprints", "hash/planes")}
+    assert kept == {name for name in names if name.startswith("embeddings/")}
     # Neither vocabularies nor metrics; the attentions have 5 weights each, two dense layers 4.
     assert len(names) == 3 + 5 + 5 + 4
     assert lookup.weights == []

@@ -27,8 +27,8 @@ from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, predict
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.client import AsyncRankingClient, RankingClient
-from serving.conformance import ReferenceModel
-from serving.server import ModelServer
+from serving.server.embedded import EmbeddedServer
+from serving.tools.reference_model import ReferenceModel
 
 ROWS = [None]
 TABLE = [None, None]
@@ -189,16 +189,16 @@ def push(saved_models: dict[str, Path]) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., ModelServer]]:
+def serve() -> Iterator[Callable[..., EmbeddedServer]]:
     """Starts servers on free loopback ports and stops them after the test."""
     servers = []
 
     def start(
         base_path: Path, *, poll: float = 0.05, threads: int = 8, server: dict[str, Any] | None = None, **config: object
-    ) -> ModelServer:
+    ) -> EmbeddedServer:
         model = model_server_config_pb2.ModelConfig(name="eta", base_path=str(base_path), **config)
         arguments = {"port": 0, "grpc_max_threads": threads, "file_system_poll_wait_seconds": poll, **(server or {})}
-        started = ModelServer([model], **arguments)
+        started = EmbeddedServer([model], **arguments)
         servers.append(started)
         started.start()
         return started
@@ -218,7 +218,7 @@ def contract_servers(
         base_path = tmp_path_factory.mktemp(name)
         shutil.copytree(saved_models[name], base_path / "7")
         config = model_server_config_pb2.ModelConfig(name="eta", base_path=str(base_path))
-        server = ModelServer([config], port=0, file_system_poll_wait_seconds=0)
+        server = EmbeddedServer([config], port=0, file_system_poll_wait_seconds=0)
         server.start()
         servers.append(server)
         addresses[name] = server.address

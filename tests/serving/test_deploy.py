@@ -13,7 +13,7 @@ import pytest
 import yaml
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.config import (
+from serving.server.config import (
     BatchingParameters,
     MonitoringConfig,
     SSLConfig,
@@ -22,8 +22,8 @@ from serving.config import (
     model_configs,
     read_config,
 )
-from serving.conformance import server_command
-from serving.monitoring import Metrics
+from serving.server.monitoring import Metrics
+from serving.tools.reference_model import server_command
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "serving" / "deploy"

@@ -15,10 +15,11 @@ import grpc
 import numpy as np
 import pytest
 
-from benchmarks import serving as benchmark
-from benchmarks.serving import Call, Run, main
-from serving.answers import Signature, TensorSpec
-from serving.server import ModelServer
+from benchmarks.serving import load, overhead, requests, runs
+from benchmarks.serving.__main__ import main
+from benchmarks.serving.runs import Call, Run
+from serving.client.answers import Signature, TensorSpec
+from serving.server.embedded import EmbeddedServer
 
 OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
 SHORT = ["--duration", "0.3", "--warmup", "0", "--users", "3", "--candidates", "4", "--history", "6"]
@@ -36,7 +37,7 @@ def fake() -> Iterator[Callable[..., grpc.Channel]]:
         server.add_generic_rpc_handlers((generic,))
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
-        channel = benchmark.connect(f"127.0.0.1:{port}")
+        channel = load.connect(f"127.0.0.1:{port}")
         grpc.channel_ready_future(channel).result(10)
         servers.append((server, channel))
         return channel
@@ -54,17 +55,17 @@ def slow(request: bytes, context: object) -> bytes:
 
 def test_percentiles_of_known_samples() -> None:
     latencies = np.arange(1.0, 1001.0)
-    assert [benchmark.percentile(latencies, q) for q in (*benchmark.PERCENTILES, 100)] == [500, 900, 990, 999, 1000]
-    assert [benchmark.percentile(np.array([1.0, 2.0, 9.0]), q) for q in (1, 50, 67, 99.9)] == [1, 2, 9, 9]
-    assert benchmark.percentile(np.array([]), 50) is None
+    assert [runs.percentile(latencies, q) for q in (*runs.PERCENTILES, 100)] == [500, 900, 990, 999, 1000]
+    assert [runs.percentile(np.array([1.0, 2.0, 9.0]), q) for q in (1, 50, 67, 99.9)] == [1, 2, 9, 9]
+    assert runs.percentile(np.array([]), 50) is None
 
 
 def test_curve_has_ten_points_a_nine_and_ends_where_samples_end() -> None:
-    points = benchmark.curve(np.arange(1.0, 1001.0))
+    points = runs.curve(np.arange(1.0, 1001.0))
     assert len(points) == 31
     np.testing.assert_allclose([points[i] for i in (0, 10, 20, 30)], [(0, 1), (90, 900), (99, 990), (99.9, 999)])
-    assert benchmark.curve(np.array([7.0])) == [(0, 7)]
-    assert benchmark.curve(np.array([])) == []
+    assert runs.curve(np.array([7.0])) == [(0, 7)]
+    assert runs.curve(np.array([])) == []
 
 
 def test_run_leaves_the_warm_up_out_and_counts_latency_from_when_a_call_was_due() -> None:
@@ -102,7 +103,7 @@ def test_random_inputs_fit_the_metadata() -> None:
     }
     signature = Signature({name: TensorSpec(dtype, (None,) * rank) for name, (dtype, rank) in columns.items()}, {})
     one, again = (
-        benchmark.random_inputs(signature, candidates=40, history=6, ids=9, rng=np.random.default_rng(1))
+        requests.random_inputs(signature, candidates=40, history=6, ids=9, rng=np.random.default_rng(1))
         for _ in range(2)
     )
     assert {name: values.shape for name, values in one.items()} == {
@@ -129,15 +130,13 @@ def test_random_inputs_fit_the_metadata() -> None:
 )
 def test_random_inputs_name_an_input_that_fits_no_request(spec: TensorSpec, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        benchmark.random_inputs(
-            Signature({"x": spec}, {}), candidates=1, history=1, ids=1, rng=np.random.default_rng(0)
-        )
+        requests.random_inputs(Signature({"x": spec}, {}), candidates=1, history=1, ids=1, rng=np.random.default_rng(0))
 
 
 def test_arrivals() -> None:
     rng = np.random.default_rng(0)
-    assert benchmark.arrivals(4, 1.5, "fixed", rng).tolist() == [0, 0.25, 0.5, 0.75, 1, 1.25]
-    moments = benchmark.arrivals(1_000, 10, "poisson", rng)
+    assert load.arrivals(4, 1.5, "fixed", rng).tolist() == [0, 0.25, 0.5, 0.75, 1, 1.25]
+    moments = load.arrivals(1_000, 10, "poisson", rng)
     # Both within 5 standard deviations of a Poisson process: 10,000 of them, with exponential gaps of 1 ms.
     assert abs(len(moments) - 10_000) < 500
     gaps = np.diff(moments)
@@ -148,13 +147,13 @@ def test_arrivals() -> None:
 def test_open_loop_counts_the_waiting_that_a_closed_loop_hides(fake: Callable[..., grpc.Channel]) -> None:
     channel = fake(slow)
     due = np.arange(5) / 100
-    calls = sorted(benchmark.open_loop(channel, [b"x"], due, 10.0))
+    calls = sorted(load.open_loop(channel, [b"x"], due, 10.0))
     assert [call.due for call in calls] == due.tolist()
     assert calls[-1].sent < calls[0].answered
     # One at a time, 200 ms each: the fifth, due after 40 ms, is answered after 1,000 ms.
     least = [200, 390, 580, 770, 960]
     assert (Run.of("open", calls).latencies >= least).all()
-    closed = benchmark.closed_loop([benchmark.caller(channel, [b"x"], 0, 10.0)], 0.5)
+    closed = load.closed_loop([load.caller(channel, [b"x"], 0, 10.0)], 0.5)
     assert len(closed) <= 3
     assert np.median(Run.of("closed", closed).latencies) < 390
 
@@ -166,7 +165,7 @@ def test_open_loop_sends_requests_in_turn_at_their_times(fake: Callable[..., grp
         seen.append(request)
         return b""
 
-    calls = benchmark.open_loop(fake(answer), [b"a", b"b"], np.array([0.0, 0.2, 0.4]), 10.0)
+    calls = load.open_loop(fake(answer), [b"a", b"b"], np.array([0.0, 0.2, 0.4]), 10.0)
     assert seen == [b"a", b"b", b"a"]
     assert all(call.sent >= call.due and call.answered > call.sent for call in calls)
     assert [call.due for call in calls] == [0.0, 0.2, 0.4]
@@ -181,9 +180,9 @@ def test_errors_are_counted_by_code(fake: Callable[..., grpc.Channel]) -> None:
         return request
 
     channel = fake(answer)
-    run = Run.of("open", benchmark.open_loop(channel, [b"x"], np.zeros(9), 10.0)).report()
+    run = Run.of("open", load.open_loop(channel, [b"x"], np.zeros(9), 10.0)).report()
     assert (run["requests"], run["ok"], run["errors"]) == (9, 6, {"RESOURCE_EXHAUSTED": 3})
-    closed = benchmark.closed_loop([benchmark.caller(channel, [b"x"], 0, 10.0)], 0.2)
+    closed = load.closed_loop([load.caller(channel, [b"x"], 0, 10.0)], 0.2)
     # A single caller: which call got which answer is certain.
     assert [call.code.name for call in closed[:4]] == ["OK", "OK", "RESOURCE_EXHAUSTED", "OK"]
 
@@ -191,15 +190,15 @@ def test_errors_are_counted_by_code(fake: Callable[..., grpc.Channel]) -> None:
 def test_calls_over_their_deadline_are_errors(fake: Callable[..., grpc.Channel]) -> None:
     channel = fake(slow)
     for calls in (
-        benchmark.open_loop(channel, [b"x"], np.zeros(2), 0.02),
-        benchmark.closed_loop([benchmark.caller(channel, [b"x"], 0, 0.02)], 0.2),
+        load.open_loop(channel, [b"x"], np.zeros(2), 0.02),
+        load.closed_loop([load.caller(channel, [b"x"], 0, 0.02)], 0.2),
     ):
         assert {call.code for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 def test_callers_start_at_requests_of_their_own(fake: Callable[..., grpc.Channel]) -> None:
     channel = fake(lambda request, context: request)
-    ask = benchmark.caller(channel, [b"a", b"b", b"c"], 4, 10.0)
+    ask = load.caller(channel, [b"a", b"b", b"c"], 4, 10.0)
     assert [ask() for _ in range(3)] == [b"b", b"c", b"a"]
 
 
@@ -230,7 +229,7 @@ def test_load_counts_what_the_server_answered(
 
 
 def test_load_counts_each_call_once(
-    serve: Callable[..., ModelServer], push: Callable[..., Path], tmp_path: Path
+    serve: Callable[..., EmbeddedServer], push: Callable[..., Path], tmp_path: Path
 ) -> None:
     push("int64", tmp_path, 1)
     server = serve(tmp_path)
@@ -250,15 +249,15 @@ def test_unknown_model_is_an_error_before_and_counted_in_a_run(
     target = contract_servers["int64"]
     assert main(["load", "--target", target, "--model_name", "nope", *SHORT]) == 1
     assert "answered NOT_FOUND: Servable not found for request: Latest(nope)" in capsys.readouterr().err
-    with benchmark.connect(target) as channel:
-        request = benchmark.serialize("nope", "rank", {"user_id": np.array([1])})
-        calls = benchmark.open_loop(channel, [request], np.zeros(4), 10.0)
+    with load.connect(target) as channel:
+        request = requests.serialize("nope", "rank", {"user_id": np.array([1])})
+        calls = load.open_loop(channel, [request], np.zeros(4), 10.0)
     run = Run.of("4 at once", calls).report()
     assert (run["ok"], run["errors"]) == (0, {"NOT_FOUND": 4})
 
 
 def test_load_says_what_is_wrong_before_it_begins(
-    serve: Callable[..., ModelServer], push: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+    serve: Callable[..., EmbeddedServer], push: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     push("1", tmp_path, 1)
     address = serve(tmp_path).address
@@ -293,7 +292,7 @@ def test_plot_lays_reports_over_each_other(tmp_path: Path, capsys: pytest.Captur
 
 def test_ratios_round_by_round() -> None:
     measured = {"signature in process": [10.0, 20.0, 30.0], "gRPC": [11.0, 24.0, 30.0]}
-    table = benchmark.ratios(measured)
+    table = overhead.ratios(measured)
     # 1.1, 1.2 and 1.0; the 10th percentile lies a fifth of the way from the least to the middle.
     assert table["gRPC"] == pytest.approx({"median": 24, "ratio": 1.1, "ratio_p10": 1.02, "ratio_p90": 1.18})
     assert table["signature in process"] == {"median": 20, "ratio": 1, "ratio_p10": 1, "ratio_p90": 1}
@@ -306,8 +305,8 @@ def test_in_process_calls_answer_as_the_model_does(saved_models: dict[str, Path]
         "history_length": np.array([3]),
         "candidates": np.array([[5, 6, 7]]),
     }
-    calls = benchmark.in_process(saved_models["3"], [inputs])
-    assert list(calls) == [benchmark.SIGNATURE, benchmark.SESSION]
+    calls = overhead.in_process(saved_models["3"], [inputs])
+    assert list(calls) == [overhead.SIGNATURE, overhead.SESSION]
     for call in calls.values():
         answer: Any = call()
         assert np.reshape(answer, -1).tolist() == [5, 4, 3]
@@ -322,25 +321,25 @@ def test_overhead_compares_the_server_with_calls_in_process(
         return Path(shutil.copytree(saved_models["3"], base_path / str(version)))
 
     # The table's own model in place of ETA, whose export takes its time.
-    monkeypatch.setattr(benchmark, "export_model", export)
+    monkeypatch.setattr(overhead, "export_model", export)
     together = []
-    closed_loop = benchmark.closed_loop
+    closed_loop = overhead.closed_loop
 
     def counted(callers: list[Callable[[], object]], *arguments: Any) -> list[Call]:
         together.append(len(callers))
         return closed_loop(callers, *arguments)
 
-    monkeypatch.setattr(benchmark, "closed_loop", counted)
+    monkeypatch.setattr(overhead, "closed_loop", counted)
     sizes = ["--candidates", "5", "--history", "20", "--rounds", "2", "--calls", "2", "--threads", "2"]
     assert main(["overhead", *sizes, "--seconds", "0.2", "--json", str(tmp_path / "run.json")]) == 0
     report = json.loads((tmp_path / "run.json").read_text())
     assert together == [2] * 6
-    local = [benchmark.SIGNATURE, benchmark.SESSION]
-    assert list(report["p50_ms"]) == [*local, benchmark.GRPC, benchmark.CLIENT]
-    assert list(report["calls_per_second"]) == [*local, benchmark.GRPC]
+    local = [overhead.SIGNATURE, overhead.SESSION]
+    assert list(report["p50_ms"]) == [*local, overhead.GRPC, overhead.CLIENT]
+    assert list(report["calls_per_second"]) == [*local, overhead.GRPC]
     for table in (report["p50_ms"], report["calls_per_second"]):
         assert all(row["median"] > 0 and row["ratio_p10"] <= row["ratio"] <= row["ratio_p90"] for row in table.values())
-        assert table[benchmark.SIGNATURE]["ratio"] == 1
+        assert table[overhead.SIGNATURE]["ratio"] == 1
     # A model this small answers faster than gRPC carries a message.
-    assert report["p50_ms"][benchmark.GRPC]["median"] > 1.5 * report["p50_ms"][benchmark.SESSION]["median"]
+    assert report["p50_ms"][overhead.GRPC]["median"] > 1.5 * report["p50_ms"][overhead.SESSION]["median"]
     assert "asked of gRPC: <= 1.15" in capsys.readouterr().out

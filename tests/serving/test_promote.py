@@ -16,9 +16,10 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_gr
 from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
 
 from serving import promote
-from serving.config import read_config
-from serving.conformance import rank_request
-from serving.server import ModelServer, server_from_flags
+from serving.server.__main__ import server_from_flags
+from serving.server.config import read_config
+from serving.server.embedded import EmbeddedServer
+from serving.tools.reference_model import rank_request
 
 Push = Callable[..., Path]
 HEAD = "# What the servers read.\n# By hand or by serving.promote.\n"
@@ -54,7 +55,7 @@ def file(push: Push, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(file: Path) -> Iterator[ModelServer]:
+def server(file: Path) -> Iterator[EmbeddedServer]:
     flags = ["--model_config_file_poll_wait_seconds=0.05", "--allow_version_labels_for_unavailable_models"]
     with server_from_flags(["--port=0", f"--model_config_file={file}", *flags]) as server:
         yield server
@@ -64,7 +65,7 @@ def run(file: Path, address: str, *arguments: str) -> int:
     return promote.main([f"--model_config_file={file}", f"--target={address}", *arguments])
 
 
-def answers(server: ModelServer, label: str) -> int:
+def answers(server: EmbeddedServer, label: str) -> int:
     with grpc.insecure_channel(server.address) as channel:
         request = rank_request(spec={"version_label": label})
         response: predict_pb2.PredictResponse = prediction_grpc.PredictionServiceStub(channel).Predict(
@@ -74,7 +75,7 @@ def answers(server: ModelServer, label: str) -> int:
 
 
 def test_canary_promotion_and_rollback(
-    server: ModelServer, file: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    server: EmbeddedServer, file: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level("INFO")
 
@@ -102,7 +103,7 @@ def test_canary_promotion_and_rollback(
 
 
 def test_version_that_does_not_come_leaves_the_file_as_it_was(
-    server: ModelServer, file: Path, capsys: pytest.CaptureFixture[str]
+    server: EmbeddedServer, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = file.read_bytes()
     assert run(file, server.address, "--version=9", "--timeout=1") == 1
@@ -113,7 +114,7 @@ def test_version_that_does_not_come_leaves_the_file_as_it_was(
 
 
 def test_broken_version_leaves_the_file_as_it_was(
-    server: ModelServer, file: Path, capsys: pytest.CaptureFixture[str]
+    server: EmbeddedServer, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (file.parent / "models" / "2" / "saved_model.pb").write_bytes(b"")
     before = file.read_bytes()

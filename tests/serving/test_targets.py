@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from serving.answers import ServingError
+from serving.client.answers import ServingError
 from serving.targets import is_loopback, proxy_variable
 
 VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy")

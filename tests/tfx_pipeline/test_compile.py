@@ -48,7 +48,9 @@ def test_compiled_pipeline_holds_every_component_in_order(tmp_path: Path, capsys
     images = {e["container"]["image"] for e in executors.values() if "container" in e}
     assert images == {"image:1"}
     parameters = tasks["Trainer"]["inputs"]["parameters"]
-    assert parameters["run_fn"]["runtimeValue"] == {"constantValue": {"stringValue": "tfx_pipeline.trainer.run_fn"}}
+    assert parameters["run_fn"]["runtimeValue"] == {
+        "constantValue": {"stringValue": "tfx_pipeline.training.trainer.run_fn"}
+    }
     assert "--runner=DataflowRunner" in executors["Transform_executor"]["container"]["args"]
 
 

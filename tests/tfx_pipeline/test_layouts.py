@@ -116,6 +116,11 @@ def test_custom_refuses(arguments: dict[str, Any], message):
     [
         ({"column": ""}, "`column` of the label must be a column of the file. Received: column=''"),
         (
+            {"column": "x", "minimum": float("nan")},
+            "`minimum` of the label must be a finite number. Received: minimum=nan",
+        ),
+        ({"column": "x", "minimum": True}, "`minimum` of the label must be a finite number. Received: minimum=True"),
+        (
             {"column": "x", "minimum": 1, "positives": ("y",)},
             "Give a label either a `minimum` or `positives`. Received: minimum=1, positives=('y',)",
         ),

@@ -27,13 +27,14 @@ from tfx import v1 as tfx
 from keras_eta import Features
 from keras_eta.datasets import movielens
 from serving.client import RankingClient
-from serving.server import ModelServer
+from serving.server.embedded import EmbeddedServer
+from tfx_pipeline.components.infra_validator import serving_requests
 from tfx_pipeline.config import EVAL
 from tfx_pipeline.flags import config_from_flags
-from tfx_pipeline.infra_validator import serving_requests
 from tfx_pipeline.run import exclusive, parser
 from tfx_pipeline.summary import artifacts_of_latest_run
-from tfx_pipeline.trainer import TRAINING_REPORT, load_trained_model, transformed_batches
+from tfx_pipeline.training.batches import transformed_batches
+from tfx_pipeline.training.trainer import TRAINING_REPORT, load_trained_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
@@ -260,7 +261,7 @@ def _records(examples: Path, split: str) -> list[bytes]:
 def _served(workspace: Workspace) -> Iterator[RankingClient]:
     """A client of a server on the serving directory."""
     config = model_server_config_pb2.ModelConfig(name="eta", base_path=str(workspace.serving_dir))
-    with ModelServer([config], port=0) as server, RankingClient(server.address, timeout=120) as client:
+    with EmbeddedServer([config], port=0) as server, RankingClient(server.address, timeout=120) as client:
         client.wait_until_ready()
         yield client
 

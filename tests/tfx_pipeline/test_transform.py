@@ -16,7 +16,7 @@ from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transfor
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.layouts import Label, Layout
 from tfx_pipeline.schema import make_schema
-from tfx_pipeline.trainer import transformed_batches
+from tfx_pipeline.training.batches import transformed_batches
 from tfx_pipeline.transform import preprocessing_fn
 
 LONGEST, L = 10, 6

@@ -1,0 +1,223 @@
+"""Load on a model server, and what the embedded server costs over a call in process.
+
+    python -m benchmarks.serving load --target 127.0.0.1:8500 --concurrency 1 8 32
+    python -m benchmarks.serving load --target 127.0.0.1:8500 --rate 50 100 --json load.json --plot load.png
+    python -m benchmarks.serving plot before.json after.json both.png
+    python -m benchmarks.serving overhead
+
+`load` drives any server that speaks TensorFlow Serving's gRPC API, with random requests that fit what the model's
+metadata say. In a closed loop (`--concurrency`) each caller waits for its answer before it asks again: it finds out how
+much the server can do, but slows down with the server. In an open loop (`--rate`) requests come when they come, and
+latency counts from the moment a request was due: when the server stalls, those that queue up behind count in full.
+"""
+
+from __future__ import annotations
+
+from serving import quiet
+
+if __name__ == "__main__":
+    quiet.quiet_imports()
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.serving.load import load
+from benchmarks.serving.overhead import overhead
+from benchmarks.serving.runs import draw, load_table
+from serving.client import ServingError
+
+
+def plot(flags: argparse.Namespace) -> int:
+    """Lays the runs of several JSON files over each other."""
+    runs = []
+    for path in flags.reports:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no report of `load --json`: {error!r}") from error
+        runs += [{**run, "name": f"{path.stem}: {run['name']}"} for run in found]
+    draw(runs, flags.image)
+    Console().print(load_table("", runs))
+    return 0
+
+
+def _number(kind: Callable[[str], Any], above: float = 0, or_equal: bool = False) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not (above < value < float("inf") or (or_equal and value == above)):
+            kinds = "an integer" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(
+                f"must be {kinds} {'of at least' if or_equal else 'above'} {above}. Received: {text}"
+            )
+        return value
+
+    return parse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="load|plot|overhead")
+
+    one = commands.add_parser("load", help="drive a server")
+    one.set_defaults(run=load)
+    one.add_argument(
+        "--target", default="127.0.0.1:8500", metavar="HOST:PORT", help="address of the server (default: %(default)s)"
+    )
+    one.add_argument("--model_name", default="eta", metavar="NAME", help="name of the model (default: %(default)s)")
+    one.add_argument(
+        "--signature", default="rank", choices=("rank", "explain"), help="signature to call (default: %(default)s)"
+    )
+    loop = one.add_mutually_exclusive_group()
+    loop.add_argument(
+        "--concurrency",
+        type=_number(int),
+        nargs="+",
+        metavar="N",
+        help="closed loop: callers at once, one run for each number (default: 8)",
+    )
+    loop.add_argument(
+        "--rate",
+        type=_number(float),
+        nargs="+",
+        metavar="Q",
+        help="open loop: requests a second, one run for each number",
+    )
+    one.add_argument(
+        "--arrivals",
+        default="poisson",
+        choices=("poisson", "fixed"),
+        help="gaps of the open loop (default: %(default)s)",
+    )
+    one.add_argument(
+        "--users",
+        type=_number(int),
+        default=100,
+        metavar="R",
+        help="distinct requests, one user each (default: %(default)s)",
+    )
+    one.add_argument(
+        "--candidates",
+        type=_number(int),
+        default=500,
+        metavar="C",
+        help="candidates of a request (default: %(default)s)",
+    )
+    one.add_argument(
+        "--history",
+        type=_number(int, or_equal=True),
+        default=1024,
+        metavar="L",
+        help="behaviours of a user (default: %(default)s)",
+    )
+    one.add_argument(
+        "--ids", type=_number(int), default=3_000, metavar="V", help="ids are drawn from 1 to V (default: %(default)s)"
+    )
+    one.add_argument(
+        "--duration",
+        type=_number(float),
+        default=30.0,
+        metavar="SECONDS",
+        help="measured, of each run (default: %(default)s)",
+    )
+    one.add_argument(
+        "--warmup", type=_number(float, or_equal=True), default=5.0, metavar="SECONDS", help="before that, not measured"
+    )
+    one.add_argument(
+        "--timeout",
+        type=_number(float),
+        default=10.0,
+        metavar="SECONDS",
+        help="deadline of a call (default: %(default)s)",
+    )
+    one.add_argument(
+        "--seed",
+        type=_number(int, or_equal=True),
+        default=0,
+        metavar="N",
+        help="of inputs and arrivals (default: %(default)s)",
+    )
+    one.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    one.add_argument("--plot", type=Path, metavar="FILE", help="draw latency against percentile: .png, .svg, .pdf")
+
+    one = commands.add_parser("plot", help="lay the runs of several reports over each other")
+    one.set_defaults(run=plot)
+    one.add_argument("reports", type=Path, nargs="+", metavar="JSON", help="what `load --json` wrote")
+    one.add_argument("image", type=Path, metavar="IMAGE", help="file to draw: .png, .svg, .pdf")
+
+    one = commands.add_parser(
+        "overhead",
+        help="compare the embedded server with calls in process",
+    )
+    one.set_defaults(run=overhead)
+    one.add_argument(
+        "--candidates",
+        type=_number(int),
+        default=500,
+        metavar="C",
+        help="candidates of a request (default: %(default)s)",
+    )
+    one.add_argument(
+        "--history", type=_number(int), default=1024, metavar="L", help="behaviours of a user (default: %(default)s)"
+    )
+    one.add_argument(
+        "--rounds",
+        type=_number(int),
+        default=10,
+        metavar="N",
+        help="how often everything is measured (default: %(default)s)",
+    )
+    one.add_argument(
+        "--calls",
+        type=_number(int),
+        default=20,
+        metavar="N",
+        help="calls of a round, for latency (default: %(default)s)",
+    )
+    one.add_argument(
+        "--threads",
+        type=_number(int),
+        default=8,
+        metavar="N",
+        help="callers at once, for throughput (default: %(default)s)",
+    )
+    one.add_argument(
+        "--seconds",
+        type=_number(float),
+        default=3.0,
+        metavar="SECONDS",
+        help="of a round's throughput (default: %(default)s)",
+    )
+    one.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of printing it")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+        The exit code: 0, or 1 if something is wrong with the server or a file, or no call was answered OK.
+    """
+    flags = _parser().parse_args(argv)
+    if flags.run is load and not flags.rate:
+        flags.concurrency = flags.concurrency or [8]
+    try:
+        code: int = flags.run(flags)
+    except (ServingError, ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

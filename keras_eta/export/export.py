@@ -1,0 +1,133 @@
+"""Exports a ranker to one SavedModel with the signatures that serving calls. Stock TensorFlow ops only."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import uuid
+from pathlib import Path
+
+import tensorflow as tf
+
+from keras_eta.export.arguments import rename_inputs
+from keras_eta.export.signatures import Signatures
+from keras_eta.export.warmup import write_warmup_requests
+from keras_eta.models.ranker import Ranker
+from keras_eta.validation import check_positive_integers
+from keras_eta.versions import HIGHEST_VERSION, versions
+
+# Keras can't trace one model in several threads.
+_TRACING = threading.Lock()
+
+
+def export_model(
+    model: Ranker,
+    base_path: str | os.PathLike[str],
+    version: int | None = None,
+    *,
+    warmup: bool = True,
+    jit_compile: bool = False,
+) -> Path:
+    """Writes a servable version of the model: `base_path/version`, whole or not at all.
+
+    | signature | inputs | outputs |
+    |---|---|---|
+    | `serving_default` | user, context, item [N]; `history_*` [N, L]; `history_length` [N] | `probability` [N] |
+    | `rank` | user, context [R]; item [R, C]; `history_*` [R, L]; `history_length` [R] | `probability` [R, C] |
+    | `explain` | as `rank` | as `rank`, and `positions`, the scores of the unit, `weights` [R, C, K] |
+    | `examples` | `examples`: serialized tf.Example [N] | `probability` [N] |
+
+    | `user_state` | `history_*` [R, L]; `history_length` [R] | the state of each user, [R, ...] |
+    | `rank_from_state` | user, context [R]; item [R, C]; states | `probability` [R, C] |
+    | `update_state` | states; `history_*` [R, B] and `history_length` [R] of behaviours since | states |
+
+    Ids are raw where the model has a `lookup`, else indices, those out of range counting as out-of-vocabulary. A model
+    with `features.age` takes `timestamp` int64, as a context column, and `history_timestamp` int64 in any case.
+
+    `explain` exists where an interest unit attends to behaviours. `positions` index the history (0 = most recent), and
+    the unit's scores, by which it retrieves, go by their meaning: `distances` of `ETAInterest`, `inner_products` ...
+    The nearest come first. Entries beyond what was retrieved have position -1, score -1 (0 if it is a float) and weight
+    0; weights are means over the heads. Of several units the last has these names, and those of the others begin with
+    the unit's: `recent_interest_positions`.
+
+    The signatures about states exist where an interest unit has a state that depends on the user alone (`SDIM`, `MIMN`,
+    `PoolingInterest`), so that a feature service can keep it; `update_state` where all of them can be updated. States
+    go by `<unit>_<name>`, e.g. `sdim_buckets`. `rank_from_state` reads the history as well if a unit without a state
+    does, and `user_state` the `timestamp` with `features.age`: ages in a state are those of its moment.
+
+    The graph of every signature checks ranks, equal rows, candidates and behaviours, 0 <= `history_length` <= L, and
+    that floats are finite, those behind `history_length` left aside. It answers INVALID_ARGUMENT with a message that
+    names the input. What a server looks at before the graph it words itself: TF Serving names no input of a wrong
+    dtype and, where it joins calls to batches, none with other rows or a rank of 0. `serving.client` checks all of it
+    before it sends.
+
+    Args:
+        model: a ranker, trained.
+        base_path: directory of the model's versions, as TF Serving's `--model_base_path`; made when missing.
+        version: positive integer below 2**63, the limit of TF Serving. `None`: one more than the highest version there;
+            exports at the same time get different ones.
+        warmup: whether to add warm-up requests, which TF Serving replays before a version takes traffic. Needs
+            tensorflow-serving-api.
+        jit_compile: whether `rank` and `explain` search long histories by a function that XLA compiles when the version
+            is loaded, several times faster than without. TF Serving needs `--xla_cpu_compilation_enabled` for it. The
+            warm-up requests cover every shape that is ever compiled: keep them.
+
+    Returns:
+        The path of the version.
+
+    Raises:
+        TypeError: if `model` is no `Ranker`.
+        ValueError: if `version` is not a positive integer below 2**63, or there is none left above the highest.
+        FileExistsError: if the version exists.
+        ImportError: if `warmup` is asked for without tensorflow-serving-api.
+    """
+    if not isinstance(model, Ranker):
+        raise TypeError(f"`model` must be a keras_eta Ranker. Received: model={model!r}")
+    base = Path(base_path)
+    _free_version(base, version)
+    with _TRACING:
+        if not model.built:
+            model.build()
+        model.refresh()
+        signatures = Signatures(model, jit_compile)
+    base.mkdir(parents=True, exist_ok=True)
+    # TF Serving looks at directories with numeric names only, so nobody sees the version before it is whole.
+    temporary = base / f".{uuid.uuid4().hex}"
+    try:
+        tf.saved_model.save(signatures, str(temporary), signatures=signatures.functions)
+        renamed = {argument: name for name, argument in signatures.arguments.items() if argument != name}
+        if renamed:
+            rename_inputs(temporary / "saved_model.pb", renamed)
+        extra = temporary / "assets.extra"
+        extra.mkdir()
+        (extra / "features.json").write_text(json.dumps(model.features.to_dict(), indent=2))
+        if warmup:
+            write_warmup_requests(extra / "tf_serving_warmup_requests", signatures, base.name)
+        while True:
+            target = base / str(_free_version(base, version))
+            try:
+                return temporary.rename(target)
+            except OSError:
+                # Another export may have taken the version a moment ago.
+                if not target.exists():
+                    raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _free_version(base: Path, version: int | None) -> int:
+    """The version asked for, or one more than the highest there; refuses one that exists or that no server takes."""
+    present = versions(path.name for path in base.glob("*"))
+    if version is None:
+        version = max(present, default=0) + 1
+    check_positive_integers(version=version)
+    if version > HIGHEST_VERSION:
+        raise ValueError(f"`version` must be at most 2**63 - 1. Received: version={version}")
+    if version in present:
+        raise FileExistsError(
+            f"Version {version} exists: {base / present[version]}. Choose another `version`, or None for the next."
+        )
+    return version

@@ -1,0 +1,198 @@
+"""The signatures of an export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_eta.export.arguments import argument_names, concrete
+from keras_eta.export.checks import checked, index_guard, parsed
+from keras_eta.export.columns import (
+    EXAMPLES,
+    POINTWISE_AXES,
+    POSITIONS,
+    PROBABILITY,
+    RANK_AXES,
+    RANK_FROM_STATE,
+    UPDATE_STATE,
+    USER_STATE,
+    WEIGHTS,
+    Axes,
+    axes_of,
+    dtypes_of,
+    history_axes_of,
+    specs_of,
+)
+from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, HISTORY_TIMESTAMP, TIMESTAMP
+from keras_eta.interest.base import Interest, InterestUnit
+from keras_eta.models.ranker import Inputs, Ranker, Scores
+
+
+class Signatures(tf.Module):
+    """The model's variables and vocabularies, and a concrete function for each signature.
+
+    The Keras model itself is left out, since saving it would trace every layer's call as well.
+
+    Args:
+        model: a ranker, built.
+        jit_compile: whether XLA may compile what units search by.
+    """
+
+    def __init__(self, model: Ranker, jit_compile: bool = False) -> None:
+        super().__init__()
+        # Keras counts handles of lookup tables among the variables.
+        self.model_variables = [variable for variable in model.variables if isinstance(variable, tf.Variable)]
+        self.vocabularies = [] if model.lookup is None else [t.lookup_table for t in model.lookup.tables.values()]
+        self.features = features = model.features
+        dtypes = dtypes_of(features, raw_ids=model.lookup is not None)
+        axes: dict[str, dict[str, Axes]] = {
+            "rank": dict(axes_of(features, RANK_AXES)),
+            "serving_default": dict(axes_of(features, POINTWISE_AXES)),
+        }
+        item = [feature.name for feature in features.item_features]
+        encode = model.lookup or index_guard(features)
+
+        def score(inputs: Inputs) -> Scores:
+            return model.score(encode(inputs), jit_compile=jit_compile)
+
+        def pointwise(inputs: Inputs) -> dict[str, tf.Tensor]:
+            inputs = checked(inputs, axes["serving_default"])
+            logits = score({name: x[:, tf.newaxis] if name in item else x for name, x in inputs.items()}).logits
+            return {PROBABILITY: tf.sigmoid(logits[:, 0])}
+
+        def rank(inputs: Inputs) -> dict[str, tf.Tensor]:
+            return {PROBABILITY: tf.sigmoid(score(checked(inputs, axes["rank"])).logits)}
+
+        def explain(inputs: Inputs) -> dict[str, tf.Tensor]:
+            scores = score(checked(inputs, axes["rank"]))
+            outputs = {PROBABILITY: tf.sigmoid(scores.logits)}
+            for unit in explained:
+                prefix = "" if unit is explained[-1] else f"{unit.name}_"
+                for name, column in _explanation(unit, scores.interests[unit.name]).items():
+                    outputs[prefix + name] = column
+            return outputs
+
+        def examples(inputs: Inputs) -> dict[str, tf.Tensor]:
+            return pointwise(parsed(inputs[EXAMPLES], features, dtypes))
+
+        axes |= self._state_axes(model, axes["rank"], dtypes)
+        functions: dict[str, Callable[[Inputs], dict[str, tf.Tensor]]] = {"serving_default": pointwise, "rank": rank}
+        if explained := [unit for unit in model.interests if unit.explains]:
+            axes["explain"] = axes["rank"]
+            functions["explain"] = explain
+        functions |= self._state_functions(model, encode, axes, dtypes)
+        specs = {name: specs_of(columns, dtypes) for name, columns in axes.items()}
+        self.arguments = argument_names({name for columns in specs.values() for name in columns})
+        self.functions = {name: concrete(f, specs[name], self.arguments) for name, f in functions.items()}
+        self.functions[EXAMPLES] = concrete(
+            examples, {EXAMPLES: tf.TensorSpec([None], tf.string)}, {EXAMPLES: EXAMPLES}
+        )
+        # Once they are whole: TensorFlow saves no dict that changed after it was an attribute.
+        self._axes, self._dtypes = axes, dtypes
+        longest = features.max_history_length
+        compiled = {length for unit in model.interests for length in unit.compiled_lengths(longest)}
+        self._compiled_lengths = sorted({min(length, longest) for length in compiled}) if jit_compile else []
+
+    def _state_axes(
+        self, model: Ranker, of_rank: Mapping[str, Axes], dtypes: dict[str, tf.DType]
+    ) -> dict[str, dict[str, Axes]]:
+        """The inputs of the signatures about user states, whose dtypes it adds; none where no unit has one."""
+        features = self.features
+        history: dict[str, Axes] = dict(history_axes_of(features, RANK_AXES))
+        moment: dict[str, Axes] = {} if features.age is None else {TIMESTAMP: "R"}
+        with_state = [unit for unit in model.interests if unit.state_names]
+        if not with_state:
+            return {}
+        zeros = {name: tf.zeros([1] * len(axes), tf.int32) for name, axes in history.items()}
+        if features.age is not None:
+            zeros[HISTORY_AGE] = zeros.pop(HISTORY_TIMESTAMP)
+        states: dict[str, Axes] = {}
+        for name, tensor in model.user_state(zeros).items():
+            states[name] = ("R", *tensor.shape[1:])
+            dtypes[name] = tensor.dtype
+        rank: dict[str, Axes] = {name: axes for name, axes in of_rank.items() if name not in history}
+        if len(with_state) == len(model.interests):
+            # Nothing else reads the history, or the moment from which ages count.
+            rank.pop(TIMESTAMP, None)
+        else:
+            rank |= history
+        signatures = {USER_STATE: {**moment, **history}, RANK_FROM_STATE: {**rank, **states}}
+        if all(unit.updates_state for unit in with_state):
+            signatures[UPDATE_STATE] = {**moment, **history, **states}
+        return signatures
+
+    def _state_functions(
+        self,
+        model: Ranker,
+        encode: Callable[[Inputs], dict[str, tf.Tensor]],
+        axes: Mapping[str, Mapping[str, Axes]],
+        dtypes: Mapping[str, tf.DType],
+    ) -> dict[str, Callable[[Inputs], dict[str, tf.Tensor]]]:
+        """The signatures about user states, whose inputs are part of those of `rank`."""
+
+        def encoded(inputs: Inputs, signature: str) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+            inputs = checked(inputs, axes[signature])
+            columns = {name: x for name, x in inputs.items() if name in axes["rank"]}
+            state = {name: x for name, x in inputs.items() if name not in columns}
+            rows = tf.shape(next(iter(inputs.values())))[0]
+            for name, letters in axes["rank"].items():
+                if name not in columns:
+                    # What the signature does not read, of no candidates or behaviours.
+                    shape, dtype = [rows, 0][: len(letters)], dtypes[name]
+                    columns[name] = tf.fill(shape, "") if dtype == tf.string else tf.zeros(shape, dtype)
+            return encode(columns), state
+
+        def user_state(inputs: Inputs) -> dict[str, tf.Tensor]:
+            return model.user_state(encoded(inputs, USER_STATE)[0])
+
+        def update_state(inputs: Inputs) -> dict[str, tf.Tensor]:
+            columns, state = encoded(inputs, UPDATE_STATE)
+            return model.update_state(state, columns)
+
+        def rank_from_state(inputs: Inputs) -> dict[str, tf.Tensor]:
+            columns, state = encoded(inputs, RANK_FROM_STATE)
+            return {PROBABILITY: tf.sigmoid(model.score(columns, state=state).logits)}
+
+        functions = {USER_STATE: user_state, RANK_FROM_STATE: rank_from_state, UPDATE_STATE: update_state}
+        return {name: function for name, function in functions.items() if name in axes}
+
+    def warmup_inputs(self, signature: str, candidates: int) -> list[dict[str, np.ndarray]]:
+        """Inputs of typical requests to a signature: one, or one for each shape that XLA compiles.
+
+        Args:
+            signature: name of a dense signature.
+            candidates: C.
+        """
+        lengths = [self.features.max_history_length]
+        if signature != "serving_default":
+            lengths = self._compiled_lengths or lengths
+        return [self._warmup_inputs(signature, length, candidates) for length in lengths]
+
+    def _warmup_inputs(self, signature: str, length: int, candidates: int) -> dict[str, np.ndarray]:
+        sizes = {"N": 1, "R": 1, "C": candidates, "L": length}
+        inputs = {}
+        for name, axes in self._axes[signature].items():
+            shape = [size if isinstance(size, int) else sizes[size] for size in axes]
+            dtype = self._dtypes[name]
+            inputs[name] = np.full(shape, b"", object) if dtype == tf.string else np.zeros(shape, dtype.as_numpy_dtype)
+        if HISTORY_LENGTH in inputs:
+            inputs[HISTORY_LENGTH] = np.array([length], np.int64)
+        return inputs
+
+
+def _explanation(unit: InterestUnit, interest: Interest) -> dict[str, tf.Tensor]:
+    """What an interest rests on, [R, C, K] by the name of the output, the nearest first."""
+    found: Any = interest.retrieved
+    columns = {POSITIONS: tf.where(found.mask, found.positions, -1)}
+    if unit.score_name is not None:
+        none = tf.constant(-1 if found.scores.dtype.is_integer else 0, found.scores.dtype)
+        columns[unit.score_name] = tf.where(found.mask, found.scores, none)
+    columns[WEIGHTS] = tf.cast(tf.reduce_mean(interest.weights, axis=-2), tf.float32)
+    if unit.score_name is None:
+        return columns
+    distance = found.scores if unit.nearest_first else -found.scores
+    order = tf.argsort(tf.where(found.mask, distance, distance.dtype.max), stable=True)
+    return {name: tf.gather(column, order, batch_dims=2) for name, column in columns.items()}

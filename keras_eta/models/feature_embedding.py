@@ -1,0 +1,89 @@
+"""The embedding tables of a ranker, and the columns looked up in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Feature, Features, history_name, scope_name
+from keras_eta.interest.base import Columns, Tables, Tensors
+
+
+class FeatureEmbedding(tf.keras.layers.Layer):
+    """Looks up the encoded columns of impressions: one embedding table per id feature, and one for ages.
+
+    Args:
+        features: the columns, with known vocabulary sizes.
+        tables: tables that exist already, e.g. because they keep fingerprints, by feature name; the others are made.
+        regularizer: of the embedding tables.
+        sequences_only: whether the features of users and contexts are left out.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        tables: Tables,
+        regularizer: Any = None,
+        sequences_only: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.features = features
+        self.tables: dict[str, tf.keras.layers.Embedding] = dict(tables)
+        needed = features.history_features if sequences_only else features.all_features
+        sizes = {feature.name: (feature.num_indices, feature.embedding_dim) for feature in needed if feature.is_id}
+        if features.age is not None:
+            sizes[HISTORY_AGE] = (features.age.num_indices, features.age.embedding_dim)
+        for name, (rows, dim) in sizes.items():
+            if name not in self.tables:
+                self.tables[name] = tf.keras.layers.Embedding(
+                    rows, dim, embeddings_regularizer=regularizer, name=scope_name(name)
+                )
+
+    def build(self, input_shape: Any = None) -> None:
+        for table in self.tables.values():
+            if not table.built:
+                # Keras scopes names only where it builds by itself; H5 files need them to differ.
+                with tf.name_scope(f"{self.name}/{table.name}"):
+                    table.build([None])
+        super().build(input_shape)
+
+    def candidates(self, inputs: Mapping[str, tf.Tensor]) -> Columns:
+        """The item columns [R, C] of candidates."""
+        columns = {feature.name: inputs[feature.name] for feature in self.features.item_features}
+        real = tf.ones(tf.shape(columns[self.features.item_id.name]), tf.bool)
+        return Columns(columns, real, self.embed, self.compute_dtype)
+
+    def history(self, inputs: Mapping[str, tf.Tensor]) -> Columns:
+        """The history columns [R, L] by feature name, with L cut to the maximum and at least 1, and their mask.
+
+        The column of ages, which no feature names, goes by its own name.
+        """
+        maximum = self.features.max_history_length
+        names = {feature.name: history_name(feature.name) for feature in self.features.history_features}
+        if self.features.age is not None:
+            names[HISTORY_AGE] = HISTORY_AGE
+        columns = {}
+        for key, name in names.items():
+            column = inputs[name][:, :maximum]
+            # One padded column, so that position 0 exists in an empty history.
+            missing = tf.maximum(1 - tf.shape(column)[1], 0)
+            columns[key] = tf.pad(column, [[0, 0], [0, missing]])
+        width = tf.shape(columns[self.features.item_id.name])[1]
+        return Columns(columns, tf.sequence_mask(inputs[HISTORY_LENGTH], width), self.embed, self.compute_dtype)
+
+    def rows(self, features: Sequence[Feature], inputs: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
+        """The vectors [R, width] of columns with one value per row."""
+        vectors = self.embed({feature.name: inputs[feature.name] for feature in features}).values()
+        return [tf.cast(vector, self.compute_dtype) for vector in vectors]
+
+    def embed(self, columns: Tensors) -> Tensors:
+        """Embeddings of ids and floats as they are, [..., width], by feature name."""
+        return {
+            name: self.tables[name](column)
+            if name in self.tables
+            else tf.cast(column, self.compute_dtype)[..., tf.newaxis]
+            for name, column in columns.items()
+        }

@@ -1,0 +1,33 @@
+"""The client of the embedded server and of TensorFlow Serving alike, in Python and on the command line.
+
+python -m serving.client rank --target 127.0.0.1:8500 --request request.json
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serving.client.answers import Explanation, Metadata, Ranking, ServingError, VersionStatus
+    from serving.client.asyncio import AsyncRankingClient
+    from serving.client.client import RankingClient
+
+__all__ = [
+    "AsyncRankingClient",
+    "Explanation",
+    "Metadata",
+    "Ranking",
+    "RankingClient",
+    "ServingError",
+    "VersionStatus",
+]
+
+_MODULES = {"AsyncRankingClient": "asyncio", "RankingClient": "client"}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: the command line quiets TensorFlow before it is imported.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'answers')}"), name)

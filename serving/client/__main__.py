@@ -1,0 +1,241 @@
+"""The command line of the client: reads a request as JSON or CSV, prints tables or JSON."""
+
+from __future__ import annotations
+
+from serving import quiet
+
+if __name__ == "__main__":
+    # TensorFlow's notes on stderr would bury the answer.
+    quiet.quiet_imports()
+
+import argparse
+import dataclasses
+import datetime
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from serving import tls
+from serving.client import RankingClient
+from serving.client.answers import Explanation, Metadata, Ranking, ServingError, Signature, VersionStatus
+from serving.client.page import check_page_path, explanation_page, write_page
+from serving.client.request_files import read_csv, read_json
+from serving.client.requests import shape_text
+
+_EXAMPLES = """\
+examples:
+  python -m serving.client {command} --target 127.0.0.1:8500 --request - <<'JSON'
+  {{
+    "user": {{"user_id": 5}},
+    "context": {{"hour": 20}},
+    "history": {{"item_id": [318, 50], "rating": [5, 4]}},
+    "candidates": {{"item_id": [260, 1193, 2571]}}
+  }}
+  JSON
+
+  # candidates.csv: item_id          history.csv: item_id,rating
+  #                 260                           318,5
+  #                 1193                          50,4
+  python -m serving.client {command} --candidates candidates.csv --history history.csv --user user_id=5 \\
+      --context hour=20 --top 10
+
+  python -m serving.client {command} --target ranking.example.com:443 --tls_ca ca.pem --request request.json --json
+
+Columns go by the names of the data contract, those of the history without their prefix `history_`. The history has the
+most recent behaviour first. For several requests at once, put a list around every value of the JSON."""
+_PLAIN_EXAMPLES = """\
+examples:
+  python -m serving.client {command}
+  python -m serving.client {command} --target ranking.example.com:443 --tls_ca ca.pem --json"""
+_EXIT_CODES = """
+
+exit codes: 0, an answer; 1, no answer, for the reason on stderr; 2, the command can't be understood"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        The exit code: 0 for an answer, 1 where there is none.
+    """
+    flags = _flags(argv)
+    page = Path(flags.html) if flags.command == "explain" and flags.html is not None else None
+    try:
+        if page is not None:
+            check_page_path(page)
+        with RankingClient(
+            flags.target, flags.model_name, timeout=flags.timeout, credentials=tls.credentials(flags)
+        ) as client:
+            if flags.command in ("rank", "explain"):
+                request = _read_request(flags, client)
+                answer: Any = client.rank(**request) if flags.command == "rank" else client.explain(**request)
+                if page is not None:
+                    made = datetime.datetime.now(datetime.timezone.utc)
+                    write_page(page, explanation_page(answer, **request, model_name=flags.model_name, made=made))
+                    print(f"Wrote {page}", file=sys.stderr)
+                if page is None or flags.json:
+                    _print_answer(answer, request, flags.top, flags.json)
+            elif flags.command == "status":
+                _print_status(client.status(), flags.json)
+            else:
+                _print_metadata(client.metadata(), flags.json)
+    except (ServingError, ValueError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.client",
+        description="Ask a ranking model on the embedded server or on TensorFlow Serving.",
+        epilog=_EXAMPLES.format(command="rank") + _EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--target", default="127.0.0.1:8500", metavar="HOST:PORT", help="default: 127.0.0.1:8500")
+    shared.add_argument("--model_name", default="eta", metavar="NAME", help="default: eta")
+    shared.add_argument("--timeout", type=float, default=10.0, metavar="S", help="deadline in seconds (default: 10)")
+    shared.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    tls.add_flags(shared)
+    asking = argparse.ArgumentParser(add_help=False)
+    asking.add_argument("--request", metavar="FILE", help="the request as JSON; -, the default: stdin")
+    asking.add_argument("--candidates", metavar="FILE", help="in place of --request: CSV, a line for each candidate")
+    asking.add_argument("--history", metavar="FILE", help="with it: CSV, a line for each behaviour, most recent first")
+    asking.add_argument("--user", action="append", default=[], metavar="NAME=VALUE", help="with it: a user's column")
+    asking.add_argument("--context", action="append", default=[], metavar="NAME=VALUE", help="with it: of the context")
+    asking.add_argument("--top", type=int, metavar="N", help="print the N best candidates only")
+    showing = argparse.ArgumentParser(add_help=False)
+    showing.add_argument(
+        "--html", metavar="FILE", help="for one request: write a page of all candidates in place of tables"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, parents, text in (
+        ("rank", [shared, asking], "score the candidates and print them best first"),
+        ("explain", [shared, asking, showing], "rank, with the behaviours that each score rests on"),
+        ("status", [shared], "print the state of every version"),
+        ("metadata", [shared], "print what the signatures take and give"),
+    ):
+        examples = _EXAMPLES if asking in parents else _PLAIN_EXAMPLES
+        commands.add_parser(
+            name,
+            parents=parents,
+            help=text,
+            description=text.capitalize() + ".",
+            epilog=examples.format(command=name) + _EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    flags = parser.parse_args(argv)
+    tls.check_flags(parser, flags)
+    if flags.command in ("rank", "explain"):
+        if flags.top is not None and flags.top < 1:
+            parser.error(f"--top must be a positive integer. Received: {flags.top}")
+        if bool(flags.candidates) != bool(flags.history) or (flags.user + flags.context and not flags.candidates):
+            parser.error("--candidates and --history go together, and --user and --context go with them.")
+        if flags.request and flags.candidates:
+            parser.error("Give either --request or --candidates and --history.")
+    return flags
+
+
+def _read_request(flags: argparse.Namespace, client: RankingClient) -> dict[str, Any]:
+    if not flags.candidates:
+        return read_json(flags.request or "-")
+    signature = client.metadata().signatures.get(flags.command, Signature({}, {}))
+    return read_csv(flags.candidates, flags.history, flags.user, flags.context, signature)
+
+
+def _requests(answer: Ranking, request: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The answer and the columns of each request, whether one was sent or several."""
+    if answer.probability.ndim == 1:
+        yield answer, request
+        return
+    for row in range(len(answer.probability)):
+        arrays = {
+            field.name: getattr(answer, field.name)[row]
+            for field in dataclasses.fields(answer)
+            if field.name != "model_version"
+        }
+        columns = {
+            role: {name: values[row] for name, values in request[role].items()} for role in ("candidates", "history")
+        }
+        yield dataclasses.replace(answer, **arrays), columns
+
+
+def _ranked(answer: Any, request: dict[str, Any], top: int | None) -> list[dict[str, Any]]:
+    """The candidates, best first, each with its columns, its probability and the behaviours retrieved for it."""
+    ranked = []
+    for candidate in answer.order[:top]:
+        entry = {name: values[candidate] for name, values in request["candidates"].items()}
+        entry["probability"] = float(answer.probability[candidate])
+        if isinstance(answer, Explanation):
+            entry["retrieved"] = [
+                {
+                    "position": int(position),
+                    **{name: values[position] for name, values in request["history"].items()},
+                    "distance": np.asarray(distance).item(),
+                    "weight": float(weight),
+                }
+                for position, distance, weight in zip(
+                    answer.positions[candidate], answer.distances[candidate], answer.weights[candidate], strict=True
+                )
+                if position >= 0
+            ]
+        ranked.append(entry)
+    return ranked
+
+
+def _print_answer(answer: Ranking, request: dict[str, Any], top: int | None, as_json: bool) -> None:
+    rankings = [_ranked(one, columns, top) for one, columns in _requests(answer, request)]
+    if as_json:
+        print(json.dumps({"model_version": answer.model_version, "rankings": rankings}))
+        return
+    for number, ranking in enumerate(rankings, start=1):
+        title = f"version {answer.model_version}" + (f", request {number}" if len(rankings) > 1 else "")
+        _print_table(title, [{key: value for key, value in entry.items() if key != "retrieved"} for entry in ranking])
+        for place, entry in enumerate(ranking, start=1):
+            if "retrieved" in entry:
+                _print_table(f"{place}. rests on", entry["retrieved"])
+
+
+def _print_status(statuses: list[VersionStatus], as_json: bool) -> None:
+    rows = [dataclasses.asdict(status) for status in statuses]
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        _print_table("versions", rows)
+
+
+def _print_metadata(metadata: Metadata, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(dataclasses.asdict(metadata)))
+        return
+    for name, signature in metadata.signatures.items():
+        rows = [
+            {"": side, "name": tensor, "dtype": spec.dtype, "shape": _shape(spec.shape)}
+            for side, specs in (("in", signature.inputs), ("out", signature.outputs))
+            for tensor, spec in specs.items()
+        ]
+        _print_table(f"{name}, version {metadata.model_version}", rows)
+
+
+def _shape(shape: Sequence[int | None] | None) -> str:
+    return "any" if shape is None else shape_text(shape)
+
+
+def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=title, title_justify="left")
+    for name in rows[0] if rows else ["nothing"]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""What the client returns and raises: rankings, explanations, signatures, version states, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import grpc
+import numpy as np
+
+from serving.targets import proxy_variable
+
+
+class ServingError(RuntimeError):
+    """The server refused the call, or the call did not reach it.
+
+    Args:
+        target: address of the server.
+        model_name: the model that was asked.
+        code: the gRPC status code.
+        details: the server's own message.
+    """
+
+    def __init__(self, target: str, model_name: str, code: grpc.StatusCode, details: str) -> None:
+        message = f"Model {model_name!r} at {target} answered {code.name}: {details}"
+        if code is grpc.StatusCode.UNAVAILABLE:
+            port = target.rpartition(":")[2]
+            message += (
+                " If no server is running there, start one: python -m serving.server "
+                f"--port {port} --model_name {model_name} --model_base_path DIR"
+            )
+            variable = proxy_variable(target)
+            if variable is not None:
+                message += (
+                    f" gRPC went through a proxy, since the environment has `{variable}`: to reach the server without, "
+                    "add its host to `no_proxy`."
+                )
+        super().__init__(message)
+        self.code = code
+        self.details = details
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ranking:
+    """The scores of the candidates of one request, or of R requests.
+
+    Args:
+        probability: float32 [C] or [R, C], in the order in which the candidates were sent.
+        model_version: the version of the model that answered.
+    """
+
+    probability: np.ndarray
+    model_version: int
+
+    @property
+    def order(self) -> np.ndarray:
+        """Positions of the candidates, best first, int64 [C] or [R, C]; ties keep the order in which they were sent."""
+        return np.argsort(-self.probability, axis=-1, kind="stable")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Explanation(Ranking):
+    """A ranking with the K behaviours that each score rests on.
+
+    Args:
+        positions: int [C, K] or [R, C, K], index into the history that was sent; -1 where there were fewer than K.
+        distances: [C, K] or [R, C, K], Hamming distances of the fingerprints.
+        weights: float32 [C, K] or [R, C, K], attention weights.
+    """
+
+    positions: np.ndarray
+    distances: np.ndarray
+    weights: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: its dtype as TensorFlow names it, and its shape, `None` where any size fits."""
+
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of one signature, by name."""
+
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """The signatures of a model version."""
+
+    model_version: int
+    signatures: Mapping[str, Signature]
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionStatus:
+    """The state of one version: `AVAILABLE`, `LOADING`, `END` ..., and what went wrong, if anything did."""
+
+    version: int
+    state: str
+    error: str = ""

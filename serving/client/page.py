@@ -1,0 +1,157 @@
+"""The page that explains one ranking: a single HTML file that loads nothing and sends nothing."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import importlib.resources
+import json
+import math
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_eta.features import TIMESTAMP
+from serving.client.answers import Explanation
+from serving.client.requests import Columns
+
+_DATA = "__DATA__"
+_SCRIPT_HASH = "__SCRIPT_HASH__"
+# JavaScript's numbers are doubles.
+_LARGEST_INTEGER = 2**53 - 1
+
+
+def explanation_page(
+    explanation: Explanation,
+    candidates: Columns,
+    history: Columns,
+    user: Columns | None = None,
+    context: Columns | None = None,
+    history_length: int | None = None,
+    *,
+    model_name: str,
+    made: datetime.datetime,
+) -> str:
+    """Shows one request: its candidates best first, and the behaviours that each score rests on.
+
+    Args:
+        explanation: the answer of `RankingClient.explain` to one request.
+        candidates: as they were sent: by name, C values.
+        history: as it was sent: by name, the behaviours, most recent first. Where both `history` and `context` have a
+            `timestamp`, in seconds, the page shows ages in place of the history's.
+        user: as it was sent: by name, a value.
+        context: as it was sent: by name, a value.
+        history_length: how many behaviours count. Default: all.
+        model_name: the model that was asked.
+        made: when it was asked.
+
+    Returns:
+        The HTML. Its Content-Security-Policy allows the page's own script and nothing from outside.
+
+    Raises:
+        ValueError: if `explanation` is of several requests, or does not fit the columns.
+    """
+    if explanation.probability.ndim != 1:
+        raise ValueError(
+            "A page shows one request: `explanation` must have probabilities [C]. "
+            f"Received: {len(explanation.probability)} requests"
+        )
+    _check_lengths("candidates", candidates, len(explanation.probability))
+    num_behaviours = len(next(iter(history.values()), ()))
+    _check_lengths("history", history, num_behaviours)
+    if explanation.positions.max(initial=-1) >= num_behaviours:
+        raise ValueError(
+            "`history` must have every behaviour that `explanation` has positions of. "
+            f"Received: {num_behaviours} behaviours, position {explanation.positions.max()}"
+        )
+    columns = dict(history)
+    given = {**(user or {}), **(context or {})}
+    ages = None
+    if TIMESTAMP in columns and TIMESTAMP in given:
+        ages = [int(given[TIMESTAMP]) - int(then) for then in columns.pop(TIMESTAMP)]
+    order = explanation.order
+    data = {
+        "model": model_name,
+        "version": explanation.model_version,
+        "made": made.astimezone(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "given": [[name, _value(value)] for name, value in given.items()],
+        "candidates": [[name, [_value(values[row]) for row in order]] for name, values in candidates.items()],
+        "scores": _numbers(explanation.probability[order]),
+        "behaviours": [[name, [_value(value) for value in values]] for name, values in columns.items()],
+        "numBehaviours": num_behaviours if history_length is None else int(history_length),
+        "now": int(given[TIMESTAMP]) if ages is not None else None,
+        "ages": ages,
+        "retrieved": [_retrieved(explanation, row) for row in order],
+    }
+    # "<" could end the script element, and a page in ASCII is the same in every encoding.
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    template = importlib.resources.files("serving.client").joinpath("page.html").read_text(encoding="utf-8")
+    script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)
+    if script is None:
+        raise RuntimeError("page.html has no script")
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    return template.replace(_SCRIPT_HASH, f"sha256-{digest}").replace(_DATA, text)
+
+
+def check_page_path(path: Path) -> None:
+    """Checks that a page can be written there.
+
+    Raises:
+        ValueError: if `path` is a folder, or in a folder that does not exist.
+    """
+    if path.is_dir():
+        raise ValueError(f"The page needs the name of a file. Received a folder: {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"The page can't be written to {path}: there is no folder {path.parent}")
+
+
+def write_page(path: Path, page: str) -> None:
+    """Writes the page whole or not at all, for its owner only to read.
+
+    Raises:
+        OSError: if it can't be written. What was there before is still there then.
+    """
+    # In the same folder, since only there it can take the page's place at once.
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".", delete=False) as file:
+        try:
+            file.write(page)
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _check_lengths(role: str, columns: Columns, length: int) -> None:
+    for name, values in columns.items():
+        if len(values) != length:
+            raise ValueError(f"`{role}[{name!r}]` must have {length} values. Received: {len(values)}")
+
+
+def _retrieved(explanation: Explanation, row: int) -> list[list[Any]]:
+    """Position, distance and weight of what one candidate's score rests on."""
+    found = explanation.positions[row] >= 0
+    arrays = (explanation.positions[row], explanation.distances[row], explanation.weights[row])
+    return [list(entry) for entry in zip(*(_numbers(array[found]) for array in arrays), strict=True)]
+
+
+def _numbers(array: np.ndarray) -> list[float | None]:
+    """The numbers, with `None` for those that JSON lacks."""
+    return [number if math.isfinite(number) else None for number in array.tolist()]
+
+
+def _value(value: Any) -> str | int | float:
+    """A value of a column as the page shows it: text, unless it is a number that JavaScript can hold."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="backslashreplace")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    exact = abs(value) <= _LARGEST_INTEGER if isinstance(value, int) else math.isfinite(value)
+    return value if exact else str(value)

@@ -1,0 +1,107 @@
+"""Requests of the command line: one JSON file, or CSV files with one line per candidate and per behaviour."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from keras_eta.features import history_name
+from serving.client.answers import Signature
+
+_COLUMNS = ("candidates", "history", "user", "context")
+_ROLES = (*_COLUMNS, "history_length")
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """The arguments of `rank` and `explain` from a JSON file, or from stdin if `path` is `-`.
+
+    Raises:
+        ValueError: if it is no JSON object of columns by role and name.
+        OSError: if it can't be read.
+    """
+    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    try:
+        request = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(request, dict) or not {"candidates", "history"} <= set(request) <= set(_ROLES):
+        found = sorted(request) if isinstance(request, dict) else type(request).__name__
+        raise ValueError(
+            f"{path} must be a JSON object with `candidates` and `history`, and maybe `user`, `context` and "
+            f"`history_length`. Received: {found}"
+        )
+    for role in _COLUMNS:
+        if not isinstance(request.get(role, {}), dict):
+            raise ValueError(f"`{role}` must be an object of columns by name. Received: {request[role]!r}")
+    return request
+
+
+def read_csv(
+    candidates: str, history: str, user: Sequence[str], context: Sequence[str], signature: Signature
+) -> dict[str, Any]:
+    """The arguments of `rank` and `explain` for one request, from CSV files and values.
+
+    Args:
+        candidates: file with a header and a line for each candidate.
+        history: file with a header and a line for each behaviour, most recent first.
+        user: `name=value` for each column of the user.
+        context: `name=value` for each column of the context.
+        signature: what the values are for; text becomes numbers where it wants numbers.
+
+    Returns:
+        Columns by role and name. A column that the signature does not know stays text.
+
+    Raises:
+        ValueError: if a file has no header, a line of another length or a value of the wrong kind; it says where.
+        OSError: if a file can't be read.
+    """
+    request: dict[str, Any] = {
+        "candidates": _read_columns(candidates, signature, str),
+        "history": _read_columns(history, signature, history_name),
+    }
+    for role, pairs in (("user", user), ("context", context)):
+        columns: dict[str, Any] = {}
+        for pair in pairs:
+            name, equals, text = pair.partition("=")
+            if not name or not equals or name in columns:
+                raise ValueError(f"--{role} must be name=value, each name once. Received: {pair}")
+            columns[name] = _value(f"--{role} {name}", text, signature, name)
+        request[role] = columns
+    return request
+
+
+def _read_columns(path: str, signature: Signature, input_name: Callable[[str], str]) -> dict[str, list[Any]]:
+    # A spreadsheet's files begin with a byte order mark.
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, strict=True)
+        try:
+            header = next(lines, [])
+            if not all(header) or len(header) != len(set(header)) or not header:
+                raise ValueError(f"{path} must begin with a line of column names, each once. Received: {header}")
+            columns: dict[str, list[Any]] = {name: [] for name in header}
+            for values in lines:
+                place = f"{path}, line {lines.line_num}"
+                if len(values) != len(header):
+                    raise ValueError(f"{place}: must have {len(header)} values. Received: {values}")
+                for name, text in zip(header, values, strict=True):
+                    columns[name].append(_value(f"{place}: `{name}`", text, signature, input_name(name)))
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {lines.line_num}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    return columns
+
+
+def _value(place: str, text: str, signature: Signature, input_name: str) -> Any:
+    spec = signature.inputs.get(input_name)
+    dtype = tf.as_dtype(spec.dtype) if spec else tf.string
+    try:
+        return int(text) if dtype.is_integer else float(text) if dtype.is_floating else text
+    except ValueError:
+        raise ValueError(f"{place} must be {dtype.name}. Received: {text!r}") from None

@@ -1,0 +1,1 @@
+"""The embedded model server: TensorFlow Serving's gRPC API on machines where TensorFlow Serving can't be installed."""

@@ -1,0 +1,281 @@
+"""The checks that every interest unit must pass: one row of `test_units.UNITS` per unit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_eta import Age, Feature, Features, Ranker
+from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, history_name
+from keras_eta.interest import Interest, InterestUnit
+
+FEATURES = Features(
+    item_id=Feature("item_id", vocabulary_size=30, embedding_dim=8),
+    item_attributes=(Feature("category_id", vocabulary_size=3, embedding_dim=4), Feature("price", "float32")),
+    behaviour_attributes=(Feature("action", vocabulary_size=3, embedding_dim=2), Feature("dwell", "float32")),
+    user=(Feature("user_id", vocabulary_size=5, embedding_dim=3),),
+    age=Age((10, 100), embedding_dim=3),
+    max_history_length=16,
+)
+CANDIDATES = 4
+
+Batch = dict[str, tf.Tensor]
+
+
+class Row(NamedTuple):
+    """One candidate and the real behaviours of one user, as plain arrays.
+
+    Attributes:
+        candidate: vectors [width] by feature name.
+        candidate_ids: rows of tables, or values, by feature name.
+        behaviours: vectors [n, width] by feature name, most recent first.
+        behaviour_ids: rows of tables, or values, [n] by feature name.
+    """
+
+    candidate: dict[str, np.ndarray]
+    candidate_ids: dict[str, Any]
+    behaviours: dict[str, np.ndarray]
+    behaviour_ids: dict[str, np.ndarray]
+
+    @property
+    def candidate_vector(self) -> np.ndarray:
+        return np.concatenate(list(self.candidate.values()))
+
+    @property
+    def behaviour_vectors(self) -> np.ndarray:
+        return np.concatenate(list(self.behaviours.values()), axis=-1)
+
+
+class Expected(NamedTuple):
+    """What a unit must give for a `Row`: K' positions in any order, their scores, and weights [H, K']."""
+
+    vector: np.ndarray
+    positions: list[int] | None = None
+    scores: list[float] | None = None
+    weights: np.ndarray | None = None
+
+
+Reference = Callable[[Any, Row], Expected]
+
+
+def make_ranker(unit: InterestUnit, features: Features = FEATURES) -> Ranker:
+    """A ranker of one unit, built, with weights large enough for every part to matter."""
+    model = Ranker(features, interests=[unit], hidden_units=(4,))
+    model.build()
+    rng = np.random.default_rng(3)
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(scale=0.6, size=variable.shape))
+    model.interests[0].refresh()
+    return model
+
+
+def make_batch(length: int, lengths: list[int], ties: bool = False, seed: int = 0) -> Batch:
+    """Encoded columns for `Ranker.score`, random at padding too; with `ties` all behaviours are alike but for age."""
+    rng, rows = np.random.default_rng(seed), len(lengths)
+
+    def column(feature: Feature, shape: list[int]) -> np.ndarray:
+        if not feature.is_id:
+            return rng.normal(size=shape).astype(np.float32)
+        return rng.integers(1, feature.num_indices, shape).astype(np.int32)
+
+    batch = {feature.name: column(feature, [rows]) for feature in FEATURES.user}
+    batch |= {feature.name: column(feature, [rows, CANDIDATES]) for feature in FEATURES.item_features}
+    batch |= {history_name(feature.name): column(feature, [rows, length]) for feature in FEATURES.history_features}
+    if ties and length:
+        batch = {name: x[:, :1].repeat(length, 1) if name.startswith("history_") else x for name, x in batch.items()}
+    batch[HISTORY_AGE] = np.sort(rng.integers(1, 4, [rows, length]), axis=-1).astype(np.int32)
+    batch[HISTORY_LENGTH] = np.array(lengths, np.int32)
+    return {name: tf.constant(values) for name, values in batch.items()}
+
+
+# Name: history columns, real behaviours of each row, whether all behaviours are alike. K is 3 in the tests.
+GRID: dict[str, tuple[int, list[int], bool]] = {
+    "usual": (12, [12, 5, 9], False),
+    "empty and one behaviour": (12, [0, 1, 3], False),
+    "fewer columns than K": (2, [2, 1, 0], False),
+    "no columns": (0, [0, 0, 0], False),
+    "ties": (12, [12, 7, 2], True),
+    "longer than the maximum": (20, [20, 17, 3], False),
+    "all padded": (12, [0, 0, 0], False),
+}
+
+
+def _rows(model: Ranker, unit: InterestUnit, batch: Batch) -> list[list[Row]]:
+    tables = {name: table.embeddings.numpy() for name, table in model.embeddings.items()}
+    tables |= {
+        name: table.embeddings.numpy()
+        for embedding in model.own_embeddings.values()
+        for name, table in embedding.tables.items()
+    }
+
+    def vectors(name: str, values: np.ndarray) -> np.ndarray:
+        return tables[name][values] if name in tables else np.asarray(values, np.float32)[..., np.newaxis]
+
+    arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+    names = {feature.name: history_name(feature.name) for feature in FEATURES.history_features}
+    names[HISTORY_AGE] = HISTORY_AGE
+    result = []
+    for row, length in enumerate(arrays[HISTORY_LENGTH]):
+        length = min(int(length), FEATURES.max_history_length)
+        ids = {name: arrays[column][row, :length] for name, column in names.items()}
+        candidates = [
+            {feature.name: arrays[feature.name][row, c] for feature in FEATURES.item_features}
+            for c in range(CANDIDATES)
+        ]
+        result.append(
+            [
+                Row(
+                    {name: vectors(name, value) for name, value in candidate.items()},
+                    candidate,
+                    {name: vectors(name, values) for name, values in ids.items()},
+                    ids,
+                )
+                for candidate in candidates
+            ]
+        )
+    return result
+
+
+def check_unit(make: Callable[[], InterestUnit], reference: Reference, directory: Path) -> None:
+    """Runs all checks of a unit.
+
+    Args:
+        make: makes the unit.
+        reference: what it must compute, in loops.
+        directory: to save in.
+    """
+    model = make_ranker(make())
+    unit = model.interests[0]
+    for name, (length, lengths, ties) in GRID.items():
+        batch = make_batch(length, lengths, ties)
+        interest = _interest(model, batch)
+        _check_against_reference(interest, _rows(model, unit, batch), unit, reference, name)
+        _check_one_by_one(model, batch, interest, name)
+        _check_state(model, batch, interest, name)
+    _check_padding_is_not_read(model)
+    _check_runs_alike_everywhere(model)
+    _check_configuration(unit)
+    _check_gradients(model, unit)
+    _check_saved(model, directory)
+
+
+def _interest(model: Ranker, batch: Batch, **arguments: Any) -> Interest:
+    return next(iter(model.score(batch, **arguments).interests.values()))
+
+
+def _close(actual: Any, expected: Any, where: str, tolerance: float = 2e-5) -> None:
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), tolerance, tolerance, err_msg=where)
+
+
+def _check_against_reference(
+    interest: Interest, rows: list[list[Row]], unit: InterestUnit, reference: Reference, where: str
+) -> None:
+    for r, candidates in enumerate(rows):
+        for c, row in enumerate(candidates):
+            expected = reference(unit, row)
+            place = f"{where}, row {r}, candidate {c}"
+            _close(interest.vector[r, c], expected.vector, place)
+            if expected.positions is None:
+                assert interest.retrieved is None, place
+                continue
+            retrieved: Any = interest.retrieved
+            found = retrieved.mask[r, c].numpy()
+            positions = retrieved.positions[r, c].numpy()
+            assert positions[~found].tolist() == [0] * int((~found).sum()), place
+            assert sorted(positions[found].tolist()) == sorted(expected.positions), place
+            order = [positions[found].tolist().index(position) for position in expected.positions]
+            assert (unit.score_name is None) == (expected.scores is None) == (retrieved.scores is None), place
+            if expected.scores is not None:
+                _close(retrieved.scores[r, c].numpy()[found][order], expected.scores, place)
+            weights: Any = interest.weights
+            assert not weights[r, c].numpy()[:, ~found].any(), place
+            _close(weights[r, c].numpy()[:, found][:, order], expected.weights, place)
+
+
+def _check_one_by_one(model: Ranker, batch: Batch, interest: Interest, where: str) -> None:
+    items = [feature.name for feature in FEATURES.item_features]
+    for c in range(CANDIDATES):
+        one = _interest(model, {**batch, **{name: batch[name][:, c : c + 1] for name in items}})
+        _close(one.vector[:, 0], interest.vector[:, c], f"{where}, candidate {c} alone")
+
+
+def _check_state(model: Ranker, batch: Batch, interest: Interest, where: str) -> None:
+    unit = model.interests[0]
+    columns = model.embedding_of(unit).candidates(batch), model.embedding_of(unit).history(batch)
+    if not unit.state_names:
+        message = f"^{type(unit).__name__} has no state that depends on the user alone.$"
+        with pytest.raises(NotImplementedError, match=message):
+            unit.user_state(columns[1])
+        with pytest.raises(NotImplementedError, match=message):
+            unit.from_state(columns[0], {})
+        return
+    state = unit.user_state(columns[1])
+    assert tuple(state) == unit.state_names
+    _close(unit.from_state(columns[0], state).vector, interest.vector, f"{where}, from the user's state")
+
+
+def _check_padding_is_not_read(model: Ranker) -> None:
+    batch, other = make_batch(12, [4, 0, 1]), make_batch(12, [4, 0, 1], seed=1)
+    real = tf.sequence_mask(batch[HISTORY_LENGTH], 12)
+    spoilt = {
+        name: tf.where(real, x, other[name]) if name.startswith("history_") and x.shape.rank == 2 else x
+        for name, x in batch.items()
+    }
+    _close(_interest(model, spoilt).vector, _interest(model, batch).vector, "other padding")
+
+
+def _check_runs_alike_everywhere(model: Ranker) -> None:
+    batch = make_batch(12, [12, 0, 5])
+    eager = model.score(batch)
+    assert np.any(eager.logits.numpy())
+    graph = tf.function(lambda inputs: model.score(inputs).logits)
+    xla = tf.function(lambda inputs: model.score(inputs).logits, jit_compile=True)
+    training = tf.function(lambda inputs: model.score(inputs, training=True).logits)
+    searched = tf.function(lambda inputs: model.score(inputs, jit_compile=True).logits)
+    functions = {"graph": graph, "XLA": xla, "compiled search": searched}
+    if not any(isinstance(part, tf.keras.layers.BatchNormalization) for part in model.interests[0].submodules):
+        functions["training"] = training
+    for where, function in functions.items():
+        _close(function(batch), eager.logits, where)
+
+
+def _check_configuration(unit: InterestUnit) -> None:
+    config = json.loads(json.dumps(tf.keras.utils.serialize_keras_object(unit)))
+    assert config["registered_name"].endswith(f">{type(unit).__name__}")
+    twin = tf.keras.utils.deserialize_keras_object(config)
+    assert type(twin) is type(unit)
+    assert json.loads(json.dumps(twin.get_config())) == json.loads(json.dumps(unit.get_config()))
+
+
+def _check_gradients(model: Ranker, unit: InterestUnit) -> None:
+    batch = make_batch(12, [12, 9, 5])
+    with tf.GradientTape() as tape:
+        interest = _interest(model, batch, training=True)
+        rng = np.random.default_rng(9)
+        loss = tf.reduce_sum(interest.vector * rng.normal(size=interest.vector.shape))
+        if interest.auxiliary_logits is not None:
+            loss += tf.reduce_sum(interest.auxiliary_logits)
+    tables = {id(table.embeddings) for table in model.embedding_of(unit).tables.values()}
+    own = [variable for variable in unit.trainable_variables if id(variable) not in tables]
+    item_table = model.embedding_of(unit).tables["item_id"].embeddings
+    for variable, gradient in zip([*own, item_table], tape.gradient(loss, [*own, item_table]), strict=True):
+        # A bias of keys shifts all logits of a head alike, so half of that vector has no effect and no gradient.
+        assert gradient is not None, variable.name
+        assert np.any(tf.convert_to_tensor(gradient).numpy()), variable.name
+
+
+def _check_saved(model: Ranker, directory: Path) -> None:
+    batch = make_batch(12, [12, 0, 5])
+    rows = {name: x[:, 0] if x.shape.rank == 2 and not name.startswith("history_") else x for name, x in batch.items()}
+    expected = model(rows)
+    native, saved = str(directory / "model.keras"), str(directory / "model")
+    model.save(native)
+    model.save(saved)
+    for path in (native, saved):
+        _close(tf.keras.models.load_model(path)(rows), expected, path, 1e-6)

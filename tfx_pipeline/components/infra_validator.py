@@ -1,0 +1,275 @@
+"""Tries a trained model on a real model server before it may be pushed: TFX's InfraValidator without containers."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from tfx import v1 as tfx
+from tfx.dsl.components.base import base_executor, executor_spec
+from tfx.types import artifact_utils
+from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
+from tfx.utils import io_utils, path_utils
+
+from keras_eta.export import DISTANCES, EXAMPLES, POSITIONS, PROBABILITY, WEIGHTS
+from keras_eta.features import HISTORY_LENGTH, HISTORY_TIMESTAMP, TIMESTAMP, Features, history_name
+from tfx_pipeline.components.model_server import ModelServer, UnservableModelError
+from tfx_pipeline.config import EVAL, PipelineConfig
+
+POINTWISE, RANK, EXPLAIN = "serving_default", "rank", "explain"
+
+# What TFX's own InfraValidator leaves behind.
+BLESSED_FILE, NOT_BLESSED_FILE = "INFRA_BLESSED", "INFRA_NOT_BLESSED"
+BLESSED_PROPERTY = "blessed"
+# Beside those: why a model is not blessed.
+REASON_PROPERTY = "reason"
+
+_SERVED_BY_ALL = (POINTWISE, RANK, EXAMPLES)
+
+_NUM_EXAMPLES = 16
+# Largest difference between the probabilities that two signatures give the same impression.
+_TOLERANCE = 1e-5
+
+_DTYPES = {"int64": np.int64, "string": object, "float32": np.float32}
+_LISTS = {"int64": "int64_list", "string": "bytes_list", "float32": "float_list"}
+
+Inputs = Mapping[str, np.ndarray]
+
+
+def serving_requests(records: Sequence[bytes], features: Features) -> dict[str, Inputs]:
+    """One request for each signature, all about the same impressions.
+
+    Args:
+        records: N serialized tf.Examples of impressions, at least one.
+        features: their columns.
+
+    Returns:
+        By signature, its inputs by name. `rank` and `explain` get N requests, each with the N impressions' candidates,
+        its own first. Histories are padded with a real behaviour, as TensorFlow Serving's batching pads them.
+
+    Raises:
+        ValueError: if an example lacks a column of the features or holds it as another type.
+    """
+    examples = [tf.train.Example.FromString(record).features.feature for record in records]
+    dtypes = {feature.name: feature.dtype for feature in features.all_features}
+    dtypes |= {history_name(name): dtype for name, dtype in dtypes.items()}
+    dtypes |= {TIMESTAMP: "int64", HISTORY_TIMESTAMP: "int64"}
+
+    def values(name: str) -> list[Sequence[Any]]:
+        kind = _LISTS[dtypes[name]]
+        for example in examples:
+            found = example[name].WhichOneof("kind") if name in example else "nothing"
+            # An empty history needs no type.
+            if found != kind and not (found is None and name in features.history_names):
+                raise ValueError(f"Column `{name}` of the examples must be a {kind}. Received: {found}")
+        return [getattr(example[name], kind).value for example in examples]
+
+    rows = {}
+    for name in features.row_names:
+        column = values(name)
+        wrong = next((len(row) for row in column if len(row) != 1), 1)
+        if wrong != 1:
+            raise ValueError(f"Column `{name}` of the examples must hold one value each. Received: {wrong}")
+        rows[name] = np.array([row[0] for row in column], _DTYPES[dtypes[name]])
+    histories = {name: _padded(values(name), _DTYPES[dtypes[name]]) for name in features.history_names}
+    lengths = np.array([len(row) for row in values(history_name(features.item_id.name))], np.int64)
+    dense = {**rows, **histories, HISTORY_LENGTH: lengths}
+
+    N = len(records)
+    candidates = (np.arange(N)[:, None] + np.arange(N)) % N
+    items = {feature.name: rows[feature.name][candidates] for feature in features.item_features}
+    ranking = {**dense, **items}
+    return {POINTWISE: dense, RANK: ranking, EXPLAIN: ranking, EXAMPLES: {EXAMPLES: np.array(records, object)}}
+
+
+def check_signatures(server: ModelServer, requests: Mapping[str, Inputs]) -> None:
+    """Sends a request to every signature and checks the answers.
+
+    Args:
+        server: has the model loaded.
+        requests: as `serving_requests` makes them.
+
+    Raises:
+        UnservableModelError: if a signature is missing, does not answer, answers with something that is no probability
+            for each impression, or if two signatures contradict each other.
+    """
+    present = server.signatures()
+    missing = [name for name in _SERVED_BY_ALL if name not in present]
+    if missing:
+        raise UnservableModelError(f"The model lacks the signatures {missing}. It has {list(present)}.")
+    answers = {name: server.predict(name, inputs) for name, inputs in requests.items() if name in present}
+    lengths = requests[POINTWISE][HISTORY_LENGTH]
+    N = len(lengths)
+    for name, outputs in answers.items():
+        shape = (N, N) if name in (RANK, EXPLAIN) else (N,)
+        _check_probability(name, outputs, shape)
+    if EXPLAIN in answers:
+        _check_explanation(answers[EXPLAIN], lengths)
+
+    reference = answers[POINTWISE][PROBABILITY]
+    own = {name: outputs[PROBABILITY] for name, outputs in answers.items() if name != POINTWISE}
+    for name, probability in own.items():
+        difference = np.abs((probability[:, 0] if probability.ndim == 2 else probability) - reference)
+        _check_agreement(name, POINTWISE, difference)
+    if EXPLAIN in own:
+        _check_agreement(EXPLAIN, RANK, np.abs(own[EXPLAIN] - own[RANK]))
+
+
+class Executor(base_executor.BaseExecutor):
+    """Starts a model server on the model and sends it real requests."""
+
+    def Do(  # noqa: N802
+        self, input_dict: dict[str, list[Any]], output_dict: dict[str, list[Any]], exec_properties: dict[str, Any]
+    ) -> None:
+        """Blesses the model, or says in the log and in the blessing's file why not.
+
+        Raises:
+            ValueError: if the examples can't be requests: none in the eval split, or not after the features.
+        """
+        self._log_startup(input_dict, output_dict, exec_properties)
+        model = artifact_utils.get_single_instance(input_dict["model"])
+        examples = artifact_utils.get_single_instance(input_dict["examples"])
+        blessing = artifact_utils.get_single_instance(output_dict["blessing"])
+        features = Features.from_dict(json.loads(exec_properties["features"]))
+        records = list(_eval_records(examples))
+        if not records:
+            raise ValueError(f"The {EVAL} split of {examples.uri} is empty: there is nothing to ask the model.")
+        requests = serving_requests(records, features)
+        model_path = path_utils.serving_model_path(model.uri)
+        with tempfile.TemporaryDirectory(prefix="infra_validator_") as folder:
+            if "://" in model_path:
+                io_utils.copy_dir(model_path, folder)
+                model_path = folder
+            server = ModelServer(
+                model_path,
+                loading_seconds=exec_properties["loading_seconds"],
+                request_seconds=exec_properties["request_seconds"],
+            )
+            reason = ""
+            try:
+                with server:
+                    check_signatures(server, requests)
+            except UnservableModelError as error:
+                reason = str(error)
+        if reason:
+            logging.error(
+                "The model in %s is not blessed. %s\nEnd of the server's log:\n%s", model.uri, reason, server.log
+            )
+        else:
+            logging.info("The model in %s answers as it should.", model.uri)
+        blessing.set_int_custom_property(BLESSED_PROPERTY, int(not reason))
+        blessing.set_string_custom_property(REASON_PROPERTY, reason)
+        io_utils.write_string_file(os.path.join(blessing.uri, NOT_BLESSED_FILE if reason else BLESSED_FILE), reason)
+
+
+class LocalInfraValidatorSpec(ComponentSpec):
+    """What `LocalInfraValidator` takes and gives; the channels are those of TFX's InfraValidator."""
+
+    PARAMETERS = {  # noqa: RUF012
+        "features": ExecutionParameter(type=str),
+        "loading_seconds": ExecutionParameter(type=float),
+        "request_seconds": ExecutionParameter(type=float),
+    }
+    INPUTS = {  # noqa: RUF012
+        "model": ChannelParameter(type=tfx.types.standard_artifacts.Model),
+        "examples": ChannelParameter(type=tfx.types.standard_artifacts.Examples),
+    }
+    OUTPUTS = {"blessing": ChannelParameter(type=tfx.types.standard_artifacts.InfraBlessing)}  # noqa: RUF012
+
+
+class LocalInfraValidator(tfx.types.BaseComponent):
+    """TFX's InfraValidator for a machine without containers: a model server in a process on this machine.
+
+    It sends real impressions of the eval split to every signature. The model is blessed if all of them answer with
+    probabilities that agree to 1e-5.
+
+    Args:
+        model: channel of the Model to try.
+        examples: channel of Examples with impressions.
+        config: says which columns they have.
+        loading_seconds: how long the server may take to load the model.
+        request_seconds: how long it may take to answer a request.
+    """
+
+    SPEC_CLASS = LocalInfraValidatorSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
+
+    def __init__(
+        self,
+        model: tfx.types.BaseChannel,
+        examples: tfx.types.BaseChannel,
+        config: PipelineConfig,
+        loading_seconds: float = 300.0,
+        request_seconds: float = 60.0,
+    ) -> None:
+        spec = LocalInfraValidatorSpec(
+            model=model,
+            examples=examples,
+            features=json.dumps(config.layout.features.to_dict(), sort_keys=True),
+            loading_seconds=float(loading_seconds),
+            request_seconds=float(request_seconds),
+            blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.InfraBlessing),
+        )
+        super().__init__(spec=spec)
+
+
+def _eval_records(examples: Any) -> Iterator[bytes]:
+    files = io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], EVAL))
+    dataset = tf.data.TFRecordDataset(sorted(tf.io.gfile.glob(files)), compression_type="GZIP")
+    yield from dataset.take(_NUM_EXAMPLES).as_numpy_iterator()
+
+
+def _padded(rows: Sequence[Sequence[Any]], dtype: Any) -> np.ndarray:
+    """The rows as one array, filled up with the first value there is."""
+    values = [value for row in rows for value in row]
+    if not values:
+        return np.empty((len(rows), 0), dtype)
+    padded = np.full((len(rows), max(map(len, rows))), values[0], dtype)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return padded
+
+
+def _check_probability(signature: str, outputs: Inputs, shape: tuple[int, ...]) -> None:
+    if PROBABILITY not in outputs:
+        raise UnservableModelError(f"`{signature}` gives no `{PROBABILITY}`, but {sorted(outputs)}.")
+    probability = outputs[PROBABILITY]
+    if probability.shape != shape:
+        raise UnservableModelError(
+            f"`{signature}` gives `{PROBABILITY}` of shape {list(probability.shape)} for a request that asks for "
+            f"{list(shape)}."
+        )
+    wrong = probability[~((probability >= 0) & (probability <= 1))]
+    if wrong.size:
+        raise UnservableModelError(
+            f"`{signature}` gives {wrong.size} of {probability.size} probabilities that do not lie between 0 and 1, "
+            f"e.g. {wrong[0]}."
+        )
+
+
+def _check_explanation(outputs: Inputs, lengths: np.ndarray) -> None:
+    for name in (POSITIONS, DISTANCES, WEIGHTS):
+        if name not in outputs:
+            raise UnservableModelError(f"`{EXPLAIN}` gives no `{name}`, but {sorted(outputs)}.")
+        shape, expected = outputs[name].shape, outputs[PROBABILITY].shape
+        if shape != outputs[POSITIONS].shape or shape[:-1] != expected:
+            raise UnservableModelError(f"`{EXPLAIN}` gives `{name}` of shape {list(shape)} for {list(expected)}.")
+    positions, weights = outputs[POSITIONS], outputs[WEIGHTS]
+    if ((positions < -1) | (positions >= lengths[:, None, None])).any():
+        raise UnservableModelError(f"`{EXPLAIN}` gives `{POSITIONS}` outside of the histories.")
+    if not np.isfinite(weights).all():
+        raise UnservableModelError(f"`{EXPLAIN}` gives `{WEIGHTS}` that are not finite.")
+
+
+def _check_agreement(signature: str, other: str, difference: np.ndarray) -> None:
+    if difference.max() > _TOLERANCE:
+        raise UnservableModelError(
+            f"`{signature}` and `{other}` differ by {difference.max():.3g} in the probability of the same impression; "
+            f"rounding explains {_TOLERANCE:g} at most."
+        )

@@ -1,0 +1,189 @@
+"""From a user's interactions to impressions as tf.Examples, by Beam."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import tensorflow as tf
+
+from keras_eta.features import HISTORY_TIMESTAMP, LABEL, TIMESTAMP, history_name
+from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, history_bucket
+from tfx_pipeline.ingestion.interactions import CountingDoFn, Interaction, Scalar, UserId, value_dtype, value_names
+from tfx_pipeline.layouts import USER_ID, Layout
+
+DUPLICATE = "duplicate rows"
+ITEMS = "items"
+
+USERS = "users"
+LEFT_OUT = "left_out"
+IMPRESSIONS = "impressions"
+POSITIVES = "positives"
+
+# Successive impressions of a user that travel and are written together. Their histories differ by a few behaviours, so
+# 32 of them compress to little more than one.
+_BLOCK_SIZE = 32
+_COMPRESSION_LEVEL = 1
+# Items that a bundle remembers to have passed on.
+_REMEMBERED_ITEMS = 100_000
+
+
+class UserLog(NamedTuple):
+    """All interactions of a user, in ascending order, n of them.
+
+    Args:
+        user: the user's id.
+        timestamps: int64 [n].
+        ends: int64 [n], how many behaviours lie strictly before each.
+        labels: int64 [n].
+        values: for each of `value_names` a list of n values.
+    """
+
+    user: UserId
+    timestamps: np.ndarray
+    ends: np.ndarray
+    labels: np.ndarray
+    values: tuple[list[Scalar], ...]
+
+    def impressions(self, min_history: int) -> np.ndarray:
+        """Positions of the interactions with at least `min_history` behaviours before them, int64."""
+        return np.flatnonzero(self.ends >= min_history)
+
+
+class Cuts(NamedTuple):
+    """Timestamps of a split by time: the first that is not train, and the first that is eval."""
+
+    validation_from: int
+    eval_from: int
+
+    def split(self, timestamps: np.ndarray, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """The positions, ascending in time, that fall into each split."""
+        bounds = np.searchsorted(timestamps[positions], self)
+        return dict(zip(SPLITS, np.split(positions, bounds), strict=True))
+
+
+class SortUserLog(CountingDoFn):
+    """(user, interactions) -> `UserLog`: sorted by time, each row once.
+
+    A tie in time is in the order of the values, so the result does not depend on the order of arrival. Rows that equal
+    another in every column that is read leave under the tag `MALFORMED`, items under `ITEMS`, sums under `COUNTS`.
+
+    Args:
+        layout: of the log.
+        files: paths of its files, by number.
+    """
+
+    def __init__(self, layout: Layout, files: Sequence[str]) -> None:
+        super().__init__()
+        self._files = tuple(files)
+        self._names = value_names(layout)
+        self._item = self._names.index(layout.features.item_id.name)
+        self._label = layout.label.column
+
+    def start_bundle(self) -> None:
+        super().start_bundle()
+        self._seen: set[Scalar] = set()
+
+    def process(self, element: tuple[UserId, Iterable[Interaction]]) -> Iterator[UserLog | beam.pvalue.TaggedOutput]:
+        user, interactions = element
+        rows: list[Interaction] = []
+        for row in sorted(interactions):
+            if rows and row[:-1] == rows[-1][:-1]:
+                yield self.malformed(DUPLICATE, self._files[row.file], self._text(user, row))
+            else:
+                rows.append(row)
+        self.count(USERS)
+        timestamps = np.array([row.timestamp for row in rows], "int64")
+        ends = np.searchsorted(timestamps, timestamps)
+        labels = np.array([row.label for row in rows], "int64")
+        values = tuple(map(list, zip(*(row.values for row in rows), strict=True)))
+        for item in set(values[self._item]) - self._seen:
+            yield beam.pvalue.TaggedOutput(ITEMS, item)
+            if len(self._seen) < _REMEMBERED_ITEMS:
+                self._seen.add(item)
+        yield UserLog(user, timestamps, ends, labels, values)
+
+    def _text(self, user: UserId, row: Interaction) -> str:
+        cells = {USER_ID: user, TIMESTAMP: row.timestamp, **dict(zip(self._names, row.values, strict=True))}
+        return json.dumps({**cells, self._label: row.outcome}, default=lambda value: value.decode())
+
+
+def impression_times(log: UserLog, min_history: int) -> np.ndarray:
+    """Timestamps int64 of a user's impressions."""
+    return log.timestamps[log.impressions(min_history)]
+
+
+class MakeExamples(CountingDoFn):
+    """`UserLog` -> compressed blocks of tf.Examples under the tag of their split; sums under `COUNTS`.
+
+    A block holds up to 32 successive impressions of the user. A history is a slice of lists that are made once a user,
+    so the time is n * L at most and the memory that of the user's log and one block.
+
+    Args:
+        layout: of the log.
+        min_history: interactions with fewer behaviours before them are left out, and counted.
+    """
+
+    def __init__(self, layout: Layout, min_history: int) -> None:
+        super().__init__()
+        features = layout.features
+        names = value_names(layout)
+        self._min_history = min_history
+        self._length = features.max_history_length
+        self._user_kind = _KINDS[value_dtype(layout, USER_ID)]
+        self._row = [_column(layout, names, name, name) for name in layout.row_columns if name in names]
+        self._history = [_column(layout, names, f.name, history_name(f.name)) for f in features.history_features]
+
+    def process(self, log: UserLog, cuts: Cuts) -> Iterator[beam.pvalue.TaggedOutput]:
+        timestamps, ends, labels = (column.tolist() for column in (log.timestamps, log.ends, log.labels))
+        row = [(name, kind, log.values[index]) for name, kind, index in self._row]
+        row += [(TIMESTAMP, "int64_list", timestamps), (LABEL, "int64_list", labels)]
+        history = [(name, kind, log.values[index][::-1]) for name, kind, index in self._history]
+        history.append((HISTORY_TIMESTAMP, "int64_list", timestamps[::-1]))
+
+        def serialize(position: int) -> bytes:
+            example = tf.train.Example()
+            feature = example.features.feature
+            getattr(feature[USER_ID], self._user_kind).value.append(log.user)
+            feature[HISTORY_BUCKET].bytes_list.value.append(history_bucket(ends[position]).encode())
+            for name, kind, values in row:
+                getattr(feature[name], kind).value.append(values[position])
+            # Reversed, the behaviours before the impression are the last `ends[position]`.
+            start = len(timestamps) - ends[position]
+            for name, kind, values in history:
+                sequence = getattr(feature[name], kind)
+                # An empty history is a list without values, not a missing one.
+                sequence.SetInParent()
+                sequence.value.extend(values[start : start + self._length])
+            return example.SerializeToString(deterministic=True)
+
+        positions = log.impressions(self._min_history)
+        self.count(LEFT_OUT, len(timestamps) - len(positions))
+        for split, part in cuts.split(log.timestamps, positions).items():
+            self.count(f"{IMPRESSIONS}/{split}", len(part))
+            self.count(f"{POSITIVES}/{split}", int(log.labels[part].sum()))
+            for start in range(0, len(part), _BLOCK_SIZE):
+                block = [serialize(position) for position in part[start : start + _BLOCK_SIZE].tolist()]
+                yield beam.pvalue.TaggedOutput(split, zlib.compress(_packed(block), _COMPRESSION_LEVEL))
+
+
+def read_block(block: bytes) -> list[bytes]:
+    """The tf.Examples of a block of `MakeExamples`."""
+    return list(tf.train.BytesList.FromString(zlib.decompress(block)).value)
+
+
+def _packed(examples: Sequence[bytes]) -> bytes:
+    """The tf.Examples of a block, each after its length: what comes off a shuffle is data and never code."""
+    return tf.train.BytesList(value=examples).SerializeToString()
+
+
+_KINDS = {int: "int64_list", float: "float_list", bytes: "bytes_list"}
+
+
+def _column(layout: Layout, names: Sequence[str], name: str, output_name: str) -> tuple[str, str, int]:
+    """A column's name in a tf.Example, the kind of its list there, and its position among the values of a row."""
+    return output_name, _KINDS[value_dtype(layout, name)], names.index(name)

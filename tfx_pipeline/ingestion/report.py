@@ -1,0 +1,90 @@
+"""What became of the rows of a log, and which logs no model can be trained on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tfx_pipeline.config import EVAL, SPLITS, TRAIN, PipelineConfig
+from tfx_pipeline.ingestion import impressions, interactions
+
+
+def make_report(raw: Mapping[str, Any], num_files: int, num_bytes: int, dead_letters: str) -> dict[str, Any]:
+    """What became of the rows."""
+    counts = raw["counts"]
+
+    def by_split(name: str) -> dict[str, int]:
+        return {split: counts.get(f"{name}/{split}", 0) for split in SPLITS}
+
+    prefix = f"{interactions.MALFORMED}/"
+    malformed = {name.removeprefix(prefix): count for name, count in counts.items() if name.startswith(prefix)}
+    malformed = dict(sorted(malformed.items(), key=lambda item: (-item[1], item[0])))
+    rows_read = counts.get(interactions.ROWS_READ, 0)
+    num_impressions = by_split(impressions.IMPRESSIONS)
+    return {
+        "files": num_files,
+        "rows_read": rows_read,
+        "rows_kept": rows_read - sum(malformed.values()),
+        "malformed": malformed,
+        "dead_letters": dead_letters if malformed else None,
+        "users": counts.get(impressions.USERS, 0),
+        "items": counts[impressions.ITEMS],
+        "left_out_for_short_history": counts.get(impressions.LEFT_OUT, 0),
+        "impressions": num_impressions,
+        "positives": by_split(impressions.POSITIVES),
+        "split": raw["cuts"],
+        "bytes": num_bytes,
+        "bytes_per_impression": round(num_bytes / max(sum(num_impressions.values()), 1), 1),
+    }
+
+
+def check_spellings(counts: Iterable[str]) -> None:
+    """Refuses a log in which one column spells its numbers in two ways: they would be different ids."""
+    files: dict[str, dict[str, str]] = {}
+    for name in sorted(counts):
+        kind, *rest = name.split("\t", 3)
+        if kind == interactions.SPELLING:
+            spelling, column, path = rest
+            files.setdefault(column, {}).setdefault(spelling, path)
+    for column, by_spelling in files.items():
+        if len(by_spelling) > 1:
+            raise ValueError(
+                f"The column {column!r} spells ids as integers, e.g. in {by_spelling[interactions.INTEGER]}, and as "
+                f"'1.0', e.g. in {by_spelling[interactions.DECIMAL]}: one id would be two. Write them in one spelling, "
+                "or make the feature int64, which reads both."
+            )
+
+
+def check_report(report: Mapping[str, Any], examples: Mapping[str, Any], config: PipelineConfig) -> None:
+    """Refuses data that no model can be trained and judged on."""
+    rows_read, malformed = report["rows_read"], report["malformed"]
+    num_malformed = sum(malformed.values())
+    share = num_malformed / max(rows_read, 1)
+    if share > config.max_bad_share:
+        reasons = []
+        for reason, count in malformed.items():
+            rows = "; ".join(f"{os.path.basename(file)}: {row!r}" for file, row in examples[reason])
+            reasons.append(f"  {count:,} {reason}, e.g. {rows}")
+        raise RuntimeError(
+            f"{num_malformed:,} of {rows_read:,} rows are malformed, a share of {share:.2%}; "
+            f"`max_bad_share` allows {config.max_bad_share:.2%}.\n"
+            + "\n".join(reasons)
+            + f"\nAll of them: {report['dead_letters']}"
+        )
+    if report["users"] < 2:
+        raise ValueError(f"The log must hold at least two users. Found: {report['users']}")
+    sizes, positives = report["impressions"], report["positives"]
+    empty = [split for split in SPLITS if not sizes[split]]
+    if empty:
+        raise ValueError(
+            f"The split by time leaves {', '.join(empty)} without impressions: {sizes}, cut at {report['split']}; "
+            f"{report['left_out_for_short_history']:,} interactions had fewer than `min_history`={config.min_history} "
+            "behaviours before them. Use another `split` or `min_history`, or more data."
+        )
+    for split in (TRAIN, EVAL):
+        if positives[split] in (0, sizes[split]):
+            raise ValueError(
+                f"All {sizes[split]:,} impressions of {split} have the label {int(positives[split] > 0)}; a model "
+                f"needs both classes. The label is made of the column {config.layout.label.column!r}: check its rule."
+            )

@@ -1,0 +1,93 @@
+"""Batches of transformed impressions, read from files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, LABEL, Features, history_name
+
+# Impressions of one user lie side by side in the files.
+SHUFFLE_BYTES = 2**28
+
+
+def transformed_batches(
+    patterns: Sequence[str],
+    features: Features,
+    batch_size: int,
+    *,
+    shuffle_buffer: int = 0,
+    seed: int = 0,
+    skip: int = 0,
+) -> tf.data.Dataset:
+    """Batches of transformed impressions, as the model reads them.
+
+    Args:
+        patterns: of gzip-compressed TFRecord files.
+        features: the columns.
+        batch_size: N.
+        shuffle_buffer: impressions among which the next one is drawn. 0: the files' order.
+        seed: of that order.
+        skip: batches to leave out at the beginning.
+
+    Returns:
+        A dataset of (columns, label): int32 or float32 [N], histories [N, L] padded with 0 to the longest of the batch,
+        `history_length` int32 [N], and label int64 [N].
+    """
+    dtypes = {feature.name: tf.int64 if feature.is_id else tf.float32 for feature in features.all_features}
+    history = {history_name(name): dtype for name, dtype in dtypes.items()} | {HISTORY_AGE: tf.int64}
+    spec: dict[str, Any] = {name: tf.io.FixedLenFeature([], dtypes[name]) for name in features.encoded_row_names}
+    # Padded as it is parsed: a ragged tensor would be copied once more.
+    spec |= {
+        name: tf.io.FixedLenSequenceFeature([], history[name], allow_missing=True)
+        for name in features.encoded_history_names
+    }
+    spec |= {name: tf.io.FixedLenFeature([], tf.int64) for name in (HISTORY_LENGTH, LABEL)}
+
+    def parsed(records: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        columns = tf.io.parse_example(records, spec)
+        label = columns.pop(LABEL)
+        return {name: tf.cast(x, tf.int32) if x.dtype == tf.int64 else x for name, x in columns.items()}, label
+
+    records = _records([name for pattern in patterns for name in sorted(tf.io.gfile.glob(pattern))])
+    if shuffle_buffer:
+        records = records.shuffle(shuffle_buffer, seed, reshuffle_each_iteration=False)
+    batches = records.skip(skip * batch_size).batch(batch_size)
+    return batches.map(parsed, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+class Part(NamedTuple):
+    """The files of a part, and what they hold."""
+
+    files: list[str]
+    num_examples: int
+    file_bytes: int
+    shuffle_buffer: int
+
+
+def measure(patterns: Sequence[str]) -> Part:
+    """Counts what the files of a part hold."""
+    files = sorted(name for pattern in patterns for name in tf.io.gfile.glob(pattern))
+    if not files:
+        return Part([], 0, 0, 0)
+    zeros = (tf.constant(0, tf.int64), tf.constant(0, tf.int64))
+    num_examples, record_bytes = (
+        _records(files)
+        .batch(8192)
+        .reduce(
+            zeros,
+            lambda totals, records: (
+                totals[0] + tf.size(records, tf.int64),
+                totals[1] + tf.reduce_sum(tf.cast(tf.strings.length(records), tf.int64)),
+            ),
+        )
+    )
+    count = int(num_examples)
+    buffer = max(1, min(count, SHUFFLE_BYTES * count // max(1, int(record_bytes))))
+    return Part(files, count, sum(tf.io.gfile.stat(name).length for name in files), buffer)
+
+
+def _records(files: Sequence[str]) -> tf.data.Dataset:
+    return tf.data.TFRecordDataset(files, "GZIP", num_parallel_reads=min(4, len(files)))
