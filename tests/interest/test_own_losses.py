@@ -42,7 +42,8 @@ def test_click_loss_of_a_unit_is_added_by_its_weight(weights: np.ndarray | None)
     scores = model(rows, training=True, return_scores=True)
     own_logits = scores.interests["sim_soft"].auxiliary_logits.numpy()[:, 0]
     sums = [
-        reference.log_loss(LABELS, logits, weights) * (ROWS if weights is None else weights.sum())
+        reference.log_loss(LABELS.tolist(), logits.tolist(), None if weights is None else weights.tolist())
+        * (ROWS if weights is None else weights.sum())
         for logits in (scores.logits.numpy()[:, 0], own_logits)
     ]
     losses = model.compute_losses((rows, LABELS, *(() if weights is None else (weights,))), training=True)
