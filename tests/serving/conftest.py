@@ -282,7 +282,9 @@ class FakeServer(prediction_service_pb2_grpc.PredictionServiceServicer):
         return response
 
     def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
-        context.add_callback(self._end)
+        if not context.add_callback(self._end):
+            # The call was over before this handler began.
+            self._end()
         with self._lock:
             self.requests.append(request)
             self.running += 1
