@@ -74,8 +74,9 @@ def plot(path: Path, test: Impressions, logits: dict[str, np.ndarray], eta: ETA,
     depth = np.zeros(eta.features.max_history_length)
     for inputs, _ in long.to_dataset(eta.features, 64, lookup=protocol.lookup):
         scores: Any = eta.score({**inputs, "item_id": inputs["item_id"][:, tf.newaxis]})
-        weights = tf.reduce_mean(scores.attention, axis=-2)
-        np.add.at(depth, scores.retrieved.positions.numpy().ravel(), weights.numpy().ravel())
+        interest: Any = scores.interests[eta.eta.name]
+        weights = tf.reduce_mean(interest.weights, axis=-2)
+        np.add.at(depth, interest.retrieved.positions.numpy().ravel(), weights.numpy().ravel())
     right.plot(np.arange(1, len(depth) + 1), np.cumsum(depth) / depth.sum())
     right.axvline(eta.short_history_length, color="grey", linestyle=":", label="the short history ends")
     right.set(
