@@ -175,10 +175,12 @@ class Ranker(TrainableModel):
             `Scores` of [R, C] candidates.
         """
         self._build_embeddings()
-        parts, interests = [], {}
+        shared = self.feature_embedding.candidates(inputs)
+        # Looked up once, before any unit asks for them.
+        parts, interests = [shared.vectors], {}
         for unit in self.interests:
             embedding = self.embedding_of(unit)
-            candidate = embedding.candidates(inputs)
+            candidate = shared if embedding is self.feature_embedding else embedding.candidates(inputs)
             if state is not None and unit.state_names:
                 interests[unit.name] = unit.from_state(candidate, _own_state(unit, state))
             else:
@@ -224,14 +226,12 @@ class Ranker(TrainableModel):
             for name, tensor in make(unit, self.embedding_of(unit).history(inputs)).items()
         }
 
-    def _logits(self, inputs: Inputs, interests: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Logits [R, C] of candidates with these interest vectors [R, C, D]."""
-        candidate = self.feature_embedding.candidates(inputs).vectors
-        shape = tf.shape(candidate)
-        parts = [candidate, *interests]
-        for vector in self.feature_embedding.rows((*self.features.user, *self.features.context), inputs):
-            parts.append(tf.broadcast_to(vector[:, tf.newaxis, :], [shape[0], shape[1], vector.shape[-1]]))
-        x0 = x = tf.concat(parts, axis=-1)
+    def _logits(self, inputs: Inputs, parts: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Logits [R, C] of candidates, by their own vectors and their interest vectors, [R, C, D] each."""
+        shape = tf.shape(parts[0])
+        rows = self.feature_embedding.rows((*self.features.user, *self.features.context), inputs)
+        of_rows = [tf.broadcast_to(x[:, tf.newaxis, :], [shape[0], shape[1], x.shape[-1]]) for x in rows]
+        x0 = x = tf.concat([*parts, *of_rows], axis=-1)
         for cross in self.cross:
             x = cross(x0, x)
         return self.mlp(x)[..., 0]
