@@ -43,6 +43,14 @@ def replica_variables(variable: tf.Variable) -> tuple[tf.Variable, ...]:
     return tf.distribute.get_strategy().experimental_local_results(variable)
 
 
+def gather_over_replicas(values: tf.Tensor) -> tf.Tensor:
+    """A tensor [n, ...] of this replica and those of all others, [N, ...]; gradients flow back to each."""
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return values
+    return replica.all_gather(values, axis=0)
+
+
 def sum_over_replicas(values: Any) -> Any:
     """Tensors, in any structure, summed over the values that all replicas have of them."""
     replica = tf.distribute.get_replica_context()

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from keras_eta.validation import check_positive_integers, is_integer
+from keras_eta.validation import check_positive_integers, is_integer, is_number
 
 LABEL = "label"
 TIMESTAMP = "timestamp"
@@ -203,6 +203,34 @@ class Sequence:
 
 
 @dataclasses.dataclass(frozen=True)
+class Positives:
+    """Which behaviours of the history speak for their item: those of some values of an attribute, or from one on.
+
+    Args:
+        attribute: name of a behaviour attribute with one value, e.g. `"rating"` or `"action"`.
+        values: raw ids that are positive, of an id, e.g. `("buy", "cart")`.
+        minimum: values from here on are positive, of a float32.
+
+    Raises:
+        ValueError: if not just one of `values` and `minimum` is given.
+    """
+
+    attribute: str
+    values: tuple[int | str, ...] = ()
+    minimum: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(self.values))
+        if bool(self.values) == (self.minimum is not None):
+            raise ValueError(
+                "Give either `values` or a `minimum` of positive behaviours. "
+                f"Received: values={self.values}, minimum={self.minimum}"
+            )
+        if self.minimum is not None and not is_number(self.minimum):
+            raise ValueError(f"`minimum` must be a finite number or None. Received: minimum={self.minimum!r}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Features:
     """All columns of an impression, by the role they play.
 
@@ -230,11 +258,12 @@ class Features:
         max_history_length: L, the number of most recent behaviours that the model reads.
         age: how the age of each behaviour is cut into buckets. `None`: the model reads no timestamps.
         sequences: sequences of behaviours beside the history.
+        positives: which behaviours of the history speak for their item, for tasks that need to know. `None`: all.
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if names collide, `hashed` names no id of the item that has one value, the item id has several, or a
-            length is not positive.
+        ValueError: if names collide, `hashed` names no id of the item that has one value, the item id has several, a
+            length is not positive, or `positives` do not go with a behaviour attribute.
     """
 
     item_id: Feature
@@ -246,6 +275,7 @@ class Features:
     max_history_length: int = 512
     age: Age | None = None
     sequences: tuple[Sequence, ...] = ()
+    positives: Positives | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.item_id, Feature) or not self.item_id.is_id or self.item_id.max_values:
@@ -263,6 +293,10 @@ class Features:
                 raise TypeError(f"`{role}` must hold {what}. Received: {wrong}")
         if self.age is not None and not isinstance(self.age, Age):
             raise TypeError(f"`age` must be a keras_eta.Age or None. Received: age={self.age!r}")
+        if self.positives is not None and not isinstance(self.positives, Positives):
+            raise TypeError(
+                f"`positives` must be a keras_eta.Positives or None. Received: positives={self.positives!r}"
+            )
         if not self.hashed:
             object.__setattr__(self, "hashed", (self.item_id.name,))
         hashable = [feature.name for feature in self.item_features if feature.is_id and not feature.max_values]
@@ -281,6 +315,23 @@ class Features:
         if twice:
             raise ValueError(f"Every column must have a name of its own. Used twice: {twice}")
         self._check_attributes()
+        self._check_positives()
+
+    def _check_positives(self) -> None:
+        if self.positives is None:
+            return
+        attributes = {feature.name: feature for feature in self.behaviour_attributes if not feature.max_values}
+        feature = attributes.get(self.positives.attribute)
+        if feature is None:
+            raise ValueError(
+                f"`positives` must go by a behaviour attribute with one value, among {list(attributes)}. "
+                f"Received: {self.positives}"
+            )
+        if feature.is_id != bool(self.positives.values):
+            raise ValueError(
+                f"`positives` must have `values` of an id and a `minimum` of a float32. Received: {self.positives} of "
+                f"{feature.dtype}"
+            )
 
     def _check_attributes(self) -> None:
         """Refuses two features of one name, whose embedding tables would be taken for each other."""
@@ -405,8 +456,8 @@ class Features:
     def from_dict(cls, values: Mapping[str, Any]) -> Features:
         """The description that `to_dict` wrote."""
         roles = ("item_attributes", "behaviour_attributes", "user", "context")
-        # Older descriptions lack `age` or `sequences`.
-        age, sequences = values.get("age"), values.get("sequences", ())
+        # Older descriptions lack these.
+        age, sequences, positives = values.get("age"), values.get("sequences", ()), values.get("positives")
         return cls(
             item_id=Feature(**values["item_id"]),
             **{role: tuple(Feature(**feature) for feature in values[role]) for role in roles},
@@ -417,6 +468,7 @@ class Features:
                 Sequence(**{**sequence, "attributes": tuple(Feature(**feature) for feature in sequence["attributes"])})
                 for sequence in sequences
             ),
+            positives=None if positives is None else Positives(**positives),
         )
 
 

@@ -18,6 +18,7 @@ class AttentionUnit(InterestUnit):
     Args:
         num_heads: heads of the attention.
         key_dim: width of a head. `None`: the candidate's width divided by the heads, rounded up.
+        cosine: whether the attention's logits are scaled cosines; see `TargetAttention`.
         attention: layer in place of `TargetAttention(num_heads, key_dim)`, e.g. `ActivationUnit()`, DIN's.
         **kwargs: as `InterestUnit`.
 
@@ -33,6 +34,7 @@ class AttentionUnit(InterestUnit):
         *,
         num_heads: int = 2,
         key_dim: int | None = None,
+        cosine: bool = False,
         attention: tf.keras.layers.Layer | None = None,
         **kwargs: Any,
     ) -> None:
@@ -40,6 +42,7 @@ class AttentionUnit(InterestUnit):
         check_positive_integers(num_heads=num_heads, **({} if key_dim is None else {"key_dim": key_dim}))
         self.num_heads = num_heads
         self.key_dim = key_dim
+        self.cosine = cosine
         self._given_attention = attention
         self.attention: Any = attention
 
@@ -48,7 +51,9 @@ class AttentionUnit(InterestUnit):
         self._candidate_width = sum(feature.width for feature in features.item_features)
         if self.attention is None:
             key_dim = self.key_dim or -(-self._candidate_width // self.num_heads)
-            self.attention = TargetAttention(self.num_heads, key_dim, self.similarity_bias, name="attention")
+            self.attention = TargetAttention(
+                self.num_heads, key_dim, self.similarity_bias, self.cosine, name="attention"
+            )
         if self.attention.similarity_bias != self.similarity_bias:
             raise ValueError(
                 "`attention` and its unit must agree on the similarity bias. Received: "
@@ -75,6 +80,7 @@ class AttentionUnit(InterestUnit):
             **super().get_config(),
             "num_heads": self.num_heads,
             "key_dim": self.key_dim,
+            "cosine": self.cosine,
             "attention": None if given is None else tf.keras.utils.serialize_keras_object(given),
         }
 

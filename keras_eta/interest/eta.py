@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from keras_eta.features import Features
-from keras_eta.interest.base import Columns, Retrieved, Tables, Tensors
+from keras_eta.interest.base import Columns, Interest, Retrieved, Tables, Tensors
 from keras_eta.interest.fingerprints import fingerprinted_tables, make_fingerprinted_tables
 from keras_eta.interest.top_k import TopKUnit
 from keras_eta.layers.hamming_top_k import HammingTopK
 from keras_eta.ops import history_buckets
-from keras_eta.validation import check_integers_from_zero, check_planes_period, check_positive_integers
+from keras_eta.validation import check_integers_from_zero, check_planes_period, check_positive_integers, is_integer
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -27,6 +28,11 @@ class ETAInterest(TopKUnit):
     the +1/-1 codes of the embeddings, so that the loss reaches the hash by the straight-through path; with
     `trainable_planes` it moves the planes as well.
 
+    With `distance_edges`, the interest vector ends in log(1 + n) for the numbers n of retrieved behaviours at distances
+    up to each edge (and beyond the one before). Softmax averages, so it can't tell one behaviour at distance 0 from
+    twenty; these numbers tell how often the user came back to the item, or to its like. `explain` gives the distances
+    that are counted.
+
     Args:
         top_k: K, behaviours to retrieve.
         num_bits: M, bits per hashed feature.
@@ -36,6 +42,8 @@ class ETAInterest(TopKUnit):
         planes_period: steps between two moves of learned planes. Each move hashes the whole table again, which takes
             seconds for millions of items; in between the optimiser moves a copy, and the table stays exact. A loop that
             does not call `Ranker.train_step` calls `after_step`.
+        distance_edges: ascending distances, each the end of a range in which retrieved behaviours are counted, e.g.
+            `(0, 1, 3, 6, 9, 12, 16, 20, 26)` of 64 bits. Empty: none are.
         **kwargs: as `AttentionUnit`.
 
     Raises:
@@ -56,6 +64,7 @@ class ETAInterest(TopKUnit):
         trainable_planes: bool = False,
         similarity_bias: bool = False,
         planes_period: int = 1,
+        distance_edges: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(top_k, **kwargs)
@@ -67,12 +76,19 @@ class ETAInterest(TopKUnit):
                 f"Received: trainable_planes={trainable_planes}, similarity_bias={similarity_bias}"
             )
         check_planes_period(planes_period, trainable_planes)
+        edges = tuple(distance_edges)
+        if not all(is_integer(edge, 0) for edge in edges) or list(edges) != sorted(set(edges)):
+            raise ValueError(
+                "`distance_edges` must be integers of at least 0, strictly ascending. "
+                f"Received: distance_edges={distance_edges!r}"
+            )
         self.hamming_top_k = HammingTopK(top_k, name="hamming_top_k")
         self.num_bits = num_bits
         self.seed = seed
         self.trainable_planes = trainable_planes
         self.similarity_bias = similarity_bias
         self.planes_period = planes_period
+        self.distance_edges = edges
 
     def make_tables(self, features: Features, regularizer: Any = None) -> dict[str, tf.keras.layers.Embedding]:
         return make_fingerprinted_tables(
@@ -117,6 +133,20 @@ class ETAInterest(TopKUnit):
         ]
         return tf.add_n(agreements) / total_bits
 
+    def call(self, candidate: Columns, history: Columns, training: bool = False, jit_compile: bool = False) -> Interest:
+        interest = super().call(candidate, history, training, jit_compile)
+        if not self.distance_edges:
+            return interest
+        return interest._replace(vector=tf.concat([interest.vector, self._log_counts(interest.retrieved)], axis=-1))
+
+    def _log_counts(self, retrieved: Any) -> tf.Tensor:
+        """log(1 + n) of the retrieved behaviours in each range of distances, [R, C, number of edges]."""
+        within = retrieved.scores[..., tf.newaxis] <= tf.constant(self.distance_edges, retrieved.scores.dtype)
+        within = tf.cast(within & retrieved.mask[..., tf.newaxis], tf.float32)
+        totals = tf.reduce_sum(within, axis=-2)
+        counts = totals - tf.pad(totals[..., :-1], [[0, 0], [0, 0], [1, 0]])
+        return tf.cast(tf.math.log1p(counts), self.compute_dtype)
+
     def refresh(self) -> None:
         """Hashes all rows of every table again; see `FingerprintedEmbedding.refresh`."""
         for table in self.tables.values():
@@ -144,4 +174,5 @@ class ETAInterest(TopKUnit):
             "trainable_planes": self.trainable_planes,
             "similarity_bias": self.similarity_bias,
             "planes_period": self.planes_period,
+            "distance_edges": self.distance_edges,
         }

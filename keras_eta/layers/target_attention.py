@@ -9,6 +9,10 @@ import tensorflow as tf
 
 from keras_eta.validation import check_positive_integers
 
+INITIAL_COSINE_SCALE = 8.0
+# As `tf.math.l2_normalize`.
+EPSILON = 1e-12
+
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
 class TargetAttention(tf.keras.layers.Layer):
@@ -19,15 +23,21 @@ class TargetAttention(tf.keras.layers.Layer):
     `similarity_bias`, the bias is a learned scale for each head (starting at 1) times the `similarity` of each
     behaviour.
 
+    With `cosine`, Q and K are L2-normalised per head: the logits are cosines times a learned scale for each head
+    (starting at 8, an inverse temperature) in place of Q K^T / sqrt(key_dim). Long vectors then attract no attention by
+    their length.
+
     Behaviours are either a candidate's own, or shared by all candidates of a row. A query's own behaviours are never
     projected: q . (W_K e) = (W_K^T q) . e, and the weighted sum of W_V e is W_V of the weighted sum of e, so that H
     vectors a query are projected in place of K behaviours. The bias of the keys adds the same to all logits of a head,
-    which softmax cancels. Behaviours that many candidates share are projected once.
+    which softmax cancels. Behaviours that many candidates share are projected once. Cosines need the length of each
+    key: with `cosine` the keys, which then have no bias, are projected all the same, and the values are not.
 
     Args:
         num_heads: H.
         key_dim: width of a head.
         similarity_bias: whether `similarity` is added to the attention's logits.
+        cosine: whether the logits are scaled cosines.
 
     Call arguments:
         query: float32 [..., D] with own behaviours, or [..., C, D] with shared ones.
@@ -51,15 +61,24 @@ class TargetAttention(tf.keras.layers.Layer):
         TensorShape([8, 32])
 
     Reference:
-        ETA, arXiv 2108.04468, Section 3.2 (multi-head target attention); Vaswani et al. 2017, Section 3.2.
+        ETA, arXiv 2108.04468, Section 3.2 (multi-head target attention); Vaswani et al. 2017, Section 3.2; cosines:
+        Henry et al., "Query-Key Normalization for Transformers", arXiv 2010.04245, Eq. (2).
     """
 
-    def __init__(self, num_heads: int = 2, key_dim: int = 16, similarity_bias: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_heads: int = 2,
+        key_dim: int = 16,
+        similarity_bias: bool = False,
+        cosine: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_positive_integers(num_heads=num_heads, key_dim=key_dim)
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.similarity_bias = similarity_bias
+        self.cosine = cosine
         width = num_heads * key_dim
         self.query_projection = tf.keras.layers.Dense(width, name="query")
         # Key and value side by side, so that one gather fetches both.
@@ -70,6 +89,12 @@ class TargetAttention(tf.keras.layers.Layer):
     def build(self, input_shape: Any) -> None:
         if self.similarity_bias:
             self.similarity_scale = self.add_weight(name="similarity_scale", shape=[self.num_heads], initializer="ones")
+        if self.cosine:
+            self.cosine_scale = self.add_weight(
+                name="cosine_scale",
+                shape=[self.num_heads],
+                initializer=tf.keras.initializers.Constant(INITIAL_COSINE_SCALE),
+            )
         super().build(input_shape)
 
     def call(
@@ -117,11 +142,18 @@ class TargetAttention(tf.keras.layers.Layer):
         if not self.key_value_projection.built:
             # Its kernel is read below, and only a call makes it as Keras saves it.
             self.key_value_projection(behaviours)
-        query = self.query_projection(query) / math.sqrt(self.key_dim)
+        query = self.query_projection(query)
+        if not self.cosine:
+            query /= math.sqrt(self.key_dim)
         if shared:
             query = _split_last(query, heads)
             # `split`, not slices: its gradient is one concatenation.
-            key, value = (_split_last(half, heads) for half in tf.split(self.key_value_projection(behaviours), 2, -1))
+            projected, value = tf.split(self.key_value_projection(behaviours), 2, -1)
+            if self.cosine:
+                projected -= tf.cast(tf.split(self.key_value_projection.bias, 2)[0], projected.dtype)
+            key, value = _split_last(projected, heads), _split_last(value, heads)
+            if self.cosine:
+                query, key = self._scaled(query), _unit(key)
             logits = tf.einsum("...chd,...khd->...chk", query, key)
         else:
             behaviours = tf.cast(behaviours, query.dtype)
@@ -129,8 +161,17 @@ class TargetAttention(tf.keras.layers.Layer):
             (key_kernel, value_kernel), value_bias = tf.split(kernel, 2, axis=-1), tf.split(bias, 2)[1]
             # [H, H * key_dim], each head's own units. One matmul with the units of the others at 0 beats one a head.
             own_units = tf.repeat(tf.eye(self.num_heads, dtype=query.dtype), self.key_dim, axis=-1)
+            if self.cosine:
+                query = self._scaled(_split_last(query, heads))
+                query = tf.reshape(query, tf.concat([tf.shape(query)[:-2], [self.num_heads * self.key_dim]], axis=0))
             projected = tf.tensordot(query[..., tf.newaxis, :] * own_units, tf.transpose(key_kernel), axes=1)
             logits = tf.linalg.matmul(projected, behaviours, transpose_b=True)
+            if self.cosine:
+                # In float32: half precision holds neither small squares nor the inverse of a small length.
+                keys = _split_last(tf.cast(tf.tensordot(behaviours, key_kernel, axes=1), tf.float32), heads)
+                # No einsum: oneDNN's corrupts memory where H is its free index.
+                lengths = tf.linalg.matrix_transpose(tf.reduce_sum(tf.square(keys), axis=-1))
+                logits = tf.cast(logits, tf.float32) * tf.math.rsqrt(tf.maximum(lengths, EPSILON))
         if similarity is not None:
             similarity = tf.cast(similarity, logits.dtype)[..., tf.newaxis, :]
             logits += tf.cast(self.similarity_scale, logits.dtype)[:, tf.newaxis] * similarity
@@ -141,6 +182,7 @@ class TargetAttention(tf.keras.layers.Layer):
             mask = mask[..., tf.newaxis, tf.newaxis, :] if shared else mask[..., tf.newaxis, :]
             weights = tf.nn.softmax(tf.where(mask, logits, logits.dtype.min))
             weights = tf.where(mask, weights, tf.zeros_like(weights))
+        weights = tf.cast(weights, query.dtype)
         if shared:
             interest = tf.einsum("...chk,...khd->...chd", weights, value)
             width = self.num_heads * self.key_dim
@@ -151,12 +193,17 @@ class TargetAttention(tf.keras.layers.Layer):
             interest = tf.reduce_sum(pooled * own_units, axis=-2)
         return self.output_projection(interest), weights
 
+    def _scaled(self, query: tf.Tensor) -> tf.Tensor:
+        """Queries [..., H, key_dim] as unit vectors times the scale of their head."""
+        return _unit(query) * tf.cast(self.cosine_scale, query.dtype)[:, tf.newaxis]
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_heads": self.num_heads,
             "key_dim": self.key_dim,
             "similarity_bias": self.similarity_bias,
+            "cosine": self.cosine,
         }
 
 
@@ -169,6 +216,11 @@ def behaviours_are_shared(query: tf.Tensor, behaviours: tf.Tensor) -> bool:
             f"Received: query.shape={query.shape}, behaviours.shape={behaviours.shape}"
         )
     return extra == 0
+
+
+def _unit(x: tf.Tensor) -> tf.Tensor:
+    """Vectors [..., D] of length 1, whose lengths are measured in float32."""
+    return tf.cast(tf.math.l2_normalize(tf.cast(x, tf.float32), axis=-1, epsilon=EPSILON), x.dtype)
 
 
 def _split_last(x: tf.Tensor, sizes: list[int]) -> tf.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -33,6 +34,8 @@ class ETA(Ranker):
             logits, with a learned scale for each head; in training it carries the straight-through gradient.
         trainable_planes: whether the planes learn by that path. Hashes the whole table again whenever they move.
         planes_period: steps between two moves of learned planes.
+        cosine: whether the logits of both attentions are scaled cosines; see `TargetAttention`.
+        distance_edges: ranges of distances in which retrieved behaviours are counted; see `ETAInterest`.
         **kwargs: as `Ranker`, without `interests`.
 
     Call arguments:
@@ -72,10 +75,12 @@ class ETA(Ranker):
         similarity_bias: bool = False,
         trainable_planes: bool = False,
         planes_period: int = 1,
+        cosine: bool = False,
+        distance_edges: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         check_integers_from_zero(short_history_length=short_history_length)
-        heads: dict[str, Any] = {"num_heads": num_heads, "key_dim": key_dim}
+        heads: dict[str, Any] = {"num_heads": num_heads, "key_dim": key_dim, "cosine": cosine}
         recent = [RecentInterest(short_history_length, **heads)] if short_history_length else []
         retrieved = ETAInterest(
             top_k=top_k,
@@ -84,6 +89,7 @@ class ETA(Ranker):
             similarity_bias=similarity_bias,
             trainable_planes=trainable_planes,
             planes_period=planes_period,
+            distance_edges=distance_edges,
             **heads,
         )
         super().__init__(features, interests=[*recent, retrieved], **kwargs)
@@ -97,7 +103,7 @@ class ETA(Ranker):
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "short_history_length": self.short_history_length}
         del config["interests"]
-        arguments = ("num_heads", "key_dim", "top_k", "num_bits", "seed")
+        arguments = ("num_heads", "key_dim", "cosine", "top_k", "num_bits", "seed", "distance_edges")
         for name in (*arguments, "similarity_bias", "trainable_planes", "planes_period"):
             config[name] = getattr(self.eta, name)
         return config

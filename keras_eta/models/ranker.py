@@ -9,18 +9,21 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from keras_eta.distribution import sum_over_replicas
-from keras_eta.features import Features
+from keras_eta.features import HISTORY, Features
 from keras_eta.interest.base import Columns, Interest, InterestUnit
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.metrics import LogOddsAUC
 from keras_eta.models.feature_embedding import FeatureEmbedding
 from keras_eta.models.input_checks import checked_columns, specs_of
 from keras_eta.models.mlp import activation_class, check_activation, make_mlp
+from keras_eta.models.tasks import RetrievalTask
 from keras_eta.models.trainable import TrainableModel, is_native
 from keras_eta.names import is_argument
 from keras_eta.validation import check_hidden_units, check_integers_from_zero
 
 Inputs = Mapping[str, tf.Tensor]
+
+RETRIEVAL_LOSS = "retrieval_loss"
 
 
 class Scores(NamedTuple):
@@ -54,6 +57,7 @@ class Ranker(TrainableModel):
             one such as `keras_eta.layers.Dice`.
         cross_layers: number of `tfrs.layers.dcn.Cross` layers before the MLP (DCN-v2).
         embeddings_regularizer: of all embedding tables, e.g. `tf.keras.regularizers.L2(1e-6)`.
+        retrieval_task: what the shared embeddings of items learn beside the click, so that neighbours are to one taste.
 
     Call arguments:
         inputs: dict of indices and floats: `user`, `context` and item columns [N] or [N, 1], `history_*` [N, L] most
@@ -84,10 +88,16 @@ class Ranker(TrainableModel):
         activation: str | type[tf.keras.layers.Layer] = "relu",
         cross_layers: int = 0,
         embeddings_regularizer: Any = None,
+        retrieval_task: RetrievalTask | None = None,
         **kwargs: Any,
     ) -> None:
         _check_interests(interests)
-        super().__init__(part_names=[f"{unit.name}_loss" for unit in interests if unit.has_own_loss], **kwargs)
+        if retrieval_task is not None and not isinstance(retrieval_task, RetrievalTask):
+            raise TypeError(
+                f"`retrieval_task` must be a RetrievalTask or None. Received: retrieval_task={retrieval_task!r}"
+            )
+        parts = [f"{unit.name}_loss" for unit in interests if unit.has_own_loss]
+        super().__init__(part_names=[*parts, *([] if retrieval_task is None else [RETRIEVAL_LOSS])], **kwargs)
         if lookup is not None and not isinstance(lookup, FeatureLookup):
             raise TypeError(f"`lookup` must be a FeatureLookup or None. Received: lookup={lookup!r}")
         if features is None:
@@ -124,6 +134,9 @@ class Ranker(TrainableModel):
 
         self.cross = [tfrs.layers.dcn.Cross(name=f"cross_{index}") for index in range(cross_layers)]
         self.mlp = make_mlp(self.hidden_units, activation)
+        self.retrieval_task = retrieval_task
+        if retrieval_task is not None:
+            retrieval_task.bind(features, lookup)
         self._click_loss = tf.keras.losses.BinaryCrossentropy(from_logits=True, reduction=tf.keras.losses.Reduction.SUM)
         self.task = tfrs.tasks.Ranking(
             loss=self._click_loss,
@@ -141,22 +154,27 @@ class Ranker(TrainableModel):
     def build(self, input_shape: Any = None) -> None:
         """Creates all variables. Keras calls it at the first batch; call it earlier to restore weights."""
         self._build_embeddings()
+        if self.retrieval_task is not None:
+            self.retrieval_task.build()
         specs = specs_of(self.features)
-        self.score(
-            self._with_candidates({name: tf.zeros([x or 1 for x in s.shape], s.dtype) for name, s in specs.items()})
-        )
+        zeros = {name: tf.zeros([size or 1 for size in spec.shape], spec.dtype) for name, spec in specs.items()}
+        self.score(self._with_candidates(zeros))
         # Keras sets it at the first call, to the shapes of that one; without it no SavedModel is written.
         self._set_save_spec(specs)
         self.built = True
 
     def call(self, inputs: Inputs, training: bool | None = None, return_scores: bool = False) -> Any:
-        columns = dict(checked_columns(inputs, self.features))
-        for name, shape in [(feature.name, feature.values_shape) for feature in self.features.row_features] + [
-            (sequence.length, ()) for sequence in self.features.all_sequences
-        ]:
-            columns[name] = tf.reshape(columns[name], [-1, *shape])
-        scores = self.score(self._with_candidates(columns), training=bool(training))
+        scores = self.score(self._columns(inputs), training=bool(training))
         return scores if return_scores else scores.logits[:, 0]
+
+    def _columns(self, inputs: Inputs) -> dict[str, tf.Tensor]:
+        """The columns of a batch, checked, each row's item as its one candidate."""
+        columns = dict(checked_columns(inputs, self.features))
+        shapes = {feature.name: feature.values_shape for feature in self.features.row_features}
+        shapes |= {sequence.length: () for sequence in self.features.all_sequences}
+        for name, shape in shapes.items():
+            columns[name] = tf.reshape(columns[name], [-1, *shape])
+        return self._with_candidates(columns)
 
     def _with_candidates(self, columns: Inputs) -> dict[str, tf.Tensor]:
         """The columns with those of the item as one candidate per row."""
@@ -255,7 +273,7 @@ class Ranker(TrainableModel):
         return self.own_embeddings.get(unit.name, self.feature_embedding)
 
     def compute_losses(self, inputs: tuple[Any, ...], training: bool = False) -> dict[str, tf.Tensor]:
-        """The click loss and, in training, the losses of units that have one of their own, as `<unit>_loss`."""
+        """The click loss and, in training, the losses of units as `<unit>_loss`, and that of the retrieval task."""
         features, labels, *weights = inputs
         # Keras averages over the last axis first, so rows need one of their own to be weighted one by one.
         labels = tf.reshape(labels, [-1, 1])
@@ -272,8 +290,13 @@ class Ranker(TrainableModel):
                 row_loss = interest.row_loss[:, tf.newaxis]
                 parts[f"{unit.name}_loss"] = tf.reduce_sum(row_loss if weight is None else row_loss * weight)
         rows = sum_over_replicas(tf.cast(tf.size(labels), total.dtype))
-        losses = {"loss": tf.add_n([total, *parts.values()]), **parts}
-        return {name: tf.math.divide_no_nan(loss, rows) for name, loss in losses.items()}
+        losses = {name: tf.math.divide_no_nan(loss, rows) for name, loss in {"loss": total, **parts}.items()}
+        if self.retrieval_task is not None and training:
+            columns = self._columns(features)
+            candidate = self.feature_embedding.candidates(columns)
+            history = self.feature_embedding.sequence(columns, HISTORY)
+            losses[RETRIEVAL_LOSS] = self.retrieval_task(candidate, history, labels, weight)
+        return {**losses, "loss": tf.add_n([*losses.values()])}
 
     def refresh(self) -> None:
         """Derives again what the units keep beside the embeddings; needed only after writes to raw variable handles."""
@@ -307,6 +330,7 @@ class Ranker(TrainableModel):
             else tf.keras.utils.get_registered_name(self.activation),
             "cross_layers": len(self.cross),
             "embeddings_regularizer": tf.keras.regularizers.serialize(self._regularizer),
+            "retrieval_task": None if self.retrieval_task is None else serialize(self.retrieval_task),
         }
 
     @classmethod
@@ -314,8 +338,9 @@ class Ranker(TrainableModel):
         deserialize = tf.keras.utils.deserialize_keras_object
         config = dict(config)
         config["features"] = Features.from_dict(config["features"])
-        if config.get("lookup") is not None:
-            config["lookup"] = deserialize(config["lookup"])
+        for name in ("lookup", "retrieval_task"):
+            if config.get(name) is not None:
+                config[name] = deserialize(config[name])
         if "interests" in config:
             config["interests"] = [deserialize(unit) for unit in config["interests"]]
         config["activation"] = activation_class(config["activation"]) or config["activation"]
