@@ -6,7 +6,7 @@ _runtime.use_legacy_keras()
 _runtime.exempt_keras_from_autograph()
 
 from keras_eta import interest, layers, metrics, models, ops  # noqa: E402
-from keras_eta.features import Age, Feature, Features  # noqa: E402
+from keras_eta.features import Age, Feature, Features, Sequence  # noqa: E402
 from keras_eta.layers import FeatureLookup  # noqa: E402
 from keras_eta.models import ETA, Ranker  # noqa: E402
 
@@ -19,6 +19,7 @@ __all__ = [
     "FeatureLookup",
     "Features",
     "Ranker",
+    "Sequence",
     "interest",
     "layers",
     "metrics",

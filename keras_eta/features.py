@@ -1,13 +1,11 @@
 """The data contract in code: which columns an impression has, their types, and how each is embedded.
 
-Models, export, the TFX pipeline and serving clients all read these dataclasses. Nothing here imports TensorFlow.
+Models, export, the TFX pipeline and serving clients all read these dataclasses. The module itself needs no TensorFlow.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +13,7 @@ from keras_eta.validation import check_positive_integers, is_integer
 
 LABEL = "label"
 TIMESTAMP = "timestamp"
+HISTORY = "history"
 HISTORY_LENGTH = "history_length"
 HISTORY_TIMESTAMP = "history_timestamp"
 HISTORY_AGE = "history_age"
@@ -25,24 +24,12 @@ DTYPES = (*ID_DTYPES, "float32")
 
 def history_name(name: str) -> str:
     """Name of the sequence that holds `name` for each behaviour: `item_id` -> `history_item_id`."""
-    return f"history_{name}"
+    return f"{HISTORY}_{name}"
 
 
-def scope_name(name: str) -> str:
-    """What layers, TensorFlow scopes and files call `name`: ASCII letters, digits, `_`, `.` and `-`, at most 109 long.
-
-    A name that can be used as it is stays; any other gets a checksum, so that different names stay different:
-    `"device type"` -> `"device_type_7e65f50d"`. It depends on nothing else, so it is the same in every model.
-    """
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
-        return name
-    stem = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip("_.-")[:100]
-    return f"{stem or 'feature'}_{zlib.crc32(name.encode()):08x}"
-
-
-def is_argument(name: str) -> bool:
-    """Whether TensorFlow's functions can take a keyword argument of that name."""
-    return re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) is not None and name != "self"
+def length_name(name: str) -> str:
+    """Name of the raw column that says how many values count: `genres` -> `genres_length`."""
+    return f"{name}_length"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +47,9 @@ class Feature:
         vocabulary_size: number of ids in the vocabulary, without padding and out-of-vocabulary buckets. `None`: as many
             as the data holds when the vocabulary is adapted; a number then keeps the most frequent ids.
         num_oov_indices: out-of-vocabulary buckets of an id feature.
+        max_values: V of an id feature with several values, e.g. the genres of a film: the mean of the embeddings of the
+            first V counts. Raw columns then have an axis of V more, and a column `<name>_length` says how many of them
+            are real. `None`: one value.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -70,6 +60,7 @@ class Feature:
     embedding_dim: int = 32
     vocabulary_size: int | None = None
     num_oov_indices: int = 1
+    max_values: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or not self.name.isprintable():
@@ -89,11 +80,21 @@ class Feature:
                 f"`vocabulary_size` of feature {self.name!r} must be a positive integer or None. "
                 f"Received: vocabulary_size={self.vocabulary_size!r}"
             )
+        if self.max_values is not None and not (self.is_id and is_integer(self.max_values, 1)):
+            raise ValueError(
+                f"`max_values` of feature {self.name!r} must be a positive integer, and the feature an id, or None. "
+                f"Received: max_values={self.max_values!r}, dtype={self.dtype!r}"
+            )
 
     @property
     def is_id(self) -> bool:
         """Whether the feature is looked up and embedded."""
         return self.dtype in ID_DTYPES
+
+    @property
+    def values_shape(self) -> tuple[int, ...]:
+        """The shape of what one row or behaviour holds: `()`, or `(max_values,)`."""
+        return () if self.max_values is None else (self.max_values,)
 
     @property
     def num_indices(self) -> int:
@@ -154,6 +155,54 @@ class Age:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sequence:
+    """A sequence of behaviours beside the history, e.g. purchases beside clicks, or clusters of behaviours.
+
+    Each of its behaviours has the item's features and attributes of its own. Its raw columns are `<name>_<feature>` and
+    `<name>_length`, and with `Features.age` `<name>_timestamp`, most recent first.
+
+    Args:
+        name: what its columns begin with, e.g. `"purchases"`.
+        attributes: columns of a behaviour that a candidate lacks. A name that another sequence has, or the history,
+            stands for the same feature, and shares its embedding table.
+        max_length: the number of most recent behaviours that the model reads.
+
+    Raises:
+        TypeError: if an attribute is no `Feature`.
+        ValueError: if the name is empty or not printable, or the length is not positive.
+    """
+
+    name: str
+    attributes: tuple[Feature, ...] = ()
+    max_length: int = 512
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name or not self.name.isprintable():
+            raise ValueError(f"`name` must be a non-empty string of printable characters. Received: name={self.name!r}")
+        object.__setattr__(self, "attributes", _features("attributes", self.attributes))
+        check_positive_integers(max_length=self.max_length)
+
+    def column(self, name: str) -> str:
+        """Name of the column that holds `name` for each behaviour: `item_id` -> `purchases_item_id`."""
+        return f"{self.name}_{name}"
+
+    @property
+    def length(self) -> str:
+        """Name of the column with the number of behaviours."""
+        return length_name(self.name)
+
+    @property
+    def timestamp(self) -> str:
+        """Name of the raw column with the behaviours' timestamps."""
+        return self.column(TIMESTAMP)
+
+    @property
+    def age(self) -> str:
+        """Name of the encoded column with the buckets of the behaviours' ages."""
+        return self.column("age")
+
+
+@dataclasses.dataclass(frozen=True)
 class Features:
     """All columns of an impression, by the role they play.
 
@@ -164,9 +213,11 @@ class Features:
     | `user`, `context` | `<name>` | |
     | `age` | `timestamp` | `history_timestamp` |
 
-    Every sequence holds the behaviours strictly before the impression, most recent first. These are the raw columns, of
-    logs, tf.Examples and serving requests. The encoded ones, which a `FeatureLookup` makes and the model reads, have
-    the same names, but for the two timestamps: in their place comes the bucket `history_age` of each behaviour.
+    Every sequence holds the behaviours strictly before the impression, most recent first; those of `sequences` have
+    the names of their own in place of `history`. These are the raw columns, of logs, tf.Examples and serving requests.
+    The encoded ones, which a `FeatureLookup` makes and the model reads, have the same names, but for the timestamps: in
+    their place comes the bucket `history_age` of each behaviour. A feature of several values is one column of indices
+    then, padded with 0, and needs no length.
 
     Args:
         item_id: the item's id. Its embedding is hashed.
@@ -178,10 +229,12 @@ class Features:
             of theirs. Empty: the item id alone.
         max_history_length: L, the number of most recent behaviours that the model reads.
         age: how the age of each behaviour is cut into buckets. `None`: the model reads no timestamps.
+        sequences: sequences of behaviours beside the history.
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if names collide, `hashed` names no id of the item, or a length is not positive.
+        ValueError: if names collide, `hashed` names no id of the item that has one value, the item id has several, or a
+            length is not positive.
     """
 
     item_id: Feature
@@ -192,35 +245,53 @@ class Features:
     hashed: tuple[str, ...] = ()
     max_history_length: int = 512
     age: Age | None = None
+    sequences: tuple[Sequence, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.item_id, Feature) or not self.item_id.is_id:
+        if not isinstance(self.item_id, Feature) or not self.item_id.is_id or self.item_id.max_values:
             raise ValueError(
-                f"`item_id` must be a Feature of dtype 'int64' or 'string'. Received: item_id={self.item_id!r}"
+                "`item_id` must be a Feature of dtype 'int64' or 'string' with one value. "
+                f"Received: item_id={self.item_id!r}"
             )
-        for role in ("item_attributes", "behaviour_attributes", "user", "context", "hashed"):
+        for role in ("item_attributes", "behaviour_attributes", "user", "context"):
+            object.__setattr__(self, role, _features(role, getattr(self, role)))
+        for role, kind in (("hashed", str), ("sequences", Sequence)):
             object.__setattr__(self, role, tuple(getattr(self, role)))
-            wrong = [part for part in getattr(self, role) if not isinstance(part, str if role == "hashed" else Feature)]
+            wrong = [part for part in getattr(self, role) if not isinstance(part, kind)]
             if wrong:
-                kind = "names" if role == "hashed" else "Feature objects"
-                raise TypeError(f"`{role}` must hold {kind}. Received: {wrong}")
+                what = "names" if kind is str else "Sequence objects"
+                raise TypeError(f"`{role}` must hold {what}. Received: {wrong}")
         if self.age is not None and not isinstance(self.age, Age):
             raise TypeError(f"`age` must be a keras_eta.Age or None. Received: age={self.age!r}")
         if not self.hashed:
             object.__setattr__(self, "hashed", (self.item_id.name,))
-        hashable = [feature.name for feature in self.item_features if feature.is_id]
+        hashable = [feature.name for feature in self.item_features if feature.is_id and not feature.max_values]
         unknown = [name for name in self.hashed if name not in hashable]
         if unknown or len(set(self.hashed)) != len(self.hashed):
             raise ValueError(
-                f"`hashed` must name different id features of the item, among {hashable}. "
+                f"`hashed` must name different id features of the item with one value, among {hashable}. "
                 f"Received: hashed={self.hashed}"
             )
         check_positive_integers(max_history_length=self.max_history_length)
-        columns = [*self.encoded_row_names, *self.encoded_history_names, HISTORY_LENGTH, LABEL, TIMESTAMP]
-        columns += [] if self.age is None else [HISTORY_TIMESTAMP]
+        columns = [LABEL, TIMESTAMP, *(name for name in self.row_names if name != TIMESTAMP)]
+        for sequence in self.all_sequences:
+            columns += [*self.sequence_names(sequence), sequence.length]
+            columns += [] if self.age is None else [sequence.age]
         twice = sorted({name for name in columns if columns.count(name) > 1})
         if twice:
             raise ValueError(f"Every column must have a name of its own. Used twice: {twice}")
+        self._check_attributes()
+
+    def _check_attributes(self) -> None:
+        """Refuses two features of one name, whose embedding tables would be taken for each other."""
+        known = {feature.name: feature for feature in (*self.user, *self.context)}
+        for sequence in self.all_sequences:
+            for feature in sequence.attributes:
+                if known.setdefault(feature.name, feature) != feature:
+                    raise ValueError(
+                        f"A name must stand for one feature. Received: {feature} in sequence {sequence.name!r} and "
+                        f"{known[feature.name]} elsewhere"
+                    )
 
     @property
     def item_features(self) -> tuple[Feature, ...]:
@@ -228,36 +299,84 @@ class Features:
         return (self.item_id, *self.item_attributes)
 
     @property
+    def row_features(self) -> tuple[Feature, ...]:
+        """The features with one value per impression: of user, context and candidate."""
+        return (*self.user, *self.context, *self.item_features)
+
+    @property
     def history_features(self) -> tuple[Feature, ...]:
-        """What each behaviour has: the item's features, then the behaviour's own."""
+        """What each behaviour of the history has: the item's features, then the behaviour's own."""
         return (*self.item_features, *self.behaviour_attributes)
+
+    @property
+    def all_sequences(self) -> tuple[Sequence, ...]:
+        """The history and the sequences beside it."""
+        return (Sequence(HISTORY, self.behaviour_attributes, self.max_history_length), *self.sequences)
+
+    def sequence(self, name: str) -> Sequence:
+        """The sequence of that name; `"history"` is the history.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        sequences = {sequence.name: sequence for sequence in self.all_sequences}
+        if name not in sequences:
+            raise ValueError(f"There is no sequence {name!r} in `features`. It has: {', '.join(sequences)}")
+        return sequences[name]
+
+    def sequence_features(self, sequence: Sequence) -> tuple[Feature, ...]:
+        """What each behaviour of a sequence has: the item's features, then the behaviour's own."""
+        return (*self.item_features, *sequence.attributes)
 
     @property
     def all_features(self) -> tuple[Feature, ...]:
         """Every feature once."""
-        return (*self.user, *self.context, *self.history_features)
+        attributes = {feature.name: feature for sequence in self.all_sequences for feature in sequence.attributes}
+        rows = {feature.name: feature for feature in (*self.user, *self.context, *self.item_features)}
+        return tuple({**rows, **attributes}.values())
 
     @property
     def row_names(self) -> tuple[str, ...]:
-        """Raw columns with one value an impression: user, context, candidate; with `age`, the timestamp."""
-        return self.encoded_row_names if self.age is None else (*self.encoded_row_names, TIMESTAMP)
+        """Raw columns with one entry per impression: user, context, candidate; with `age`, the timestamp."""
+        lengths = [length_name(feature.name) for feature in self.row_features if feature.max_values]
+        return (*self.encoded_row_names, *lengths, *([] if self.age is None else [TIMESTAMP]))
 
     @property
     def history_names(self) -> tuple[str, ...]:
-        """Raw columns with one value per behaviour; with `age`, the timestamps are among them."""
-        names = tuple(history_name(feature.name) for feature in self.history_features)
-        return names if self.age is None else (*names, HISTORY_TIMESTAMP)
+        """Raw columns with one entry per behaviour of the history; with `age`, the timestamps are among them."""
+        return self.sequence_names(self.all_sequences[0])
+
+    def sequence_names(self, sequence: Sequence) -> tuple[str, ...]:
+        """Raw columns with one entry per behaviour of a sequence; with `age`, the timestamps are among them."""
+        names = [sequence.column(feature.name) for feature in self.sequence_features(sequence)]
+        names += [
+            length_name(sequence.column(feature.name))
+            for feature in self.sequence_features(sequence)
+            if feature.max_values
+        ]
+        return (*names, *([] if self.age is None else [sequence.timestamp]))
+
+    @property
+    def by_column(self) -> dict[str, Feature]:
+        """The feature of every column that holds one, by the column's name."""
+        return {
+            **{feature.name: feature for feature in self.row_features},
+            **{
+                sequence.column(feature.name): feature
+                for sequence in self.all_sequences
+                for feature in self.sequence_features(sequence)
+            },
+        }
 
     @property
     def encoded_row_names(self) -> tuple[str, ...]:
-        """Columns with one value an impression, as the model reads them."""
-        return tuple(feature.name for feature in (*self.user, *self.context, *self.item_features))
+        """Columns with one entry per impression, as the model reads them."""
+        return tuple(feature.name for feature in self.row_features)
 
-    @property
-    def encoded_history_names(self) -> tuple[str, ...]:
-        """Columns with one value per behaviour, as the model reads them."""
-        names = tuple(history_name(feature.name) for feature in self.history_features)
-        return names if self.age is None else (*names, HISTORY_AGE)
+    def encoded_sequence_names(self, sequence: Sequence) -> tuple[str, ...]:
+        """Columns with one entry per behaviour of a sequence, as the model reads them."""
+        names = tuple(sequence.column(feature.name) for feature in self.sequence_features(sequence))
+        return names if self.age is None else (*names, sequence.age)
 
     def with_vocabulary_sizes(self, sizes: Mapping[str, int]) -> Features:
         """A copy in which the features named by `sizes` have those vocabulary sizes."""
@@ -272,6 +391,10 @@ class Features:
             behaviour_attributes=tuple(map(sized, self.behaviour_attributes)),
             user=tuple(map(sized, self.user)),
             context=tuple(map(sized, self.context)),
+            sequences=tuple(
+                dataclasses.replace(sequence, attributes=tuple(map(sized, sequence.attributes)))
+                for sequence in self.sequences
+            ),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -282,15 +405,27 @@ class Features:
     def from_dict(cls, values: Mapping[str, Any]) -> Features:
         """The description that `to_dict` wrote."""
         roles = ("item_attributes", "behaviour_attributes", "user", "context")
-        # Descriptions written before there was an `age` lack it.
-        age = values.get("age")
+        # Older descriptions lack `age` or `sequences`.
+        age, sequences = values.get("age"), values.get("sequences", ())
         return cls(
             item_id=Feature(**values["item_id"]),
             **{role: tuple(Feature(**feature) for feature in values[role]) for role in roles},
             hashed=tuple(values["hashed"]),
             max_history_length=values["max_history_length"],
             age=None if age is None else Age(**age),
+            sequences=tuple(
+                Sequence(**{**sequence, "attributes": tuple(Feature(**feature) for feature in sequence["attributes"])})
+                for sequence in sequences
+            ),
         )
+
+
+def _features(role: str, features: Any) -> tuple[Feature, ...]:
+    features = tuple(features)
+    wrong = [feature for feature in features if not isinstance(feature, Feature)]
+    if wrong:
+        raise TypeError(f"`{role}` must hold Feature objects. Received: {wrong}")
+    return features
 
 
 class RawColumns(dict[str, Any]):

@@ -252,7 +252,11 @@ def test_age_exchanges_timestamps_for_a_bucket() -> None:
     assert features.row_names == ("age", "user_id", "item_id", "timestamp")
     assert features.history_names == ("history_item_id", "history_action", "history_timestamp")
     assert features.encoded_row_names == ("age", "user_id", "item_id")
-    assert features.encoded_history_names == ("history_item_id", "history_action", "history_age")
+    assert features.encoded_sequence_names(features.sequence("history")) == (
+        "history_item_id",
+        "history_action",
+        "history_age",
+    )
     assert "timestamp" not in [feature.name for feature in features.all_features]
 
 
@@ -262,7 +266,7 @@ def test_without_age_raw_and_encoded_names_are_the_same() -> None:
     features = Features(item_id=ITEM, behaviour_attributes=behaviour, user=(Feature("age"),))
     assert features.row_names == features.encoded_row_names == ("age", "item_id")
     names = ("history_item_id", "history_timestamp", "history_age")
-    assert features.history_names == features.encoded_history_names == names
+    assert features.history_names == features.encoded_sequence_names(features.sequence("history")) == names
 
 
 @pytest.mark.parametrize(

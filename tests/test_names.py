@@ -14,7 +14,8 @@ from tensorflow_serving.apis import predict_pb2
 
 from keras_eta import ETA, Feature, FeatureLookup, Features
 from keras_eta.export import export_model
-from keras_eta.features import HISTORY_LENGTH, history_name, scope_name
+from keras_eta.features import HISTORY_LENGTH, history_name
+from keras_eta.names import scope_name
 from serving.server.servables import Servable
 
 # Plain names sort as 0, 1, ... does; the odd ones sort otherwise, and otherwise again once made words of.

@@ -6,23 +6,21 @@ filled from the vocabularies that are found here, and both must give every id th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_transform as tft
 
 from keras_eta.features import (
-    HISTORY_AGE,
-    HISTORY_LENGTH,
-    HISTORY_TIMESTAMP,
     LABEL,
     TIMESTAMP,
     Feature,
     Features,
-    history_name,
-    scope_name,
+    Sequence,
+    length_name,
 )
+from keras_eta.names import scope_name
 from keras_eta.ops import age_bucket
 from tfx_pipeline.config import PipelineConfig
 
@@ -33,74 +31,107 @@ def preprocessing_fn(
     """Encodes impressions as the model reads them, as TFX's Transform component asks for.
 
     Each id feature gets one vocabulary, over candidates and behaviours together, in the file that
-    `keras_eta.features.scope_name` names: most frequent ids first, at most `vocabulary_size` of them; ids that are
+    `keras_eta.names.scope_name` names: most frequent ids first, at most `vocabulary_size` of them; ids that are
     equally frequent in descending order of their bytes. Empty strings and strings with line breaks never enter it, so
     they are out-of-vocabulary.
 
     Args:
-        inputs: the raw columns of `config.layout.features`, and `label`. Rows [N, 1], dense; histories [N, L], sparse
-            or ragged, most recent behaviour first. Further columns are left out.
+        inputs: the raw columns of `config.layout.features`, and `label`. Rows [N, 1], dense; sequences [N, L], sparse
+            or ragged, most recent behaviour first. Several values of a row [N, V], and those of all behaviours side by
+            side [N, L * V] with `<name>_length` [N, L], are ragged too. Further columns are left out.
         custom_config: `config`, a `PipelineConfig` as JSON.
 
     Returns:
-        The columns `encoded_row_names` [N] and `encoded_history_names` [N, at most `max_history_length`] (sparse, so
-        that files hold no padding), int64 rows of embedding tables or float32 as they came; `history_length` and
-        `label`, int64 [N].
+        The columns `encoded_row_names` [N] and `encoded_sequence_names` [N, at most the sequence's `max_length`]
+        (sparse, so that files hold no padding), int64 rows of embedding tables or float32 as they came; the lengths of
+        sequences and `label`, int64 [N]. Several values come as they went in, at most `max_values` each.
 
     Raises:
         ValueError: if a column is missing.
     """
     features = PipelineConfig.from_json(custom_config["config"]).layout.features
-    missing = sorted({*features.row_names, *features.history_names, LABEL} - set(inputs))
+    names = [
+        *features.row_names,
+        *(n for sequence in features.all_sequences for n in features.sequence_names(sequence)),
+    ]
+    several = {name for name, feature in features.by_column.items() if feature.max_values}
+    # In examples a row's own values tell their number.
+    names = [name for name in names if name not in {length_name(n) for n in several & {*features.encoded_row_names}}]
+    missing = sorted({*names, LABEL} - set(inputs))
     if missing:
         raise ValueError(f"Columns are missing: {missing}. Received: {sorted(inputs)}")
-    rows = {name: tf.reshape(inputs[name], [-1]) for name in features.row_names}
-    history = _truncated_history(inputs, features)
+    columns = {
+        name: _ragged(inputs[name])[:, : feature.max_values] if feature.max_values else tf.reshape(inputs[name], [-1])
+        for name, feature in ((feature.name, feature) for feature in features.row_features)
+    }
+    for sequence in features.all_sequences:
+        columns |= _truncated(inputs, features, sequence)
     vocabularies = {
-        feature.name: _vocabulary(feature, rows, history) for feature in features.all_features if feature.is_id
+        feature.name: _vocabulary(feature, [columns[name] for name, f in features.by_column.items() if f == feature])
+        for feature in features.all_features
+        if feature.is_id
     }
 
-    def encoded(feature: Feature, values: tf.Tensor) -> tf.Tensor:
-        return _embedding_rows(feature, values, vocabularies[feature.name]) if feature.is_id else values
-
     outputs: dict[str, tf.Tensor | tf.SparseTensor] = {}
-    for feature in (*features.user, *features.context, *features.item_features):
-        outputs[feature.name] = encoded(feature, rows[feature.name])
-    for feature in features.history_features:
-        column = history[history_name(feature.name)]
-        outputs[history_name(feature.name)] = column.with_flat_values(encoded(feature, column.flat_values)).to_sparse()
-    if features.age is not None:
-        moments = history[HISTORY_TIMESTAMP]
-        timestamp = tf.gather(rows[TIMESTAMP], moments.value_rowids())
-        # One behaviour a row, since the function takes a timestamp for each row.
-        buckets = age_bucket(timestamp, moments.flat_values[:, tf.newaxis], features.age.boundaries)[:, 0]
-        outputs[HISTORY_AGE] = moments.with_flat_values(tf.cast(buckets, tf.int64)).to_sparse()
-    lengths = history[history_name(features.item_id.name)].row_lengths()
-    outputs[HISTORY_LENGTH] = tf.cast(lengths, tf.int64)
+    for name, feature in features.by_column.items():
+        column = columns[name]
+        if feature.is_id:
+            rows = _embedding_rows(feature, _values(column), vocabularies[feature.name])
+            column = column.with_flat_values(rows) if isinstance(column, tf.RaggedTensor) else rows
+        outputs[name] = column.to_sparse() if isinstance(column, tf.RaggedTensor) else column
+        if feature.max_values and name not in features.encoded_row_names:
+            outputs[length_name(name)] = columns[length_name(name)].to_sparse()
+    for sequence in features.all_sequences:
+        lengths = columns[sequence.column(features.item_id.name)].row_lengths()
+        outputs[sequence.length] = tf.cast(lengths, tf.int64)
+        if features.age is not None:
+            moments = columns[sequence.timestamp]
+            timestamp = tf.gather(tf.reshape(inputs[TIMESTAMP], [-1]), moments.value_rowids())
+            # One behaviour a row, since the function takes a timestamp for each row.
+            buckets = age_bucket(timestamp, moments.flat_values[:, tf.newaxis], features.age.boundaries)[:, 0]
+            outputs[sequence.age] = moments.with_flat_values(tf.cast(buckets, tf.int64)).to_sparse()
     outputs[LABEL] = tf.cast(tf.reshape(inputs[LABEL], [-1]), tf.int64)
     return outputs
 
 
-def _truncated_history(inputs: Mapping[str, Any], features: Features) -> dict[str, tf.RaggedTensor]:
-    """The history columns, cut to the most recent behaviours; each must be as long as the item ids."""
-    columns = {
-        name: tf.RaggedTensor.from_sparse(inputs[name]) if isinstance(inputs[name], tf.SparseTensor) else inputs[name]
-        for name in features.history_names
+def _truncated(inputs: Mapping[str, Any], features: Features, sequence: Sequence) -> dict[str, tf.RaggedTensor]:
+    """The columns of a sequence, cut to the most recent behaviours; each must be as long as the item ids."""
+    columns = {name: _ragged(inputs[name]) for name in features.sequence_names(sequence)}
+    several = {
+        sequence.column(feature.name): feature.max_values
+        for feature in features.sequence_features(sequence)
+        if feature.max_values
     }
-    item_id = history_name(features.item_id.name)
+    item_id = sequence.column(features.item_id.name)
     lengths = columns[item_id].row_lengths()
     for name, column in columns.items():
-        message = f"`{name}` must be as long as `{item_id}` in every impression."
-        tf.debugging.assert_equal(column.row_lengths(), lengths, message)
-    return {name: column[:, : features.max_history_length] for name, column in columns.items()}
+        if name not in several:
+            message = f"`{name}` must be as long as `{item_id}` in every impression."
+            tf.debugging.assert_equal(column.row_lengths(), lengths, message)
+    cut = {name: column[:, : sequence.max_length] for name, column in columns.items() if name not in several}
+    for name, most in several.items():
+        counts = columns[length_name(name)]
+        # [N, (L), (V)], of which the first values and behaviours stay.
+        nested = columns[name].values, counts.flat_values, counts.row_splits
+        behaviours = tf.RaggedTensor.from_nested_row_splits(
+            nested[0], [nested[2], tf.concat([[0], tf.cumsum(nested[1])], axis=0)]
+        )[:, : sequence.max_length, :most]
+        cut[length_name(name)] = tf.RaggedTensor.from_row_splits(behaviours.values.row_lengths(), behaviours.row_splits)
+        cut[name] = behaviours.merge_dims(1, 2)
+    return cut
 
 
-def _vocabulary(feature: Feature, rows: Mapping[str, tf.Tensor], history: Mapping[str, tf.RaggedTensor]) -> Any:
+def _ragged(column: tf.SparseTensor | tf.RaggedTensor) -> tf.RaggedTensor:
+    return tf.RaggedTensor.from_sparse(column) if isinstance(column, tf.SparseTensor) else column
+
+
+def _values(column: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+    return column.flat_values if isinstance(column, tf.RaggedTensor) else column
+
+
+def _vocabulary(feature: Feature, columns: Iterable[tf.Tensor | tf.RaggedTensor]) -> Any:
     """The vocabulary of a feature, over the candidates (or users, ...) and the behaviours that have it."""
-    values = [rows[feature.name]] if feature.name in rows else []
-    if history_name(feature.name) in history:
-        values.append(history[history_name(feature.name)].flat_values)
-    ids = tf.concat(values, axis=0)
+    ids = tf.concat([_values(column) for column in columns], axis=0)
     # With weights, TFT counts within a batch first. Without, each behaviour goes through Beam by itself, which takes
     # minutes for a million impressions.
     return tft.vocabulary(

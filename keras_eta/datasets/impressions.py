@@ -4,42 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from keras_eta.datasets.interactions import (
-    REQUIRED_COLUMNS,
-    USER_ID,
-    Column,
-    Interactions,
-    Rejection,
-    Report,
-    count_rows,
-    id_numbers,
-    parse_column,
-)
-from keras_eta.features import (
-    HISTORY_AGE,
-    HISTORY_LENGTH,
-    HISTORY_TIMESTAMP,
-    TIMESTAMP,
-    Feature,
-    Features,
-    RawColumns,
-    history_name,
-)
-from keras_eta.ops import age_bucket
+from keras_eta.datasets.batches import Lookup, make_dataset
+from keras_eta.datasets.columns import REQUIRED_COLUMNS, USER_ID, Column, count_rows, parse_column
+from keras_eta.datasets.histories import BehaviourLog, Histories
+from keras_eta.datasets.interactions import Interactions, Rejection, Report
+from keras_eta.features import HISTORY, TIMESTAMP, Features
 from keras_eta.validation import check_integers_from_zero
-
-
-class Lookup(Protocol):
-    """What `Impressions.to_dataset` asks of a `keras_eta.layers.FeatureLookup`."""
-
-    def encode(self, name: str, values: Any) -> np.ndarray:
-        """Indices int32 [n] of the raw ids `values` [n] of the feature `name`; never 0, which is padding."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -59,6 +36,7 @@ class Impressions:
         columns: name -> column [n]: the candidate's `item_id` and attributes, `user_id` and user features, context,
             `timestamp`. In the forms that `Interactions.from_columns` takes.
         label: int64 [n], 0 or 1.
+        sequences: where further sequences of behaviours lie, by name; `with_sequence` adds one.
 
     Raises:
         ValueError: if a column is missing or has bad values, lengths differ, a label is not 0 or 1, or a history is not
@@ -70,30 +48,16 @@ class Impressions:
     end: np.ndarray
     columns: Mapping[str, Column]
     label: np.ndarray
+    sequences: Mapping[str, Histories] = MappingProxyType({})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", _checked_columns(self.columns))
         size = len(self.columns[USER_ID])
         object.__setattr__(self, "label", _checked_label(self.label, size))
         for name in ("start", "end"):
-            bound = np.asarray(getattr(self, name), "int64")
-            if bound.shape != (size,):
-                raise ValueError(f"`{name}` must have shape [{size}]. Received: shape {list(bound.shape)}")
-            object.__setattr__(self, name, bound)
-        if ((self.start < 0) | (self.start > self.end) | (self.end > len(self.log))).any():
-            raise ValueError(f"Histories must be ranges of the log's {len(self.log):,} rows, `start` <= `end`.")
-        full = np.flatnonzero(self.end > self.start)
-        first, last = self.start[full], self.end[full] - 1
-        users = _user_positions(self.log, self.columns[USER_ID])[full]
-        log_users = id_numbers(self.log.columns[USER_ID])
-        same_user = (users >= 0) & (log_users[first] == log_users[users]) & (log_users[last] == log_users[users])
-        before = self.log.columns[TIMESTAMP][last] < self.columns[TIMESTAMP][full]
-        if not (same_user & before).all():
-            row = full[np.flatnonzero(~(same_user & before))[0]]
-            raise ValueError(
-                "A history must hold only the user's own behaviours, strictly before the impression. "
-                f"Received at row {row}: start={self.start[row]}, end={self.end[row]}"
-            )
+            object.__setattr__(self, name, np.asarray(getattr(self, name), "int64"))
+        for log, start, end in self.histories.values():
+            log.check_bounds(start, end, self.columns[USER_ID], self.timestamps)
 
     @classmethod
     def from_columns(
@@ -113,7 +77,7 @@ class Impressions:
         """
         check_integers_from_zero(min_history=min_history)
         checked = _checked_columns(columns)
-        start, end = history_bounds(log, checked[USER_ID], checked[TIMESTAMP])
+        start, end = log.bounds(checked[USER_ID], np.asarray(checked[TIMESTAMP]))
         impressions = cls(log, start, end, checked, label)
         counts = impressions.history_counts
         kept = np.flatnonzero(counts >= min_history)
@@ -173,6 +137,34 @@ class Impressions:
         columns = {name: column for name, column in log.columns.items() if name not in outcomes}
         return cls.from_columns(log, columns, label(log) if callable(label) else label, min_history=min_history)
 
+    def with_sequence(self, name: str, log: BehaviourLog) -> Impressions:
+        """The impressions with one more sequence: the behaviours of another log before each.
+
+        Args:
+            name: name of the sequence, as `Features.sequences` has it.
+            log: the behaviours: `Interactions`, e.g. of purchases beside clicks.
+
+        Raises:
+            ValueError: if there is a sequence of that name already.
+
+        Example:
+            >>> impressions = Impressions.from_interactions(clicks, label).with_sequence("purchases", purchases)
+        """
+        if name in self.histories:
+            raise ValueError(f"There is a sequence {name!r} already. Received: name={name!r}")
+        found = Histories(log, *log.bounds(self.columns[USER_ID], self.timestamps))
+        return dataclasses.replace(self, sequences={**self.sequences, name: found})
+
+    @property
+    def histories(self) -> dict[str, Histories]:
+        """Where the behaviours of every sequence lie, by name; that of the history is `"history"`."""
+        return {HISTORY: Histories(self.log, self.start, self.end), **self.sequences}
+
+    @property
+    def timestamps(self) -> np.ndarray:
+        """int64 [n], when each impression was."""
+        return np.asarray(self.columns[TIMESTAMP])
+
     @property
     def history_counts(self) -> np.ndarray:
         """int64 [n], how many behaviours lie before each impression, before any truncation."""
@@ -188,6 +180,7 @@ class Impressions:
             self.end[rows],
             {name: column[rows] for name, column in self.columns.items()},
             self.label[rows],
+            {name: Histories(log, start[rows], end[rows]) for name, (log, start, end) in self.sequences.items()},
         )
 
     def __repr__(self) -> str:
@@ -223,6 +216,9 @@ class Impressions:
         indices once, here, so batches carry int32 indices under the same names, padded with 0, and training pays for no
         lookup.
 
+        A feature of V values has an axis of V more, and in raw batches a column `<name>_length`. The columns of
+        `features.sequences`, which `with_sequence` gives the impressions, are like those of the history.
+
         With `features.age` raw batches hold `timestamp` int64 [N] and `history_timestamp` int64 [N, L], and batches of
         indices `history_age` int32 [N, L] in place of both.
 
@@ -235,48 +231,16 @@ class Impressions:
             drop_remainder: whether to leave out a last, smaller batch.
 
         Raises:
-            ValueError: if there are no rows, `batch_size` is not positive, a column is missing, or its type is not the
-                feature's.
+            ValueError: if there are no rows, `batch_size` is not positive, a column or a sequence is missing, or its
+                type is not the feature's.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}")
         if not len(self):
             raise ValueError("There are no impressions to make a dataset of.")
-        row_features = (*features.user, *features.context, *features.item_features)
-        rows = {feature.name: _table(feature, self.columns, "impressions", lookup) for feature in row_features}
-        histories = {
-            history_name(feature.name): _table(feature, self.log.columns, "interactions", lookup)
-            for feature in features.history_features
-        }
-        # How far back from `end` each of L behaviours lies. A table has padding at 0, so log row r stands at r + 1.
-        # The [N, L] positions are most of what a batch costs: they are half as wide where the log allows it.
-        position = tf.int32 if len(self.log) < tf.int32.max else tf.int64
-        back = tf.range(features.max_history_length, dtype=position)
-        end = tf.constant(self.end, position)
-        length = tf.constant(np.minimum(self.history_counts, features.max_history_length))
-        label = tf.constant(self.label)
-        if features.age is not None:
-            timestamp = tf.constant(self.columns[TIMESTAMP])
-            history_timestamp = _gather_from(np.append(0, self.log.columns[TIMESTAMP]))
-
-        def gather(row: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-            lengths = tf.gather(length, row)
-            real = back < tf.cast(lengths, position)[:, None]
-            positions = tf.where(real, tf.gather(end, row)[:, None] - back, 0)
-            inputs = {name: table(row + 1) for name, table in rows.items()}
-            inputs |= {name: table(positions) for name, table in histories.items()}
-            if features.age is not None:
-                now, moments = tf.gather(timestamp, row), history_timestamp(positions)
-                if lookup is None:
-                    inputs |= {TIMESTAMP: now, HISTORY_TIMESTAMP: moments}
-                else:
-                    inputs[HISTORY_AGE] = age_bucket(now, moments, features.age.boundaries, positions > 0)
-            inputs[HISTORY_LENGTH] = lengths
-            return RawColumns(inputs) if lookup is None else inputs, tf.gather(label, row)
-
-        dataset = _shuffled_range(len(self), seed) if shuffle else tf.data.Dataset.range(len(self))
-        dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
-        return dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        return make_dataset(
+            self.columns, self.label, self.histories, features, batch_size, lookup, shuffle, seed, drop_remainder
+        )
 
 
 def temporal_split(
@@ -306,9 +270,9 @@ def temporal_split(
             f"`fractions` must be three positive numbers that add up to 1. Received: fractions={fractions}"
         )
     if timestamps is None:
-        timestamps = impressions.log.columns[TIMESTAMP]
+        timestamps = impressions.log.timestamps
     lower, upper = np.quantile(timestamps, [fractions[0], 1 - fractions[2]])
-    times = impressions.columns[TIMESTAMP]
+    times = impressions.timestamps
     parts = {
         "train": times <= lower,
         "validation": (times > lower) & (times <= upper),
@@ -322,42 +286,6 @@ def temporal_split(
         )
     train, validation, test = (impressions[mask] for mask in parts.values())
     return train, validation, test
-
-
-def history_bounds(log: Interactions, user_id: Column, timestamp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the behaviours of a user strictly before a moment lie in a log.
-
-    Args:
-        log: the behaviours, N rows.
-        user_id: users, [n].
-        timestamp: int64 [n].
-
-    Returns:
-        int64 [n] twice: the history of row i is log rows `start[i]:end[i]`. Both are 0 for a user whom the log lacks.
-    """
-    first = _user_positions(log, user_id)
-    moments: np.ndarray = np.unique(log.columns[TIMESTAMP])
-    # The log is sorted by user, then time: one binary search over a joint key finds where a history ends.
-    span = len(moments) + 1
-    log_key = _user_positions(log, log.columns[USER_ID]) * span + np.searchsorted(moments, log.columns[TIMESTAMP])
-    end = np.searchsorted(log_key, first * span + np.searchsorted(moments, timestamp))
-    # The key of an unknown user, at -1, is below all others: its end is 0.
-    return np.maximum(first, 0), end
-
-
-def _user_positions(log: Interactions, user_id: Column) -> np.ndarray:
-    """int64 [n], the first log row of each user, or -1 for a user whom the log lacks."""
-    log_users = log.columns[USER_ID]
-    if isinstance(log_users, pd.Categorical) and isinstance(user_id, pd.Categorical):
-        wanted = np.append(log_users.categories.get_indexer(user_id.categories), -1)[user_id.codes]
-    elif isinstance(log_users, pd.Categorical) or isinstance(user_id, pd.Categorical):
-        raise ValueError("Column 'user_id' must hold strings in both the log and the impressions, or in neither.")
-    else:
-        wanted = user_id
-    sorted_users = id_numbers(log_users)
-    first = np.searchsorted(sorted_users, wanted)
-    found = sorted_users[np.minimum(first, len(sorted_users) - 1)] == wanted
-    return np.where(found, first, -1)
 
 
 def _checked_columns(columns: Mapping[str, Any]) -> dict[str, Column]:
@@ -381,47 +309,3 @@ def _checked_label(label: Any, size: int) -> np.ndarray:
     if not np.isin(values, (0, 1)).all():
         raise ValueError(f"`label` must hold 0 and 1 only. Received: {pd.unique(values[~np.isin(values, (0, 1))])[:5]}")
     return values.astype("int64")
-
-
-def _shuffled_range(size: int, seed: int | None) -> tf.data.Dataset:
-    """The numbers below `size` in a new random order every epoch."""
-
-    # `Dataset.shuffle` with a full buffer holds a tensor an element: 20 times slower, 200 bytes a row.
-    def permutation(key: tf.Tensor) -> tf.data.Dataset:
-        numbers = tf.range(tf.constant(size, tf.int64))
-        shuffled = tf.random.experimental.stateless_shuffle(numbers, seed=tf.stack([key, 0]))
-        return tf.data.Dataset.from_tensor_slices(shuffled)
-
-    keys = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
-    return keys.flat_map(permutation).apply(tf.data.experimental.assert_cardinality(size))
-
-
-def _table(
-    feature: Feature, columns: Mapping[str, Column], owner: str, lookup: Lookup | None
-) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A function from positions to values of `feature`: position 0 is padding, position r + 1 is row r."""
-    if feature.name not in columns:
-        raise ValueError(f"The table of {owner} has no column {feature.name!r}. Present: {list(columns)}")
-    column = columns[feature.name]
-    held = "string" if isinstance(column, pd.Categorical) else str(column.dtype)
-    if held != feature.dtype and (held, feature.dtype) != ("int64", "float32"):
-        raise ValueError(
-            f"Feature {feature.name!r} has dtype {feature.dtype!r}, but the column of the {owner} holds {held}."
-        )
-    if not isinstance(column, pd.Categorical):
-        if feature.is_id and lookup is not None:
-            column = lookup.encode(feature.name, column)
-        values = column.astype("float32", copy=False) if feature.dtype == "float32" else column
-        return _gather_from(np.append(np.zeros(1, values.dtype), values))
-
-    names = column.categories.to_numpy(dtype=object)
-    codes = np.append(np.zeros(1, "int32"), column.codes.astype("int32") + 1)
-    if lookup is not None:
-        return _gather_from(np.append(np.zeros(1, "int32"), lookup.encode(feature.name, names))[codes])
-    strings, code = _gather_from(np.append("", names)), _gather_from(codes)
-    return lambda positions: strings(code(positions))
-
-
-def _gather_from(values: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
-    tensor = tf.constant(values)
-    return lambda positions: tf.gather(tensor, positions)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from keras_eta.datasets.times import datetime_seconds, iso_seconds
+from keras_eta.datasets.columns import (
+    ITEM_ID,
+    USER_ID,
+    Column,
+    ValueLists,
+    count_rows,
+    id_numbers,
+    parse_column,
+    user_positions,
+)
 from keras_eta.features import TIMESTAMP
-from keras_eta.validation import exact_integers
-
-USER_ID = "user_id"
-ITEM_ID = "item_id"
-REQUIRED_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP)
-
-# Strings are held as codes and categories: a log repeats few ids millions of times.
-Column: TypeAlias = np.ndarray | pd.Categorical
 
 _NUM_EXAMPLES = 5
 
@@ -82,8 +83,9 @@ class Interactions:
     Build it with `from_columns` or `from_frame`, which check every row.
 
     Args:
-        columns: name -> column of length n. Numbers are 1-D arrays of int64 or float32, strings a `pandas.Categorical`;
-            both are indexed alike. `user_id`, `item_id` and `timestamp` (int64) are always there.
+        columns: name -> column of length n. Numbers are 1-D arrays of int64 or float32, strings a `pandas.Categorical`,
+            several values per row `ValueLists`; all are indexed alike. `user_id`, `item_id` and `timestamp` (int64) are
+            always there.
         report: what became of the rows that were read.
         reordered: whether the rows stand in another order than they came in.
 
@@ -118,8 +120,8 @@ class Interactions:
 
         Args:
             columns: name -> sequence of n values: integers, floats (kept as float32; whole numbers in an id or the
-                timestamp become int64), strings, bytes in UTF-8, or datetimes. `user_id`, `item_id` and `timestamp` are
-                required.
+                timestamp become int64), strings, bytes in UTF-8, or datetimes; or lists of integers or strings, as the
+                genres of films. `user_id`, `item_id` and `timestamp` are required.
             integers: columns besides `timestamp` that must hold integers. Without it a number spelt wrongly makes its
                 column one of strings.
             lines: integers [n], each row's line in its file, for the report. Default: 1 to n.
@@ -168,7 +170,7 @@ class Interactions:
             parsed, lines = _take(parsed, keep), lines[keep]
 
         parsed = {
-            name: column.remove_unused_categories() if isinstance(column, pd.Categorical) else column
+            name: column if isinstance(column, np.ndarray) else column.remove_unused_categories()
             for name, column in parsed.items()
         }
         report = Report(rows_read, len(lines), tuple(rejections), tuple(notes))
@@ -187,7 +189,7 @@ class Interactions:
         return len(self.columns[USER_ID])
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The values of a column, [n]: int64, float32, or str objects.
+        """The values of a column, [n]: int64, float32, str objects, or arrays of several values.
 
         Raises:
             KeyError: if there is no such column.
@@ -203,6 +205,11 @@ class Interactions:
         )
 
     @property
+    def timestamps(self) -> np.ndarray:
+        """int64 [n], when each interaction was."""
+        return np.asarray(self.columns[TIMESTAMP])
+
+    @property
     def num_users(self) -> int:
         """Number of different users."""
         return _num_distinct(self.columns[USER_ID])
@@ -212,137 +219,57 @@ class Interactions:
         """Number of different items."""
         return _num_distinct(self.columns[ITEM_ID])
 
+    def bounds(self, user_id: Column, timestamp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the behaviours of users strictly before a moment lie in the log.
+
+        Args:
+            user_id: users, [n].
+            timestamp: int64 [n].
+
+        Returns:
+            int64 [n] twice: the history of row i is log rows `start[i]:end[i]`. Both are 0 for a user whom the log
+            lacks.
+        """
+        first = user_positions(self.columns[USER_ID], user_id)
+        moments: np.ndarray = np.unique(self.timestamps)
+        # The log is sorted by user, then time: one binary search over a joint key finds where a history ends.
+        span = len(moments) + 1
+        own = user_positions(self.columns[USER_ID], self.columns[USER_ID])
+        log_key = own * span + np.searchsorted(moments, self.timestamps)
+        end = np.searchsorted(log_key, first * span + np.searchsorted(moments, timestamp))
+        # The key of an unknown user, at -1, is below all others: its end is 0.
+        return np.maximum(first, 0), end
+
+    def check_bounds(self, start: np.ndarray, end: np.ndarray, user_id: Column, timestamp: np.ndarray) -> None:
+        """Checks that histories hold only the user's own behaviours, strictly before a moment.
+
+        Args:
+            start: int64 [n], first log row of each history.
+            end: int64 [n], the log row after the last.
+            user_id: users, [n].
+            timestamp: int64 [n].
+
+        Raises:
+            ValueError: if one does not.
+        """
+        check_ranges(start, end, len(self), len(timestamp))
+        full = np.flatnonzero(end > start)
+        first, last = start[full], end[full] - 1
+        users = user_positions(self.columns[USER_ID], user_id)[full]
+        log_users = id_numbers(self.columns[USER_ID])
+        same_user = (users >= 0) & (log_users[first] == log_users[users]) & (log_users[last] == log_users[users])
+        fine = same_user & (self.timestamps[last] < timestamp[full])
+        if not fine.all():
+            row = full[np.flatnonzero(~fine)[0]]
+            raise ValueError(
+                "A history must hold only the user's own behaviours, strictly before the impression. "
+                f"Received at row {row}: start={start[row]}, end={end[row]}"
+            )
+
     def to_frame(self) -> pd.DataFrame:
-        """The log as a DataFrame; strings become categorical columns."""
-        return pd.DataFrame(dict(self.columns))
-
-
-def count_rows(table: str, columns: Mapping[str, Any]) -> int:
-    """Number of rows of a table of interactions or impressions.
-
-    Args:
-        table: what to call it in an error.
-        columns: name -> sequence of values.
-
-    Raises:
-        ValueError: if a required column is missing or the lengths differ.
-    """
-    missing = [name for name in REQUIRED_COLUMNS if name not in columns]
-    if missing:
-        raise ValueError(f"Missing columns in the {table}: {missing}. Present: {list(columns)}")
-    lengths = {name: len(values) for name, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"All columns of the {table} must be equally long. Received lengths: {lengths}")
-    return lengths[USER_ID]
-
-
-def parse_column(name: str, values: Any, *, integer: bool = False) -> tuple[Column, dict[str, np.ndarray]]:
-    """Bring a column into its inner form and find its bad rows.
-
-    Args:
-        name: name of the column. Integers in `*_id` must not be negative.
-        values: 1-D sequence of n values.
-        integer: whether every value must be an integer; always so for `timestamp`.
-
-    Returns:
-        The column of length n, and for each reason a bool mask [n] of the rows that are bad for it. What the column
-        holds in a bad row is arbitrary.
-
-    Raises:
-        ValueError: if the values have more than one dimension, mix types, or have a type that a log can't hold.
-    """
-    integer = integer or name == TIMESTAMP
-    if np.ndim(values) != 1:
-        raise ValueError(f"Column {name!r} must have one dimension. Received: shape {np.shape(values)}")
-    series = pd.Series(values)
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        series = series.cat.remove_categories([category for category in series.cat.categories if category == ""])
-        kind = pd.api.types.infer_dtype(series.cat.categories)
-        if kind != "string" or integer:
-            series = series.astype(object)
-    elif pd.api.types.is_datetime64_any_dtype(series.dtype):
-        kind = "datetime64"
-    elif not pd.api.types.is_numeric_dtype(series.dtype):
-        series = series.astype(object)
-        series = series.mask(series == "")
-        kind = pd.api.types.infer_dtype(series, skipna=True)
-    else:
-        kind = pd.api.types.infer_dtype(series, skipna=True)
-    missing = series.isna().to_numpy()
-    if len(missing) and missing.all():
-        kind = "empty"
-    faults = {f"missing {name}": missing}
-
-    if kind == "bytes":
-        text = series.str.decode("utf-8", "backslashreplace")
-        faults[f"undecodable {name}"] = (text.str.encode("utf-8") != series).to_numpy() & ~missing
-        series, kind = text, "string"
-    if kind.startswith("date"):
-        return datetime_seconds(series), faults
-    if name == TIMESTAMP and kind == "string":
-        texts = pd.to_numeric(series, errors="coerce").isna() & ~missing
-        series = series.where(~texts, series[texts].map(iso_seconds))
-    if integer and kind in ("string", "mixed-integer", "mixed"):
-        non_numeric = pd.to_numeric(series, errors="coerce").isna().to_numpy() & ~missing
-        column, more_faults = _whole_numbers(name, pd.to_numeric(series.where(~(missing | non_numeric), 0)))
-        return column, {**faults, f"non-numeric {name}": non_numeric, **more_faults}
-    if kind == "string":
-        strings = pd.Categorical(series)
-        names = strings.categories.astype(object)
-        strings = strings.rename_categories(names)
-        if not names.is_monotonic_increasing:
-            strings = strings.reorder_categories(names.sort_values())
-        if name.endswith("_id"):
-            _check_spelling(name, names)
-        return strings, faults
-    if kind in ("integer", "boolean", "floating", "mixed-integer-float", "empty"):
-        if missing.any():
-            series = series.where(~missing, 0)
-        if kind in ("integer", "boolean", "empty") or integer or name.endswith("_id"):
-            column, more_faults = _whole_numbers(name, series)
-            return column, {**faults, **more_faults}
-        with np.errstate(over="ignore"):
-            column = series.to_numpy(dtype="float64").astype("float32")
-        return column, {**faults, f"non-finite {name}": ~np.isfinite(column)}
-    raise ValueError(
-        f"Column {name!r} must hold integers, floats or strings, one of them only. Received: {kind} values"
-    )
-
-
-def id_numbers(column: Column) -> np.ndarray:
-    """Integers [n] that are equal exactly where the ids are, in the ids' order."""
-    return column.codes if isinstance(column, pd.Categorical) else column
-
-
-def _check_spelling(name: str, ids: pd.Index) -> None:
-    """Refuses an id in two spellings, as a file of integers and a file of floats give it."""
-    floats = ids[ids.str.fullmatch(r"-?\d+\.0")]
-    integers = floats.str.slice(stop=-2)
-    both = integers.isin(ids)
-    if both.any():
-        raise ValueError(
-            f"Column {name!r} spells {both.sum():,} ids in two ways, the first as {integers[both][0]!r} and "
-            f"{floats[both][0]!r}. Spell each in one."
-        )
-
-
-def _whole_numbers(name: str, numbers: pd.Series) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """`numbers`, without missing values, as int64, and masks of the rows where they can't be or are negative ids."""
-    faults = {}
-    if pd.api.types.is_integer_dtype(numbers.dtype) or pd.api.types.infer_dtype(numbers) in ("integer", "boolean"):
-        limits = np.iinfo("int64")
-        if numbers.max() > limits.max or numbers.min() < limits.min:
-            raise ValueError(f"Column {name!r} holds integers beyond 64 bits with sign. Give such ids as strings.")
-        integers = numbers.to_numpy(dtype="int64")
-    else:
-        dtype = getattr(numbers.dtype, "numpy_dtype", numbers.dtype)
-        floats = numbers.to_numpy(dtype=dtype if dtype.kind == "f" else "float64")
-        inexact = ~exact_integers(floats)
-        faults[f"non-integer {name}"] = inexact
-        integers = np.where(inexact, 0, floats).astype("int64")
-    if name.endswith("_id"):
-        faults[f"negative {name}"] = integers < 0
-    return integers, faults
+        """The log as a DataFrame; strings become categorical columns, several values arrays."""
+        values = {name: self[name] if isinstance(x, ValueLists) else x for name, x in self.columns.items()}
+        return pd.DataFrame(values)
 
 
 def _take(columns: Mapping[str, Column], rows: np.ndarray) -> dict[str, Column]:
@@ -351,7 +278,7 @@ def _take(columns: Mapping[str, Column], rows: np.ndarray) -> dict[str, Column]:
 
 def _time_order(columns: Mapping[str, Column]) -> np.ndarray | None:
     """The rows in the order of user and time, ties as they came, or `None` if they stand so already."""
-    users, times = id_numbers(columns[USER_ID]), columns[TIMESTAMP]
+    users, times = id_numbers(columns[USER_ID]), np.asarray(columns[TIMESTAMP])
     if ((users[1:] > users[:-1]) | ((users[1:] == users[:-1]) & (times[1:] >= times[:-1]))).all():
         return None
     return np.lexsort((times, users))
@@ -359,13 +286,26 @@ def _time_order(columns: Mapping[str, Column]) -> np.ndarray | None:
 
 def _duplicates(columns: Mapping[str, Column]) -> np.ndarray:
     """The rows of a sorted log that equal an earlier row in every column."""
-    users, times = id_numbers(columns[USER_ID]), columns[TIMESTAMP]
+    users, times = id_numbers(columns[USER_ID]), np.asarray(columns[TIMESTAMP])
     tied = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
     # Equal rows share their user and time: only rows with such a neighbour need comparing.
     rows = np.flatnonzero(np.append(tied, False) | np.append(False, tied))
-    frame = pd.DataFrame({name: id_numbers(column)[rows] for name, column in columns.items()})
+    frame = pd.DataFrame({name: id_numbers(column[rows]) for name, column in columns.items()})
     return rows[frame.duplicated().to_numpy()]
 
 
 def _num_distinct(column: Column) -> int:
     return len(pd.unique(id_numbers(column)))
+
+
+def check_ranges(start: np.ndarray, end: np.ndarray, log_rows: int, num_rows: int) -> None:
+    """Checks that bounds are ranges of a log's rows.
+
+    Raises:
+        ValueError: if they are not, or are not `num_rows`.
+    """
+    for name, bound in (("start", start), ("end", end)):
+        if bound.shape != (num_rows,):
+            raise ValueError(f"`{name}` must have shape [{num_rows}]. Received: shape {list(bound.shape)}")
+    if ((start < 0) | (start > end) | (end > log_rows)).any():
+        raise ValueError(f"Histories must be ranges of the log's {log_rows:,} rows, `start` <= `end`.")

@@ -20,9 +20,10 @@ import numpy as np
 import pandas as pd
 import platformdirs
 
+from keras_eta.datasets.columns import ITEM_ID, USER_ID
 from keras_eta.datasets.delimited import WRONG_COLUMNS, parse_lines
 from keras_eta.datasets.impressions import Impressions
-from keras_eta.datasets.interactions import ITEM_ID, USER_ID, Interactions, Rejection
+from keras_eta.datasets.interactions import Interactions, Rejection
 from keras_eta.features import TIMESTAMP, Feature, Features
 
 TERMS = """\

@@ -6,8 +6,9 @@ import dataclasses
 
 import numpy as np
 
+from keras_eta.datasets.columns import ITEM_ID, USER_ID
 from keras_eta.datasets.impressions import Impressions
-from keras_eta.datasets.interactions import ITEM_ID, USER_ID, Interactions
+from keras_eta.datasets.interactions import Interactions
 from keras_eta.features import TIMESTAMP, Feature, Features
 
 CLUSTER = "cluster"

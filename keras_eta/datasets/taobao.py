@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from keras_eta.datasets.columns import ITEM_ID, USER_ID, Column, id_numbers, parse_column
 from keras_eta.datasets.delimited import WRONG_COLUMNS, parse_lines
 from keras_eta.datasets.impressions import Impressions
-from keras_eta.datasets.interactions import ITEM_ID, USER_ID, Column, Interactions, Rejection, id_numbers, parse_column
+from keras_eta.datasets.interactions import Interactions, Rejection
 from keras_eta.features import TIMESTAMP, Feature, Features
 
 CATEGORY_ID = "category_id"
@@ -72,7 +73,7 @@ def load(path: str | os.PathLike[str]) -> Interactions:
             columns[name], found = parse_column(name, frame[name], integer=name != ACTION)
             faults |= found
         actions = pd.Categorical(frame[ACTION], categories=ACTIONS).codes
-        times = columns[TIMESTAMP]
+        times = np.asarray(columns[TIMESTAMP])
         faults["with an unknown action"] = actions < 0
         faults["with a timestamp outside 2017-11-25..2017-12-03 (UTC+8)"] = (times < FIRST_TIMESTAMP) | (
             times >= END_TIMESTAMP

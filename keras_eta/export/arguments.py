@@ -10,8 +10,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from keras_eta.features import is_argument
 from keras_eta.models.ranker import Inputs
+from keras_eta.names import is_argument
 
 
 def argument_names(columns: Iterable[str]) -> dict[str, str]:

@@ -7,23 +7,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.export.columns import Axes, features_by_column, static_shape
-from keras_eta.features import (
-    HISTORY_AGE,
-    HISTORY_LENGTH,
-    HISTORY_TIMESTAMP,
-    TIMESTAMP,
-    Feature,
-    Features,
-    history_name,
-)
+from keras_eta.export.columns import Axes, behaviours_axis, static_shape
+from keras_eta.features import TIMESTAMP, Feature, Features, Sequence, length_name
 from keras_eta.models.ranker import Inputs
 from keras_eta.ops import age_bucket
 
-_AXIS_NAMES = {"N": "rows", "R": "rows", "C": "candidates", "L": "behaviours"}
+_AXIS_NAMES = {"N": "rows", "R": "rows", "C": "candidates"}
 
 
-def checked(inputs: Inputs, columns: Mapping[str, Axes]) -> dict[str, tf.Tensor]:
+def checked(inputs: Inputs, columns: Mapping[str, Axes], features: Features) -> dict[str, tf.Tensor]:
     """The inputs, once the graph has seen that shapes fit each other, lengths lie in 0..L and floats are finite.
 
     Floats behind the length of a history become 0.
@@ -31,6 +23,7 @@ def checked(inputs: Inputs, columns: Mapping[str, Axes]) -> dict[str, tf.Tensor]
     Args:
         inputs: the inputs of a signature by name.
         columns: their axes, each a letter, or a number for a size that is fixed.
+        features: what the columns hold.
 
     Returns:
         The same inputs. Running them fails with INVALID_ARGUMENT, naming the input, where they do not fit.
@@ -53,28 +46,38 @@ def checked(inputs: Inputs, columns: Mapping[str, Axes]) -> dict[str, tf.Tensor]
                 continue
             first, size = sizes.setdefault(letter, (name, tf.shape(shaped[name])[axis]))
             shape = tf.shape(shaped[name])
-            message = f"`{name}` must have as many {_AXIS_NAMES[letter]} as `{first}`. Received shape and number:"
+            what = _AXIS_NAMES.get(letter, "behaviours")
+            message = f"`{name}` must have as many {what} as `{first}`. Received shape and number:"
             equal.append(tf.debugging.Assert(tf.equal(shape[axis], size), [message, shape, size]))
-    if HISTORY_LENGTH in columns:
-        lengths, (_, width) = shaped[HISTORY_LENGTH], sizes["L"]
-        in_range = tf.reduce_all((lengths >= 0) & (lengths <= tf.cast(width, lengths.dtype)))
-        message = f"`{HISTORY_LENGTH}` must lie between 0 and the number of history columns."
-        message += " Received lengths and number:"
-        equal.append(tf.debugging.Assert(in_range, [message, lengths, width]))
+    sequences = {behaviours_axis(sequence): sequence for sequence in features.all_sequences}
+    for letter, sequence in sequences.items():
+        if sequence.length in columns:
+            what = f"the number of {sequence.name} columns"
+            equal.append(_check_lengths(sequence.length, shaped[sequence.length], sizes[letter][1], what))
+    for name, feature in features.by_column.items():
+        if name in columns and feature.max_values:
+            what = f"the number of values, {feature.max_values}"
+            equal.append(_check_lengths(length_name(name), shaped[length_name(name)], feature.max_values, what))
     with tf.control_dependencies(equal):
         shaped = {name: tf.identity(x) for name, x in shaped.items()}
     finite = []
     for name, letters in columns.items():
         if shaped[name].dtype.is_floating:
-            if letters[-1] == "L":
+            if letters[-1] in sequences:
                 # A weight of 0 does not make NaN vanish.
-                real = tf.sequence_mask(shaped[HISTORY_LENGTH], tf.shape(shaped[name])[1])
+                real = tf.sequence_mask(shaped[sequences[letters[-1]].length], tf.shape(shaped[name])[1])
                 shaped[name] = tf.where(real, shaped[name], 0)
             wrong = ~tf.math.is_finite(shaped[name])
             received = tf.boolean_mask(shaped[name], wrong)
             finite.append(tf.debugging.Assert(~tf.reduce_any(wrong), [f"`{name}` must be finite. Received:", received]))
     with tf.control_dependencies(finite):
         return {name: tf.identity(x) for name, x in shaped.items()}
+
+
+def _check_lengths(name: str, lengths: tf.Tensor, most: Any, what: str) -> tf.Operation:
+    in_range = tf.reduce_all((lengths >= 0) & (lengths <= tf.cast(most, lengths.dtype)))
+    message = f"`{name}` must lie between 0 and {what}. Received lengths and number:"
+    return tf.debugging.Assert(in_range, [message, lengths, most])
 
 
 def _fits(shape: tf.Tensor, axes: Axes) -> tf.Tensor:
@@ -88,39 +91,67 @@ def _fits(shape: tf.Tensor, axes: Axes) -> tf.Tensor:
 
 
 def parsed(examples: tf.Tensor, features: Features, dtypes: Mapping[str, tf.DType]) -> dict[str, tf.Tensor]:
-    """The columns of serialized tf.Examples; histories are padded to the longest."""
-    spec: dict[str, Any] = {name: tf.io.FixedLenFeature([], dtypes[name]) for name in features.row_names}
-    spec.update({name: tf.io.RaggedFeature(dtypes[name]) for name in features.history_names})
+    """The columns of serialized tf.Examples; sequences are padded to the longest, several values to their maximum."""
+    several = {name: feature.max_values for name, feature in features.by_column.items() if feature.max_values}
+    values_lengths = {length_name(name) for name in several}
+    spec: dict[str, Any] = {}
+    for name in features.row_names:
+        if name not in values_lengths:
+            spec[name] = (tf.io.RaggedFeature if name in several else _one_value)(dtypes[name])
+    for sequence in features.all_sequences:
+        for name in features.sequence_names(sequence):
+            partitions = [tf.io.RaggedFeature.RowLengths(length_name(name))] if name in several else []
+            spec[name] = tf.io.RaggedFeature(dtypes[name], name, partitions, validate=True)
     columns = tf.io.parse_example(examples, spec)
-    lengths = columns[history_name(features.item_id.name)].row_lengths()
-    checks = []
-    for name in features.history_names:
-        same = tf.reduce_all(tf.equal(columns[name].row_lengths(), lengths))
-        message = (
-            f"`{name}` must be as long as `{history_name(features.item_id.name)}` in every example. Received lengths:"
-        )
-        checks.append(tf.debugging.Assert(same, [message, columns[name].row_lengths(), lengths]))
+    dense, checks = {}, []
+    for sequence in features.all_sequences:
+        first, *others = features.sequence_names(sequence)
+        dense[sequence.length] = lengths = columns[first].row_lengths()
+        for name in others:
+            same = tf.reduce_all(tf.equal(columns[name].row_lengths(), lengths))
+            message = f"`{name}` must be as long as `{first}` in every example. Received lengths:"
+            checks.append(tf.debugging.Assert(same, [message, columns[name].row_lengths(), lengths]))
     with tf.control_dependencies(checks):
-        dense = {name: columns[name].to_tensor() for name in features.history_names}
-    return {**{name: columns[name] for name in features.row_names}, **dense, HISTORY_LENGTH: lengths}
+        for name, most in several.items():
+            # The first values count, as of a behaviour.
+            column = columns[name][..., :most]
+            dense[name] = column.to_tensor(shape=[*[None] * (column.shape.rank - 1), most])
+            lengths = column.row_lengths(axis=-1)
+            dense[length_name(name)] = lengths.to_tensor() if isinstance(lengths, tf.RaggedTensor) else lengths
+        for name, column in columns.items():
+            if name not in dense:
+                dense[name] = column.to_tensor() if isinstance(column, tf.RaggedTensor) else column
+        return dense
+
+
+def _one_value(dtype: tf.DType) -> Any:
+    return tf.io.FixedLenFeature([], dtype)
 
 
 def index_guard(features: Features) -> Callable[[Inputs], dict[str, tf.Tensor]]:
     """For a model without a lookup: indices as the model takes them, those out of range made out-of-vocabulary."""
 
-    def guarded(feature: Feature, column: tf.Tensor) -> tf.Tensor:
+    def guarded(name: str, feature: Feature, inputs: Inputs) -> tf.Tensor:
+        column = inputs[name]
         if not feature.is_id:
             return column
         inside = (column > 0) & (column < feature.num_indices)
-        return tf.cast(tf.where(inside, column, tf.ones_like(column)), tf.int32)
+        indices = tf.cast(tf.where(inside, column, tf.ones_like(column)), tf.int32)
+        if not feature.max_values:
+            return indices
+        return tf.where(tf.sequence_mask(inputs[length_name(name)], feature.max_values), indices, 0)
+
+    def ages(sequence: Sequence, boundaries: tuple[int, ...], inputs: Inputs) -> tf.Tensor:
+        moments = inputs[sequence.timestamp]
+        real = tf.sequence_mask(inputs[sequence.length], tf.shape(moments)[-1])
+        return age_bucket(inputs[TIMESTAMP], moments, boundaries, real)
 
     def guard(inputs: Inputs) -> dict[str, tf.Tensor]:
-        outputs = {name: guarded(feature, inputs[name]) for name, feature in features_by_column(features).items()}
-        outputs[HISTORY_LENGTH] = tf.cast(inputs[HISTORY_LENGTH], tf.int32)
-        if features.age is not None:
-            moments = inputs[HISTORY_TIMESTAMP]
-            real = tf.sequence_mask(inputs[HISTORY_LENGTH], tf.shape(moments)[-1])
-            outputs[HISTORY_AGE] = age_bucket(inputs[TIMESTAMP], moments, features.age.boundaries, real)
+        outputs = {name: guarded(name, feature, inputs) for name, feature in features.by_column.items()}
+        for sequence in features.all_sequences:
+            outputs[sequence.length] = tf.cast(inputs[sequence.length], tf.int32)
+            if features.age is not None:
+                outputs[sequence.age] = ages(sequence, features.age.boundaries, inputs)
         return outputs
 
     return guard

@@ -22,12 +22,14 @@ from keras_eta.export.columns import (
     WEIGHTS,
     Axes,
     axes_of,
+    behaviours_axis,
     dtypes_of,
-    history_axes_of,
+    sequence_axes_of,
     specs_of,
 )
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, HISTORY_TIMESTAMP, TIMESTAMP
+from keras_eta.features import TIMESTAMP, length_name
 from keras_eta.interest.base import Interest, InterestUnit
+from keras_eta.models.input_checks import specs_of as model_specs_of
 from keras_eta.models.ranker import Inputs, Ranker, Scores
 
 
@@ -52,22 +54,22 @@ class Signatures(tf.Module):
             "rank": dict(axes_of(features, RANK_AXES)),
             "serving_default": dict(axes_of(features, POINTWISE_AXES)),
         }
-        item = [feature.name for feature in features.item_features]
+        item = [name for feature in features.item_features for name in (feature.name, length_name(feature.name))]
         encode = model.lookup or index_guard(features)
 
         def score(inputs: Inputs) -> Scores:
             return model.score(encode(inputs), jit_compile=jit_compile)
 
         def pointwise(inputs: Inputs) -> dict[str, tf.Tensor]:
-            inputs = checked(inputs, axes["serving_default"])
+            inputs = checked(inputs, axes["serving_default"], features)
             logits = score({name: x[:, tf.newaxis] if name in item else x for name, x in inputs.items()}).logits
             return {PROBABILITY: tf.sigmoid(logits[:, 0])}
 
         def rank(inputs: Inputs) -> dict[str, tf.Tensor]:
-            return {PROBABILITY: tf.sigmoid(score(checked(inputs, axes["rank"])).logits)}
+            return {PROBABILITY: tf.sigmoid(score(checked(inputs, axes["rank"], features)).logits)}
 
         def explain(inputs: Inputs) -> dict[str, tf.Tensor]:
-            scores = score(checked(inputs, axes["rank"]))
+            scores = score(checked(inputs, axes["rank"], features))
             outputs = {PROBABILITY: tf.sigmoid(scores.logits)}
             for unit in explained:
                 prefix = "" if unit is explained[-1] else f"{unit.name}_"
@@ -92,33 +94,41 @@ class Signatures(tf.Module):
         )
         # Once they are whole: TensorFlow saves no dict that changed after it was an attribute.
         self._axes, self._dtypes = axes, dtypes
-        longest = features.max_history_length
-        compiled = {length for unit in model.interests for length in unit.compiled_lengths(longest)}
-        self._compiled_lengths = sorted({min(length, longest) for length in compiled}) if jit_compile else []
+        self._compiled_lengths = {}
+        for sequence in features.all_sequences:
+            longest = sequence.max_length
+            readers = [unit for unit in model.interests if unit.sequence == sequence.name and jit_compile]
+            compiled = {min(length, longest) for unit in readers for length in unit.compiled_lengths(longest)}
+            self._compiled_lengths[behaviours_axis(sequence)] = sorted(compiled) or [longest]
 
     def _state_axes(
         self, model: Ranker, of_rank: Mapping[str, Axes], dtypes: dict[str, tf.DType]
     ) -> dict[str, dict[str, Axes]]:
         """The inputs of the signatures about user states, whose dtypes it adds; none where no unit has one."""
         features = self.features
-        history: dict[str, Axes] = dict(history_axes_of(features, RANK_AXES))
-        moment: dict[str, Axes] = {} if features.age is None else {TIMESTAMP: "R"}
         with_state = [unit for unit in model.interests if unit.state_names]
         if not with_state:
             return {}
-        zeros = {name: tf.zeros([1] * len(axes), tf.int32) for name, axes in history.items()}
-        if features.age is not None:
-            zeros[HISTORY_AGE] = zeros.pop(HISTORY_TIMESTAMP)
+
+        def sequences_of(units: list[InterestUnit]) -> dict[str, Axes]:
+            read = {unit.sequence: features.sequence(unit.sequence) for unit in units}
+            axes = [sequence_axes_of(features, sequence, RANK_AXES) for sequence in read.values()]
+            return {name: letters for columns in axes for name, letters in columns.items()}
+
+        history = sequences_of(with_state)
+        moment: dict[str, Axes] = {} if features.age is None else {TIMESTAMP: "R"}
+        zeros = {
+            name: tf.zeros([x or 1 for x in spec.shape], spec.dtype) for name, spec in model_specs_of(features).items()
+        }
         states: dict[str, Axes] = {}
         for name, tensor in model.user_state(zeros).items():
             states[name] = ("R", *tensor.shape[1:])
             dtypes[name] = tensor.dtype
-        rank: dict[str, Axes] = {name: axes for name, axes in of_rank.items() if name not in history}
-        if len(with_state) == len(model.interests):
-            # Nothing else reads the history, or the moment from which ages count.
-            rank.pop(TIMESTAMP, None)
-        else:
-            rank |= history
+        others = sequences_of([unit for unit in model.interests if unit not in with_state])
+        rank: dict[str, Axes] = {name: axes for name, axes in of_rank.items() if name not in history or name in others}
+        if not others:
+            # Nothing else reads a sequence, or the moment from which ages count.
+            rank = {name: axes for name, axes in rank.items() if name in features.row_names and name != TIMESTAMP}
         signatures = {USER_STATE: {**moment, **history}, RANK_FROM_STATE: {**rank, **states}}
         if all(unit.updates_state for unit in with_state):
             signatures[UPDATE_STATE] = {**moment, **history, **states}
@@ -134,14 +144,15 @@ class Signatures(tf.Module):
         """The signatures about user states, whose inputs are part of those of `rank`."""
 
         def encoded(inputs: Inputs, signature: str) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-            inputs = checked(inputs, axes[signature])
+            inputs = checked(inputs, axes[signature], self.features)
             columns = {name: x for name, x in inputs.items() if name in axes["rank"]}
             state = {name: x for name, x in inputs.items() if name not in columns}
             rows = tf.shape(next(iter(inputs.values())))[0]
             for name, letters in axes["rank"].items():
                 if name not in columns:
                     # What the signature does not read, of no candidates or behaviours.
-                    shape, dtype = [rows, 0][: len(letters)], dtypes[name]
+                    shape = [rows, *(size if isinstance(size, int) else 0 for size in letters[1:])]
+                    dtype = dtypes[name]
                     columns[name] = tf.fill(shape, "") if dtype == tf.string else tf.zeros(shape, dtype)
             return encode(columns), state
 
@@ -166,20 +177,29 @@ class Signatures(tf.Module):
             signature: name of a dense signature.
             candidates: C.
         """
-        lengths = [self.features.max_history_length]
-        if signature != "serving_default":
-            lengths = self._compiled_lengths or lengths
-        return [self._warmup_inputs(signature, length, candidates) for length in lengths]
+        lengths = self._compiled_lengths
+        if signature == "serving_default":
+            lengths = {axis: compiled[-1:] for axis, compiled in lengths.items()}
+        count = max(map(len, lengths.values()))
+        return [
+            self._warmup_inputs(
+                signature, {axis: compiled[min(i, len(compiled) - 1)] for axis, compiled in lengths.items()}, candidates
+            )
+            for i in range(count)
+        ]
 
-    def _warmup_inputs(self, signature: str, length: int, candidates: int) -> dict[str, np.ndarray]:
-        sizes = {"N": 1, "R": 1, "C": candidates, "L": length}
+    def _warmup_inputs(self, signature: str, lengths: dict[str, int], candidates: int) -> dict[str, np.ndarray]:
+        sizes = {"N": 1, "R": 1, "C": candidates, **lengths}
         inputs = {}
         for name, axes in self._axes[signature].items():
             shape = [size if isinstance(size, int) else sizes[size] for size in axes]
             dtype = self._dtypes[name]
             inputs[name] = np.full(shape, b"", object) if dtype == tf.string else np.zeros(shape, dtype.as_numpy_dtype)
-        if HISTORY_LENGTH in inputs:
-            inputs[HISTORY_LENGTH] = np.array([length], np.int64)
+        counts = {sequence.length: lengths[behaviours_axis(sequence)] for sequence in self.features.all_sequences}
+        counts |= {length_name(name): f.max_values for name, f in self.features.by_column.items() if f.max_values}
+        for name, count in counts.items():
+            if name in inputs:
+                inputs[name] = np.full_like(inputs[name], count)
         return inputs
 
 

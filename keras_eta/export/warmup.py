@@ -10,7 +10,6 @@ import tensorflow as tf
 from keras_eta.export.columns import EXAMPLES
 from keras_eta.export.examples import make_example
 from keras_eta.export.signatures import Signatures
-from keras_eta.features import HISTORY_LENGTH
 
 # Enough for `ops.hamming_top_k` to count rather than sort, whatever the length.
 WARMUP_CANDIDATES = 512
@@ -39,6 +38,7 @@ def _inputs(signatures: Signatures, name: str) -> list[dict[str, np.ndarray]]:
     if name != EXAMPLES:
         return signatures.warmup_inputs(name, WARMUP_CANDIDATES)
     (columns,) = signatures.warmup_inputs("serving_default", 1)
-    del columns[HISTORY_LENGTH]
+    for sequence in signatures.features.all_sequences:
+        del columns[sequence.length]
     example = make_example({name: np.ravel(values) for name, values in columns.items()})
     return [{EXAMPLES: np.array([example.SerializeToString()], object)}]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_eta.features import Features
+from keras_eta.features import HISTORY, Features
 
 Tensors = dict[str, tf.Tensor]
 Tables = Mapping[str, tf.keras.layers.Embedding]
@@ -19,8 +19,8 @@ class Columns:
 
     Args:
         ids: int32 rows of embedding tables, or float32 values, by feature name: [R, C] of candidates, [R, L] of a
-            history most recent first, [R, C, K] of what was retrieved.
-        mask: bool of the same shape, false at padding.
+            history most recent first, [R, C, K] of what was retrieved; of a feature of V values with an axis of V more.
+        mask: bool [R, C], [R, L] or [R, C, K], false at padding.
         embed: looks columns up: the vectors [..., width] by feature name.
         dtype: of `vectors`: the compute dtype of the policy.
     """
@@ -110,6 +110,7 @@ class InterestUnit(tf.keras.layers.Layer):
     Args:
         own_embeddings: whether the unit looks candidates and behaviours up in tables of its own, which no other unit
             shares.
+        sequence: name of the sequence of `Features` that the unit reads.
         name: name of the unit, which is unique in a ranker. `None`: the class's in lower case, words joined by `_`.
 
     Attributes:
@@ -130,9 +131,12 @@ class InterestUnit(tf.keras.layers.Layer):
     state_names: tuple[str, ...] = ()
     updates_state = False
 
-    def __init__(self, *, own_embeddings: bool = False, name: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, own_embeddings: bool = False, sequence: str = HISTORY, name: str | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(name=name or _snake_case(type(self).__name__), **kwargs)
         self.own_embeddings = own_embeddings
+        self.sequence = sequence
 
     def make_tables(self, features: Features, regularizer: Any = None) -> dict[str, tf.keras.layers.Embedding]:
         """Creates the embedding tables that must be of a kind of their own, e.g. ones that keep fingerprints.
@@ -198,7 +202,7 @@ class InterestUnit(tf.keras.layers.Layer):
         return []
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "own_embeddings": self.own_embeddings}
+        return {**super().get_config(), "own_embeddings": self.own_embeddings, "sequence": self.sequence}
 
 
 def _snake_case(name: str) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.features import Features, scope_name
+from keras_eta.features import Features
 from keras_eta.interest.base import Tables
 from keras_eta.layers.fingerprinted_embedding import FingerprintedEmbedding
+from keras_eta.names import scope_name
 
 
 def make_fingerprinted_tables(features: Features, seed: int, **options: Any) -> dict[str, tf.keras.layers.Embedding]:

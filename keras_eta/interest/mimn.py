@@ -183,7 +183,7 @@ class MIMN(InterestUnit):
 
     def bind(self, features: Features, tables: Tables) -> None:
         super().bind(features, tables)
-        self._width = sum(feature.width for feature in features.history_features)
+        self._width = sum(feature.width for feature in features.sequence_features(features.sequence(self.sequence)))
 
     def build(self, input_shape: Any = None) -> None:
         with tf.name_scope(self.rnn.name):

@@ -20,7 +20,7 @@ class SIMHard(TopKUnit):
 
     Args:
         top_k: K, behaviours to retrieve.
-        category: name of the item attribute that must be equal, an id. `None`: the first item attribute that is an id.
+        category: name of the item attribute that must be equal, an id with one value. `None`: the first such attribute.
         **kwargs: as `AttentionUnit`.
 
     Raises:
@@ -36,11 +36,12 @@ class SIMHard(TopKUnit):
 
     def bind(self, features: Features, tables: Tables) -> None:
         super().bind(features, tables)
-        attributes = {feature.name: feature for feature in features.item_attributes if feature.is_id}
+        single = [feature for feature in features.item_attributes if feature.is_id and not feature.max_values]
+        attributes = {feature.name: feature for feature in single}
         if not attributes or self.category not in (None, *attributes):
             raise ValueError(
-                f"Interest unit {self.name!r} needs a `category` among the item attributes that are ids, "
-                f"{sorted(attributes)}. Received: category={self.category!r}"
+                f"Interest unit {self.name!r} needs a `category` among the item attributes that are ids with one "
+                f"value, {sorted(attributes)}. Received: category={self.category!r}"
             )
         self._feature = attributes[self.category or next(iter(attributes))]
 

@@ -20,7 +20,8 @@ class TWIN(InterestUnit):
     """Retrieves and attends by one relevance: the same weights in both stages, so that none is lost that attends.
 
     The features of a behaviour are split in two: K_h, those that it shares with a candidate (the item's), and K_c, the
-    cross features of user and item (`behaviour_attributes`, and the age where `features.age` is set). For each head
+    cross features of user and item (the attributes of its sequence, and its age where `features.age` is set). For each
+    head
 
         alpha = (K_h W^h) (q W^q)^T / sqrt(key_dim) + (K_c W^c) beta
 
@@ -72,10 +73,16 @@ class TWIN(InterestUnit):
     def bind(self, features: Features, tables: Tables) -> None:
         super().bind(features, tables)
         self._inherent = {feature.name: feature.width for feature in features.item_features}
-        self._cross = {feature.name: feature.width for feature in features.behaviour_attributes}
+        attributes = features.sequence(self.sequence).attributes
+        self._cross = {feature.name: feature.width for feature in attributes}
         if features.age is not None:
             self._cross[HISTORY_AGE] = features.age.embedding_dim
-        self._tables = {feature.name: tables[feature.name] for feature in features.item_features if feature.is_id}
+        # The mean of several values has no row to keep its projection in.
+        self._tables = {
+            feature.name: tables[feature.name]
+            for feature in features.item_features
+            if feature.is_id and not feature.max_values
+        }
 
     def build(self, input_shape: Any = None) -> None:
         inherent, cross = sum(self._inherent.values()), sum(self._cross.values())

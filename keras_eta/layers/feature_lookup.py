@@ -9,16 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_eta.features import (
-    HISTORY_AGE,
-    HISTORY_LENGTH,
-    HISTORY_TIMESTAMP,
-    TIMESTAMP,
-    Feature,
-    Features,
-    history_name,
-    scope_name,
-)
+from keras_eta.features import TIMESTAMP, Feature, Features, length_name
+from keras_eta.names import scope_name
 from keras_eta.ops import age_bucket
 from keras_eta.validation import exact_integers
 
@@ -40,11 +32,14 @@ class FeatureLookup(tf.keras.layers.Layer):
     Call arguments:
         inputs: a dict of raw columns, int64, string or float32: [...] for user, context and candidate,
             [..., L] for `history_*`, and `history_length` int64 [...]. With an `age`, `timestamp` int64 [...] and
-            `history_timestamp` int64 [..., L] are among them. Columns that `features` lacks are left out.
+            `history_timestamp` int64 [..., L] are among them. A feature of V values has an axis of V more, and a column
+            `<name>_length`. The columns of `features.sequences` are like those of the history. Columns that `features`
+            lacks are left out.
 
     Returns:
         A dict of the same names: int32 rows for ids (0 at padding), float32 as it came, `history_length` int32. In
-        place of the two timestamps comes `history_age` int32 [..., L], as `keras_eta.ops.age_bucket` makes it.
+        place of the two timestamps comes `history_age` int32 [..., L], as `keras_eta.ops.age_bucket` makes it. Lengths
+        of features of several values are left out.
 
     Raises:
         TypeError: if `features` is no `Features`, or lengths, timestamps or the ids of an int64 feature have a type
@@ -83,9 +78,9 @@ class FeatureLookup(tf.keras.layers.Layer):
         """Learns the vocabularies from data: the most frequent ids, up to each feature's `vocabulary_size`.
 
         Args:
-            data: columns as a dict of 1-D arrays (a log: `item_id`, `user_id`, ...), or batches of impressions
-                (a `tf.data.Dataset` of dicts, or of pairs whose first part is a dict), where candidates and histories
-                count.
+            data: columns as a dict of 1-D arrays (a log: `item_id`, `user_id`, ...; of several values a list per row),
+                or batches of impressions (a `tf.data.Dataset` of dicts, or of pairs whose first part is a dict), where
+                candidates and sequences count.
 
         Raises:
             ValueError: if the data lacks a feature, or an int64 feature has a value that is no integer of 64 bits.
@@ -95,7 +90,7 @@ class FeatureLookup(tf.keras.layers.Layer):
         for batch in batches:
             columns = batch[0] if isinstance(batch, tuple) else batch
             for name, found in counts.items():
-                occurrences = _occurrences(columns, self._id_feature(name))
+                occurrences = _occurrences(columns, self._id_feature(name), self._features)
                 found.extend(np.unique(values, return_counts=True) for values in occurrences)
         for name, found in counts.items():
             if not sum(len(values) for values, _ in found):
@@ -144,23 +139,23 @@ class FeatureLookup(tf.keras.layers.Layer):
         return self._rows(name, tf.constant(_raw_ids(feature, values), feature.dtype)).numpy()
 
     def call(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        wanted = (*self._features.row_names, *self._features.history_names, HISTORY_LENGTH)
+        features = self._features
+        wanted = [*features.row_names]
+        for sequence in features.all_sequences:
+            wanted += [*features.sequence_names(sequence), sequence.length]
         missing = sorted(set(wanted) - set(inputs))
         if missing:
             raise ValueError(f"Columns are missing: {missing}. Received: {sorted(inputs)}")
-        lengths = tf.cast(_int64_column(HISTORY_LENGTH, inputs), tf.int32)
-        outputs = {HISTORY_LENGTH: lengths}
-        for feature in (*self._features.user, *self._features.context, *self._features.item_features):
-            outputs[feature.name] = self._encoded(feature, feature.name, inputs)
-        for feature in self._features.history_features:
-            name = history_name(feature.name)
-            column = self._encoded(feature, name, inputs)
-            real = tf.sequence_mask(lengths, tf.shape(column)[-1])
-            outputs[name] = tf.where(real, column, tf.zeros_like(column))
-        if self._features.age is not None:
-            moments = inputs[HISTORY_TIMESTAMP]
-            real = tf.sequence_mask(lengths, tf.shape(moments)[-1])
-            outputs[HISTORY_AGE] = age_bucket(inputs[TIMESTAMP], moments, self._features.age.boundaries, real)
+        outputs = {feature.name: self._encoded(feature, feature.name, inputs) for feature in features.row_features}
+        for sequence in features.all_sequences:
+            outputs[sequence.length] = lengths = tf.cast(_int64_column(sequence.length, inputs), tf.int32)
+            for feature in features.sequence_features(sequence):
+                name = sequence.column(feature.name)
+                outputs[name] = _masked(self._encoded(feature, name, inputs), lengths, feature)
+            if features.age is not None:
+                moments = inputs[sequence.timestamp]
+                real = tf.sequence_mask(lengths, tf.shape(moments)[-1])
+                outputs[sequence.age] = age_bucket(inputs[TIMESTAMP], moments, features.age.boundaries, real)
         return outputs
 
     @property
@@ -171,7 +166,13 @@ class FeatureLookup(tf.keras.layers.Layer):
     def _encoded(self, feature: Feature, name: str, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         column = inputs[name] if feature.dtype != "int64" else _int64_column(name, inputs)
         column = tf.cast(column, tf.float32) if feature.dtype == "float32" else column
-        return self._rows(feature.name, column) if feature.is_id else column
+        if not feature.is_id:
+            return column
+        rows = self._rows(feature.name, column)
+        if feature.max_values is None:
+            return rows
+        lengths = _int64_column(length_name(name), inputs)
+        return tf.where(tf.sequence_mask(lengths, tf.shape(rows)[-1]), rows, 0)[..., : feature.max_values]
 
     def _id_feature(self, name: str) -> Feature:
         for feature in self._features.all_features:
@@ -249,10 +250,32 @@ def _array(feature: Feature, values: Any) -> np.ndarray:
     return np.asarray(values, None if isinstance(values, np.ndarray) or feature.dtype != "string" else object)
 
 
-def _occurrences(columns: Mapping[str, Any], feature: Feature) -> Iterator[np.ndarray]:
+def _masked(column: tf.Tensor, lengths: tf.Tensor, feature: Feature) -> tf.Tensor:
+    """The column of a sequence, zero behind its length."""
+    axes = 1 + len(feature.values_shape)
+    real = tf.sequence_mask(lengths, tf.shape(column)[-axes])
+    real = tf.reshape(real, tf.concat([tf.shape(real), [1] * (axes - 1)], axis=0))
+    return tf.where(real, column, tf.zeros_like(column))
+
+
+def _occurrences(columns: Mapping[str, Any], feature: Feature, features: Features) -> Iterator[np.ndarray]:
     """The values of a feature in a batch: the rows' own and those of real behaviours."""
     if feature.name in columns:
-        yield _raw_ids(feature, columns[feature.name])
-    if history_name(feature.name) in columns:
-        history = _array(feature, columns[history_name(feature.name)])
-        yield _raw_ids(feature, history[np.arange(history.shape[1]) < np.reshape(columns[HISTORY_LENGTH], [-1, 1])])
+        column = _array(feature, columns[feature.name])
+        if feature.max_values and column.ndim == 1:
+            # Of a log, a list per row.
+            column = np.concatenate([_array(feature, values)[: feature.max_values] for values in column])
+        yield _raw_ids(feature, column[_real_values(column, columns, feature, feature.name)])
+    for sequence in features.all_sequences:
+        name = sequence.column(feature.name)
+        if name in columns:
+            column = _array(feature, columns[name])
+            real = _real_values(column, columns, feature, name)
+            inside = np.arange(column.shape[1]) < np.reshape(columns[sequence.length], [-1, 1])
+            yield _raw_ids(feature, column[real & np.reshape(inside, inside.shape + (1,) * (column.ndim - 2))])
+
+
+def _real_values(column: np.ndarray, columns: Mapping[str, Any], feature: Feature, name: str) -> np.ndarray:
+    if feature.max_values is None or length_name(name) not in columns:
+        return np.ones(column.shape, bool)
+    return np.arange(column.shape[-1]) < np.asarray(columns[length_name(name)])[..., None]

@@ -7,8 +7,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Feature, Features, history_name, scope_name
+from keras_eta.features import HISTORY_AGE, Feature, Features
 from keras_eta.interest.base import Columns, Tables, Tensors
+from keras_eta.names import scope_name
+from keras_eta.ops import mean_of_values
 
 
 class FeatureEmbedding(tf.keras.layers.Layer):
@@ -18,7 +20,8 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         features: the columns, with known vocabulary sizes.
         tables: tables that exist already, e.g. because they keep fingerprints, by feature name; the others are made.
         regularizer: of the embedding tables.
-        sequences_only: whether the features of users and contexts are left out.
+        sequence: name of the only sequence whose columns are looked up, with the candidate's; users and contexts then
+            have no tables. `None`: all.
     """
 
     def __init__(
@@ -26,13 +29,14 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         features: Features,
         tables: Tables,
         regularizer: Any = None,
-        sequences_only: bool = False,
+        sequence: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.features = features
         self.tables: dict[str, tf.keras.layers.Embedding] = dict(tables)
-        needed = features.history_features if sequences_only else features.all_features
+        needed = features.all_features if sequence is None else features.sequence_features(features.sequence(sequence))
+        self._multi_valued = {feature.name for feature in needed if feature.max_values}
         sizes = {feature.name: (feature.num_indices, feature.embedding_dim) for feature in needed if feature.is_id}
         if features.age is not None:
             sizes[HISTORY_AGE] = (features.age.num_indices, features.age.embedding_dim)
@@ -56,23 +60,23 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         real = tf.ones(tf.shape(columns[self.features.item_id.name]), tf.bool)
         return Columns(columns, real, self.embed, self.compute_dtype)
 
-    def history(self, inputs: Mapping[str, tf.Tensor]) -> Columns:
-        """The history columns [R, L] by feature name, with L cut to the maximum and at least 1, and their mask.
+    def sequence(self, inputs: Mapping[str, tf.Tensor], name: str) -> Columns:
+        """The columns [R, L] of a sequence by feature name, with L cut to the maximum and at least 1, and their mask.
 
         The column of ages, which no feature names, goes by its own name.
         """
-        maximum = self.features.max_history_length
-        names = {feature.name: history_name(feature.name) for feature in self.features.history_features}
+        sequence = self.features.sequence(name)
+        names = {feature.name: sequence.column(feature.name) for feature in self.features.sequence_features(sequence)}
         if self.features.age is not None:
-            names[HISTORY_AGE] = HISTORY_AGE
+            names[HISTORY_AGE] = sequence.age
         columns = {}
-        for key, name in names.items():
-            column = inputs[name][:, :maximum]
+        for key, column_name in names.items():
+            column = inputs[column_name][:, : sequence.max_length]
             # One padded column, so that position 0 exists in an empty history.
             missing = tf.maximum(1 - tf.shape(column)[1], 0)
-            columns[key] = tf.pad(column, [[0, 0], [0, missing]])
+            columns[key] = tf.pad(column, [[0, 0], [0, missing], *[[0, 0]] * (len(column.shape) - 2)])
         width = tf.shape(columns[self.features.item_id.name])[1]
-        return Columns(columns, tf.sequence_mask(inputs[HISTORY_LENGTH], width), self.embed, self.compute_dtype)
+        return Columns(columns, tf.sequence_mask(inputs[sequence.length], width), self.embed, self.compute_dtype)
 
     def rows(self, features: Sequence[Feature], inputs: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
         """The vectors [R, width] of columns with one value per row."""
@@ -80,10 +84,14 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         return [tf.cast(vector, self.compute_dtype) for vector in vectors]
 
     def embed(self, columns: Tensors) -> Tensors:
-        """Embeddings of ids and floats as they are, [..., width], by feature name."""
-        return {
+        """Embeddings of ids and floats as they are, [..., width], by feature name; of several values their mean."""
+        vectors = {
             name: self.tables[name](column)
             if name in self.tables
             else tf.cast(column, self.compute_dtype)[..., tf.newaxis]
             for name, column in columns.items()
+        }
+        return {
+            name: mean_of_values(vector, columns[name] > 0) if name in self._multi_valued else vector
+            for name, vector in vectors.items()
         }

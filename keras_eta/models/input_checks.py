@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, Features, RawColumns, history_name
+from keras_eta.features import Features, RawColumns, Sequence
 
 _ADVICE = (
     "Rankers read rows of their embedding tables, as a FeatureLookup makes them of ids: give `to_dataset` its "
@@ -23,21 +23,20 @@ def checked_columns(inputs: Mapping[str, Any], features: Features) -> Mapping[st
         features: the columns, with known vocabulary sizes.
 
     Returns:
-        The columns of `features` and `history_length`.
+        The columns of `features`, and the lengths of its sequences.
 
     Raises:
         ValueError: if a column is missing, or holds raw ids: `to_dataset` made them so, or it is no int32 or int64.
         tf.errors.InvalidArgumentError: as the columns are read, if an index is negative or above its table. A graph
             that XLA compiles does not check it.
     """
-    names = [*features.encoded_row_names, *features.encoded_history_names, HISTORY_LENGTH]
+    names = [*specs_of(features)]
     missing = sorted(set(names) - set(inputs))
     if missing:
         raise ValueError(f"Columns are missing: {missing}. Received: {sorted(inputs)}")
-    sizes = {feature.name: feature.num_indices for feature in features.all_features if feature.is_id}
-    sizes |= {history_name(feature.name): sizes[feature.name] for feature in features.history_features if feature.is_id}
+    sizes = {name: feature.num_indices for name, feature in features.by_column.items() if feature.is_id}
     if features.age is not None:
-        sizes[HISTORY_AGE] = features.age.num_indices
+        sizes |= {sequence.age: features.age.num_indices for sequence in features.all_sequences}
     columns = {name: tf.convert_to_tensor(inputs[name]) for name in names}
     indices = {name: columns[name] for name in names if name in sizes}
     if isinstance(inputs, RawColumns):
@@ -46,8 +45,26 @@ def checked_columns(inputs: Mapping[str, Any], features: Features) -> Mapping[st
         if column.dtype not in (tf.int32, tf.int64):
             raise ValueError(f"Column {name!r} must hold int32 or int64. {_ADVICE} Received: {column.dtype.name}")
     checks = [_check_range(name, column, sizes[name]) for name, column in indices.items()]
+    checks += [check for sequence in features.all_sequences for check in _check_lengths(sequence, columns, features)]
     with tf.control_dependencies([check for check in checks if check is not None]):
         return {name: tf.identity(column) for name, column in columns.items()}
+
+
+def _check_lengths(
+    sequence: Sequence, columns: Mapping[str, tf.Tensor], features: Features
+) -> list[tf.Operation | None]:
+    """Checks that every column of a sequence holds as many behaviours."""
+    first, *others = features.encoded_sequence_names(sequence)
+    checks = []
+    for name in others:
+        found, wanted = columns[name].shape[1], columns[first].shape[1]
+        message = f"Columns {first} and {name} must hold as many behaviours."
+        if None not in (found, wanted) and found != wanted:
+            raise ValueError(f"{message} Received: {wanted} and {found}")
+        if None in (found, wanted):
+            sizes = tf.shape(columns[first])[1], tf.shape(columns[name])[1]
+            checks.append(tf.debugging.Assert(tf.equal(*sizes), [f"{message} Received:", *sizes]))
+    return checks
 
 
 def _check_range(name: str, column: tf.Tensor, size: int) -> tf.Operation | None:
@@ -61,10 +78,14 @@ def _check_range(name: str, column: tf.Tensor, size: int) -> tf.Operation | None
 
 def specs_of(features: Features) -> dict[str, tf.TensorSpec]:
     """What a call reads, of any number of rows and behaviours."""
-    rows = (*features.encoded_row_names, HISTORY_LENGTH)
-    floats = {feature.name for feature in features.all_features if not feature.is_id}
-    floats |= {history_name(name) for name in floats}
-    return {
-        name: tf.TensorSpec([None] if name in rows else [None, None], tf.float32 if name in floats else tf.int32)
-        for name in (*rows, *features.encoded_history_names)
-    }
+    rows = (*features.encoded_row_names, *(sequence.length for sequence in features.all_sequences))
+    behaviours = [name for sequence in features.all_sequences for name in features.encoded_sequence_names(sequence)]
+    by_column = features.by_column
+
+    def spec(name: str) -> tf.TensorSpec:
+        # Lengths and ages have no feature.
+        feature = by_column.get(name)
+        shape = [*([None] if name in rows else [None, None]), *(feature.values_shape if feature else ())]
+        return tf.TensorSpec(shape, tf.float32 if feature and not feature.is_id else tf.int32)
+
+    return {name: spec(name) for name in (*rows, *behaviours)}

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from keras_eta.distribution import sum_over_replicas
-from keras_eta.features import HISTORY_LENGTH, Features, is_argument
+from keras_eta.features import Features
 from keras_eta.interest.base import Columns, Interest, InterestUnit
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.metrics import LogOddsAUC
@@ -17,6 +17,7 @@ from keras_eta.models.feature_embedding import FeatureEmbedding
 from keras_eta.models.input_checks import checked_columns, specs_of
 from keras_eta.models.mlp import activation_class, check_activation, make_mlp
 from keras_eta.models.trainable import TrainableModel, is_native
+from keras_eta.names import is_argument
 from keras_eta.validation import check_hidden_units, check_integers_from_zero
 
 Inputs = Mapping[str, tf.Tensor]
@@ -58,6 +59,7 @@ class Ranker(TrainableModel):
         inputs: dict of indices and floats: `user`, `context` and item columns [N] or [N, 1], `history_*` [N, L] most
             recent first, and `history_length` [N]. Only the first `features.max_history_length` behaviours are read.
             With `features.age`, `history_age` [N, L] is among them, the buckets that `keras_eta.ops.age_bucket` gives.
+            A feature of V values has an axis of V more. The columns of `features.sequences` are like the history's.
         return_scores: whether to return the `Scores` of [N, 1] candidates in place of the logits.
 
     Returns:
@@ -65,8 +67,8 @@ class Ranker(TrainableModel):
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if an argument is out of its range, a vocabulary size is unknown, a column is missing, or two
-            interest units have one name.
+        ValueError: if an argument is out of its range, a vocabulary size is unknown, a column or sequence is missing,
+            or two interest units have one name.
 
     Reference:
         ETA, arXiv 2108.04468, Section 3 and Figure 1; DIN, arXiv 1706.06978; DCN-v2, arXiv 2008.13535.
@@ -97,6 +99,7 @@ class Ranker(TrainableModel):
         check_activation(activation)
         check_integers_from_zero(cross_layers=cross_layers)
         check_hidden_units(hidden_units)
+        _check_sequences(interests, features)
         self.features = features
         self.lookup = lookup
         self.interests = list(interests)
@@ -115,7 +118,7 @@ class Ranker(TrainableModel):
             if unit.own_embeddings:
                 made = unit.make_tables(features, self._regularizer)
                 self.own_embeddings[unit.name] = FeatureEmbedding(
-                    features, made, self._regularizer, sequences_only=True, name=f"{unit.name}_embeddings"
+                    features, made, self._regularizer, sequence=unit.sequence, name=f"{unit.name}_embeddings"
                 )
             unit.bind(features, self.embedding_of(unit).tables)
 
@@ -138,22 +141,26 @@ class Ranker(TrainableModel):
     def build(self, input_shape: Any = None) -> None:
         """Creates all variables. Keras calls it at the first batch; call it earlier to restore weights."""
         self._build_embeddings()
-        zeros = {name: tf.zeros([1], tf.int32) for name in (*self.features.encoded_row_names, HISTORY_LENGTH)}
-        zeros.update({feature.name: tf.zeros([1, 1], tf.int32) for feature in self.features.item_features})
-        zeros.update({name: tf.zeros([1, 1], tf.int32) for name in self.features.encoded_history_names})
-        self.score(zeros)
+        specs = specs_of(self.features)
+        self.score(
+            self._with_candidates({name: tf.zeros([x or 1 for x in s.shape], s.dtype) for name, s in specs.items()})
+        )
         # Keras sets it at the first call, to the shapes of that one; without it no SavedModel is written.
-        self._set_save_spec(specs_of(self.features))
+        self._set_save_spec(specs)
         self.built = True
 
     def call(self, inputs: Inputs, training: bool | None = None, return_scores: bool = False) -> Any:
-        inputs = checked_columns(inputs, self.features)
-        row_names = (*self.features.encoded_row_names, HISTORY_LENGTH)
-        rows = {name: tf.reshape(inputs[name], [-1]) for name in row_names}
-        candidates = {feature.name: rows[feature.name][:, tf.newaxis] for feature in self.features.item_features}
-        history = {name: inputs[name] for name in self.features.encoded_history_names}
-        scores = self.score({**rows, **history, **candidates}, training=bool(training))
+        columns = dict(checked_columns(inputs, self.features))
+        for name, shape in [(feature.name, feature.values_shape) for feature in self.features.row_features] + [
+            (sequence.length, ()) for sequence in self.features.all_sequences
+        ]:
+            columns[name] = tf.reshape(columns[name], [-1, *shape])
+        scores = self.score(self._with_candidates(columns), training=bool(training))
         return scores if return_scores else scores.logits[:, 0]
+
+    def _with_candidates(self, columns: Inputs) -> dict[str, tf.Tensor]:
+        """The columns with those of the item as one candidate per row."""
+        return {**columns, **{item.name: columns[item.name][:, tf.newaxis] for item in self.features.item_features}}
 
     def score(
         self,
@@ -166,7 +173,7 @@ class Ranker(TrainableModel):
 
         Args:
             inputs: dict of indices and floats: `user` and `context` columns [R], item columns [R, C], `history_*` [R,
-                L] most recent first (as in the call), `history_length` [R].
+                L] most recent first (as in the call), `history_length` [R], and so for `features.sequences`.
             training: whether gradients must flow by the straight-through path.
             jit_compile: whether XLA may compile the search of the long history, as `export_model` wants it.
             state: what `user_state` gave for these users; units with a state then read no history.
@@ -184,7 +191,7 @@ class Ranker(TrainableModel):
             if state is not None and unit.state_names:
                 interests[unit.name] = unit.from_state(candidate, _own_state(unit, state))
             else:
-                history = embedding.history(inputs)
+                history = embedding.sequence(inputs, unit.sequence)
                 interests[unit.name] = unit(candidate, history, training=training, jit_compile=jit_compile)
             parts.append(interests[unit.name].vector)
         return Scores(self._logits(inputs, parts), interests)
@@ -223,7 +230,7 @@ class Ranker(TrainableModel):
             f"{unit.name}_{name}": tensor
             for unit in self.interests
             if unit.state_names
-            for name, tensor in make(unit, self.embedding_of(unit).history(inputs)).items()
+            for name, tensor in make(unit, self.embedding_of(unit).sequence(inputs, unit.sequence)).items()
         }
 
     def _logits(self, inputs: Inputs, parts: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -317,6 +324,16 @@ class Ranker(TrainableModel):
 
 def _own_state(unit: InterestUnit, state: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {name: state[f"{unit.name}_{name}"] for name in unit.state_names}
+
+
+def _check_sequences(interests: Sequence[InterestUnit], features: Features) -> None:
+    known = [sequence.name for sequence in features.all_sequences]
+    for unit in interests:
+        if unit.sequence not in known:
+            raise ValueError(
+                f"Interest unit {unit.name!r} needs one of the sequences of `features`, {known}. "
+                f"Received: sequence={unit.sequence!r}"
+            )
 
 
 def _check_interests(interests: Sequence[InterestUnit]) -> None:

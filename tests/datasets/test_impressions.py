@@ -232,7 +232,9 @@ def test_to_dataset_with_age_and_lookup_holds_buckets():
     impressions = small_impressions()
     encoded, _ = only_batch(impressions, AGED, lookup=lookup)
 
-    assert sorted(encoded) == sorted([*AGED.encoded_row_names, *AGED.encoded_history_names, "history_length"])
+    assert sorted(encoded) == sorted(
+        [*AGED.encoded_row_names, *AGED.encoded_sequence_names(AGED.sequence("history")), "history_length"]
+    )
     # Ages at row 3: 10, 10 and 20; at row 4: 10, 20 and 20.
     expected = [[0, 0, 0], [2, 0, 0], [2, 0, 0], [2, 2, 3], [2, 3, 3], [0, 0, 0], [2, 0, 0]]
     np.testing.assert_array_equal(encoded["history_age"], np.array(expected, "int32"), strict=True)

@@ -11,7 +11,8 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from keras_eta import Age, Feature, FeatureLookup, Features
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, LABEL, history_name, scope_name
+from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, LABEL, history_name
+from keras_eta.names import scope_name
 from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transform
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.layouts import Label, Layout
@@ -199,7 +200,12 @@ def test_columns_equal_feature_lookup_on_raw_ids(run: Run) -> None:
 
 
 def test_outputs_are_the_encoded_columns_alone(run: Run) -> None:
-    names = {*FEATURES.encoded_row_names, *FEATURES.encoded_history_names, HISTORY_LENGTH, LABEL}
+    names = {
+        *FEATURES.encoded_row_names,
+        *FEATURES.encoded_sequence_names(FEATURES.sequence("history")),
+        HISTORY_LENGTH,
+        LABEL,
+    }
     assert set(run.graph.transformed_feature_spec()) == names
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, LABEL, Features, history_name
+from keras_eta.features import LABEL, Features, length_name
 
 # Impressions of one user lie side by side in the files.
 SHUFFLE_BYTES = 2**28
@@ -33,21 +33,31 @@ def transformed_batches(
         skip: batches to leave out at the beginning.
 
     Returns:
-        A dataset of (columns, label): int32 or float32 [N], histories [N, L] padded with 0 to the longest of the batch,
-        `history_length` int32 [N], and label int64 [N].
+        A dataset of (columns, label): int32 or float32 [N], sequences [N, L] padded with 0 to the longest of the batch,
+        their lengths int32 [N], and label int64 [N]. Several values are padded with 0 to `max_values`.
     """
-    dtypes = {feature.name: tf.int64 if feature.is_id else tf.float32 for feature in features.all_features}
-    history = {history_name(name): dtype for name, dtype in dtypes.items()} | {HISTORY_AGE: tf.int64}
-    spec: dict[str, Any] = {name: tf.io.FixedLenFeature([], dtypes[name]) for name in features.encoded_row_names}
-    # Padded as it is parsed: a ragged tensor would be copied once more.
-    spec |= {
-        name: tf.io.FixedLenSequenceFeature([], history[name], allow_missing=True)
-        for name in features.encoded_history_names
-    }
-    spec |= {name: tf.io.FixedLenFeature([], tf.int64) for name in (HISTORY_LENGTH, LABEL)}
+    by_column = features.by_column
+    rows = (*features.encoded_row_names, *(sequence.length for sequence in features.all_sequences), LABEL)
+    behaviours = [name for sequence in features.all_sequences for name in features.encoded_sequence_names(sequence)]
+    spec: dict[str, Any] = {}
+    several: dict[str, int] = {}
+    for name in (*rows, *behaviours):
+        feature = by_column.get(name)
+        dtype = tf.float32 if feature and not feature.is_id else tf.int64
+        if feature and feature.max_values:
+            lengths = [tf.io.RaggedFeature.RowLengths(length_name(name))] if name in behaviours else []
+            spec[name] = tf.io.RaggedFeature(dtype, name, lengths, validate=True)
+            several[name] = feature.max_values
+        elif name in rows:
+            spec[name] = tf.io.FixedLenFeature([], dtype)
+        else:
+            # Padded as it is parsed: a ragged tensor would be copied once more.
+            spec[name] = tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True)
 
     def parsed(records: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         columns = tf.io.parse_example(records, spec)
+        for name, most in several.items():
+            columns[name] = columns[name].to_tensor(shape=[*[None] * (columns[name].shape.rank - 1), most])
         label = columns.pop(LABEL)
         return {name: tf.cast(x, tf.int32) if x.dtype == tf.int64 else x for name, x in columns.items()}, label
 

@@ -22,7 +22,7 @@ import tensorflow_transform as tft
 import keras_eta
 from keras_eta import ETA, FeatureLookup
 from keras_eta.export import export_model
-from keras_eta.features import scope_name
+from keras_eta.names import scope_name
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.training.backups import MONITORED, Backups, Progress, State
 from tfx_pipeline.training.batches import Part, measure, transformed_batches
