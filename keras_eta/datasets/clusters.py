@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from tqdm.auto import tqdm
 
 from keras_eta.datasets.clustering import SIZE, SNAPSHOT, Clustering
-from keras_eta.datasets.impressions import history_bounds
-from keras_eta.datasets.interactions import (
+from keras_eta.datasets.columns import (
     ITEM_ID,
     USER_ID,
     Column,
-    Interactions,
-    Report,
+    ValueLists,
     count_rows,
     id_numbers,
     parse_column,
+    user_positions,
 )
+from keras_eta.datasets.interactions import Interactions, Report, check_ranges
 from keras_eta.datasets.item_vectors import check_vectors, item_index, item_rows
 from keras_eta.features import TIMESTAMP
 from keras_eta.validation import check_positive_integers
@@ -42,8 +41,7 @@ def regular_snapshots(log: Interactions, period: int) -> np.ndarray:
         ValueError: if `period` is not positive or longer than the log.
     """
     check_positive_integers(period=period)
-    times = log.columns[TIMESTAMP]
-    first, last = int(times.min()), int(times.max())
+    first, last = int(log.timestamps.min()), int(log.timestamps.max())
     if first + period > last:
         raise ValueError(f"`period` must be at most {last - first}, the log's span. Received: period={period}")
     return np.arange(first + period, last + 1, period, dtype="int64")
@@ -52,6 +50,8 @@ def regular_snapshots(log: Interactions, period: int) -> np.ndarray:
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Clusters:
     """Clusters of behaviours, one row each, sorted by user, then snapshot, then time. `cluster_log` makes them.
+
+    They are a sequence of impressions: `impressions.with_sequence("clusters", clusters)`.
 
     Args:
         columns: name -> column [n], in the forms that `Interactions.from_columns` takes. `user_id`, `item_id`,
@@ -78,8 +78,8 @@ class Clusters:
                 if mask.any():
                     raise ValueError(f"The clusters hold {mask.sum():,} {reason}, the first at row {mask.argmax()}.")
         for name in (TIMESTAMP, SNAPSHOT, SIZE):
-            if isinstance(checked[name], pd.Categorical):
-                raise ValueError(f"Column {name!r} of the clusters must hold numbers. Received: strings")
+            if not isinstance(checked[name], np.ndarray):
+                raise ValueError(f"Column {name!r} of the clusters must hold numbers, one per row.")
         checked[SIZE] = checked[SIZE].astype("float32")
         object.__setattr__(self, "columns", checked)
         if (checked[SIZE] < 1).any():
@@ -112,11 +112,11 @@ class Clusters:
     def __repr__(self) -> str:
         return f"Clusters({len(self):,} rows; columns: {', '.join(self.columns)})"
 
-    def bounds(self, user_id: Any, timestamp: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Where the clusters of a user lie that are known at a moment: those of the latest snapshot up to it.
+    def bounds(self, user_id: Column, timestamp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the clusters of users lie that are known at a moment: those of the latest snapshot up to it.
 
         Args:
-            user_id: users [n], in a form that `Interactions.from_columns` takes.
+            user_id: users, [n].
             timestamp: int64 [n].
 
         Returns:
@@ -126,42 +126,39 @@ class Clusters:
         ends = np.append(firsts[1:], len(self))
         blocks = {name: self.columns[name][firsts] for name in (USER_ID, ITEM_ID)}
         blocks[TIMESTAMP] = self.columns[SNAPSHOT][firsts]
-        column, _ = parse_column(USER_ID, user_id)
         # A snapshot at the very moment is known: its behaviours lie strictly before it.
-        moments = np.minimum(np.asarray(timestamp, "int64"), np.iinfo("int64").max - 1) + 1
-        first, end = history_bounds(Interactions(blocks, Report(len(firsts), len(firsts))), column, moments)
+        moments = np.minimum(timestamp, np.iinfo("int64").max - 1) + 1
+        first, end = Interactions(blocks, Report(len(firsts), len(firsts))).bounds(user_id, moments)
         last = np.maximum(end - 1, 0)
         found = end > first
         return np.where(found, firsts[last], 0), np.where(found, ends[last], 0)
 
-    def check_past(self, start: Any, end: Any, timestamp: Any) -> None:
-        """Refuses ranges of clusters that look into the future of an impression.
+    def check_bounds(self, start: np.ndarray, end: np.ndarray, user_id: Column, timestamp: np.ndarray) -> None:
+        """Checks that impressions have only the user's own clusters, of a snapshot that is not later than they are.
 
         Args:
             start: int64 [n], first row of each impression's clusters.
             end: int64 [n], the row after the last.
-            timestamp: int64 [n], of the impressions.
+            user_id: users, [n].
+            timestamp: int64 [n].
 
         Raises:
-            ValueError: if a range lies outside of the table, has clusters of several users or snapshots, or of a
-                snapshot later than the impression.
+            ValueError: if one does not, or if it has those of several snapshots.
         """
-        start, end, timestamp = (np.asarray(x, "int64") for x in (start, end, timestamp))
-        if not start.shape == end.shape == timestamp.shape or start.ndim != 1:
-            shapes = ", ".join(str(list(x.shape)) for x in (start, end, timestamp))
-            raise ValueError(f"`start`, `end` and `timestamp` must have one shape, [n]. Received: {shapes}")
-        if ((start < 0) | (start > end) | (end > len(self))).any():
-            raise ValueError(f"Clusters must be ranges of the table's {len(self):,} rows, `start` <= `end`.")
+        check_ranges(start, end, len(self), len(timestamp))
         full = np.flatnonzero(end > start)
-        block = np.searchsorted(self._blocks, start[full], side="right")
-        several = block != np.searchsorted(self._blocks, end[full] - 1, side="right")
-        if several.any():
-            row = full[several.argmax()]
+        first, last = start[full], end[full] - 1
+        blocks = [np.searchsorted(self._blocks, rows, side="right") for rows in (first, last)]
+        users = user_positions(self.columns[USER_ID], user_id)[full]
+        numbers = id_numbers(self.columns[USER_ID])
+        wrong = (users < 0) | (numbers[first] != numbers[users]) | (blocks[0] != blocks[1])
+        if wrong.any():
+            row = full[wrong.argmax()]
             raise ValueError(
-                "An impression must have clusters of one user and one snapshot. "
+                "An impression must have only clusters of its user, of one snapshot. "
                 f"Received at row {row}: start={start[row]}, end={end[row]}"
             )
-        moments = self.columns[SNAPSHOT][start[full]]
+        moments = self.columns[SNAPSHOT][first]
         later = moments > timestamp[full]
         if later.any():
             row = full[later.argmax()]
@@ -235,12 +232,12 @@ def cluster_log(
     taken = [name for name in (SIZE, SNAPSHOT) if name in log.columns]
     if taken:
         raise ValueError(f"The log must not have columns that clusters add. Received: {taken}")
-    numbers = [name for name, column in log.columns.items() if not isinstance(column, pd.Categorical)]
+    numbers = [name for name, column in log.columns.items() if isinstance(column, np.ndarray)]
     wrong = [name for name in clustering.numeric if name not in numbers]
     if wrong:
         raise ValueError(f"`group_by` and `means` must name columns of numbers, among {numbers}. Received: {wrong}")
 
-    order = np.lexsort((*tie_keys(log.columns), log.columns[TIMESTAMP], id_numbers(log.columns[USER_ID])))
+    order = np.lexsort((*tie_keys(log.columns), log.timestamps, id_numbers(log.columns[USER_ID])))
     columns = {name: column[order] for name, column in log.columns.items()}
     items = item_rows(index, columns[ITEM_ID])
     numeric = {name: columns[name] for name in clustering.numeric}
@@ -260,10 +257,11 @@ def cluster_log(
     return Clusters(table)
 
 
-def tie_keys(columns: Mapping[str, Column]) -> Iterator[np.ndarray]:
-    """What orders behaviours of one user and moment, the first key last as `numpy.lexsort` takes them: all columns."""
+def tie_keys(columns: Mapping[str, Column]) -> list[np.ndarray]:
+    """What orders behaviours of one user and moment: all columns of one value, as `numpy.lexsort` takes them."""
     others = sorted(set(columns) - {USER_ID, ITEM_ID, TIMESTAMP}, reverse=True)
-    return (id_numbers(columns[name]) for name in (*others, ITEM_ID))
+    names = [name for name in (*others, ITEM_ID) if not isinstance(columns[name], ValueLists)]
+    return [id_numbers(columns[name]) for name in names]
 
 
 def _user_slices(users: Column) -> list[slice]:

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 
-from keras_eta.datasets.interactions import Column
+from keras_eta.datasets.columns import Column
 from keras_eta.validation import exact_integers
 
 

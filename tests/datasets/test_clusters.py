@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from keras_eta import ETA, Feature, FeatureLookup, Features
+from keras_eta import ETA, Feature, FeatureLookup, Features, Sequence
 from keras_eta.datasets import (
     Clusters,
+    Impressions,
     Interactions,
     cluster_behaviours,
     cluster_log,
@@ -22,6 +25,7 @@ from keras_eta.datasets import (
     regular_snapshots,
     save_item_vectors,
 )
+from keras_eta.datasets.histories import Histories
 
 from . import reference
 
@@ -178,41 +182,69 @@ def test_bounds_are_those_of_the_latest_snapshot() -> None:
     clusters = small_clusters()
     users = [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 0]
     times = [49, 50, 55, 56, 57, 58, 99, 100, 49, 50, 2**63 - 1, 90, 90]
-    start, end = clusters.bounds(users, times)
+    start, end = clusters.bounds(np.array(users), np.array(times))
     assert start.tolist() == [0, 0, 0, 2, 2, 2, 2, 5, 0, 9, 9, 0, 0]
     assert end.tolist() == [0, 2, 2, 5, 5, 5, 5, 9, 0, 10, 10, 0, 0]
     assert start.dtype == end.dtype == np.int64
-    clusters.check_past(start, end, times)
+    clusters.check_bounds(start, end, np.array(users), np.array(times))
 
 
 def test_bounds_of_users_that_are_strings() -> None:
     clusters = small_clusters(small_log(user_id=["u", *["v"] * 7]))
-    start, end = clusters.bounds(["w", "u", "v"], np.array([100, 100, 55]))
+    start, end = clusters.bounds(pd.Categorical(["w", "u", "v"]), np.array([100, 100, 55]))
     assert (start.tolist(), end.tolist()) == ([0, 0, 1], [0, 1, 3])
     with pytest.raises(ValueError, match=re.escape("'user_id' must hold strings in both")):
-        clusters.bounds([1], [100])
+        clusters.bounds(np.array([1]), np.array([100]))
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "message"),
+    ("start", "end", "users", "message"),
     [
         (
             [0, 2],
             [0, 5],
+            [1, 1],
             "Clusters must not look into the future: their snapshot must not be later than the impression. "
             "Received at row 1: snapshot=56, timestamp=55",
         ),
-        ([0, 1], [2, 3], "clusters of one user and one snapshot. Received at row 1: start=1, end=3"),
-        ([5, 0], [10, 2], "clusters of one user and one snapshot. Received at row 0: start=5, end=10"),
-        ([0, 9], [0, 11], "Clusters must be ranges of the table's 10 rows, `start` <= `end`."),
-        ([0, 2], [0, 1], "Clusters must be ranges of the table's 10 rows, `start` <= `end`."),
-        ([-1, 0], [0, 1], "Clusters must be ranges of the table's 10 rows, `start` <= `end`."),
-        ([0], [2], "must have one shape, [n]. Received: [1], [1], [2]"),
+        ([0, 1], [2, 3], [1, 1], "its user, of one snapshot. Received at row 1: start=1, end=3"),
+        ([5, 0], [10, 2], [1, 1], "its user, of one snapshot. Received at row 0: start=5, end=10"),
+        ([2, 0], [5, 2], [1, 2], "its user, of one snapshot. Received at row 1: start=0, end=2"),
+        ([0, 0], [2, 2], [3, 1], "its user, of one snapshot. Received at row 0: start=0, end=2"),
+        ([0, 9], [0, 11], [1, 1], "Histories must be ranges of the log's 10 rows, `start` <= `end`."),
+        ([0], [2], [1, 1], "`start` must have shape [2]. Received: shape [1]"),
     ],
 )
-def test_check_past_refuses(start: list[int], end: list[int], message: str) -> None:
+def test_check_bounds_refuses(start: list[int], end: list[int], users: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        small_clusters().check_past(start, end, [70, 55])
+        small_clusters().check_bounds(*map(np.array, (start, end, users, [70, 55])))
+
+
+def test_impressions_with_clusters() -> None:
+    log, clusters = small_log(), small_clusters()
+    features = Features(
+        item_id=Feature("item_id", "string"),
+        sequences=(Sequence("clusters", (Feature("size", "float32"), Feature("dwell", "float32")), max_length=2),),
+        max_history_length=1,
+    )
+    label = [0, 1] * 4
+    impressions = Impressions.from_interactions(log, label, min_history=0, outcomes=("dwell",))
+    ((batch, _),) = impressions.with_sequence("clusters", clusters).to_dataset(features, 8).as_numpy_iterator()
+    # Of user 1 at 10 to 41 none, at 50 and 55 those of 50, at 60 the last two of 56, the most recent first;
+    # of user 2 at 20 none.
+    assert batch["clusters_length"].tolist() == [0, 0, 0, 0, 2, 2, 2, 0]
+    assert batch["clusters_item_id"].tolist() == [[b"", b""]] * 4 + [[b"q", b"b"]] * 2 + [[b"z", b"a"], [b"", b""]]
+    assert batch["clusters_size"].tolist() == [[0, 0]] * 4 + [[2, 2]] * 2 + [[1, 3], [0, 0]]
+    assert batch["clusters_dwell"].tolist() == [[0, 0]] * 4 + [[3, 2]] * 2 + [[6, 3], [0, 0]]
+    end = np.full(8, 2)
+    with pytest.raises(ValueError, match="Received at row 0: snapshot=50, timestamp=10"):
+        dataclasses.replace(impressions[:4], sequences={"clusters": Histories(clusters, 0 * end[:4], end[:4])})
+
+
+def test_columns_of_several_values_are_those_of_the_nearest() -> None:
+    genres = [["x"], ["y"], [], ["x", "y"], ["z"], ["x"], ["y"], []]
+    clusters = small_clusters(small_log(genres=genres), snapshots=[50])
+    assert [values.tolist() for values in clusters["genres"]] == [[], ["x", "y"], []]
 
 
 TABLE = {"user_id": [1, 1], "item_id": [5, 6], "timestamp": [10, 20], "snapshot": [30, 30], "size": [2, 1]}
@@ -221,7 +253,7 @@ TABLE = {"user_id": [1, 1], "item_id": [5, 6], "timestamp": [10, 20], "snapshot"
 def test_a_table_of_ones_own() -> None:
     clusters = Clusters(TABLE)
     assert clusters["size"].dtype == np.float32
-    assert [x.tolist() for x in clusters.bounds([1], [30])] == [[0], [2]]
+    assert [x.tolist() for x in clusters.bounds(np.array([1]), np.array([30]))] == [[0], [2]]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +267,7 @@ def test_a_table_of_ones_own() -> None:
         ({"snapshot": [31, 30]}, "Clusters must be sorted by user, then snapshot, then time."),
         ({"user_id": [2, 1]}, "Clusters must be sorted by user, then snapshot, then time."),
         ({"size": [2, 0]}, "`size` of a cluster must be at least 1. Received at row 1: 0"),
-        ({"size": ["x", "y"]}, "Column 'size' of the clusters must hold numbers. Received: strings"),
+        ({"size": ["x", "y"]}, "Column 'size' of the clusters must hold numbers, one per row."),
         ({"size": [1.0, np.nan]}, "The clusters hold 1 missing size, the first at row 1."),
         ({"snapshot": [30.5, 40]}, "The clusters hold 1 non-integer snapshot, the first at row 0."),
         ({"size": None}, "Missing columns in the clusters: ['size']. Present: ['user_id', 'item_id', "),
@@ -368,7 +400,7 @@ def test_cluster_log_as_in_loops(columns: dict[str, list[Any]], max_size: int, d
         assert row["timestamp"] < row["snapshot"]
     users, times = np.repeat([1, 2, 3], 14), np.tile(np.arange(14), 3)
     start, end = clusters.bounds(users, times)
-    clusters.check_past(start, end, times)
+    clusters.check_bounds(start, end, users, times)
     for user, now, first, last in zip(users, times, start, end, strict=True):
         snapshot = max((moment for moment in (4, 5, 9) if moment <= now), default=-1)
         before = [row for row in rows if row["user_id"] == user and row["timestamp"] < snapshot]
