@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from keras_eta.datasets.taobao import END_TIMESTAMP, FIRST_TIMESTAMP
-from keras_eta.features import DTYPES, LABEL, TIMESTAMP, Age, Feature, Features
+from keras_eta.features import DTYPES, HISTORY, LABEL, TIMESTAMP, Age, Feature, Features, Sequence
 from keras_eta.validation import is_number
 
 USER_ID = "user_id"
@@ -60,6 +62,33 @@ class Label:
 
 
 @dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which interactions are behaviours of a sequence; without one, all are.
+
+    Every interaction is an impression, whatever sequences it belongs to.
+
+    Args:
+        sequence: name of the sequence, `"history"` for the history.
+        column: the file's column that tells.
+        values: of the interactions that belong to it, e.g. actions.
+
+    Raises:
+        ValueError: if there is no column or no value.
+    """
+
+    sequence: str
+    column: str
+    values: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(self.values))
+        if not self.column or not self.values:
+            raise ValueError(
+                f"A selection must have a `column` and `values`. Received: column={self.column!r}, values={self.values}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class ItemTable:
     """A small CSV file with further columns of items, joined to the interactions by the item's id.
 
@@ -70,7 +99,8 @@ class ItemTable:
         columns: those to join.
         separator: between two values of a row.
         encoding: of the file.
-        list_separator: where a value is a list, as `"Comedy|Drama"` is, only its first entry is kept.
+        list_separator: between the entries of a value that is a list, as `"Comedy|Drama"` is. A feature without
+            `max_values` gets the first entry. Empty: no value is a list.
     """
 
     file: str
@@ -111,6 +141,8 @@ class Layout:
         items: a table of items whose columns are read as if they stood in the file.
         first_timestamp: rows before it are malformed.
         end_timestamp: rows from it on are malformed.
+        selections: which interactions are behaviours of which sequence, where not all of them are.
+        list_separator: between the values of a feature with `max_values`. (Parquet files hold lists.)
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -128,9 +160,11 @@ class Layout:
     items: ItemTable | None = None
     first_timestamp: int | None = None
     end_timestamp: int | None = None
+    selections: tuple[Selection, ...] = ()
+    list_separator: str = "|"
 
     def __post_init__(self) -> None:
-        for name in ("header", "slice_columns"):
+        for name in ("header", "slice_columns", "selections"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "columns", tuple((name, source) for name, source in self.columns))
         if not self.pattern:
@@ -145,7 +179,13 @@ class Layout:
             raise ValueError(f"`separator` must be a character or more. Received: separator={self.separator!r}")
         if self.header and len(set(self.header)) != len(self.header):
             raise ValueError(f"`header` must name each column once. Received: header={self.header}")
-        known = {*self.row_columns, *(feature.name for feature in self.features.behaviour_attributes)}
+        if not self.list_separator:
+            raise ValueError(f"`list_separator` must be a character or more. Received: {self.list_separator!r}")
+        sequences = [sequence.name for sequence in self.features.all_sequences]
+        selected = [selection.sequence for selection in self.selections]
+        if not {*selected} <= {*sequences} or len({*selected}) < len(selected):
+            raise ValueError(f"`selections` must name each of the sequences {sequences} once. Received: {selected}")
+        known = {*self.row_columns, *self.behaviour_columns}
         unknown = [name for name, _ in self.columns if name not in known]
         if unknown:
             raise ValueError(f"`columns` must map columns of the model, among {sorted(known)}. Received: {unknown}")
@@ -156,8 +196,14 @@ class Layout:
     @property
     def row_columns(self) -> tuple[str, ...]:
         """The contract's columns with one value an impression, besides label and history."""
-        names = (USER_ID, TIMESTAMP, *self.features.row_names, *self.slice_columns)
+        names = (USER_ID, TIMESTAMP, *self.features.encoded_row_names, *self.slice_columns)
         return tuple(dict.fromkeys(names))
+
+    @property
+    def behaviour_columns(self) -> tuple[str, ...]:
+        """The contract's columns that only behaviours have, of all sequences."""
+        sequences = self.features.all_sequences
+        return tuple(dict.fromkeys(feature.name for sequence in sequences for feature in sequence.attributes))
 
     def source(self, name: str) -> str:
         """The file's column that holds a column of the contract."""
@@ -166,11 +212,11 @@ class Layout:
     @property
     def sources(self) -> tuple[str, ...]:
         """Every column that the file must have."""
-        behaviour = (feature.name for feature in self.features.behaviour_attributes)
         joined = () if self.items is None else self.items.columns
-        names = (self.source(name) for name in (*self.row_columns, *behaviour))
+        names = (self.source(name) for name in (*self.row_columns, *self.behaviour_columns))
         wanted = [name for name in names if name != LABEL and name not in joined]
-        return tuple(dict.fromkeys([*wanted, self.label.column]))
+        rules = (selection.column for selection in self.selections)
+        return tuple(dict.fromkeys([*wanted, self.label.column, *rules]))
 
     def to_dict(self) -> dict[str, Any]:
         """The layout as JSON-ready values; `Layout.from_dict` reads it back."""
@@ -185,6 +231,7 @@ class Layout:
             features=Features.from_dict(values.pop("features")),
             label=Label(**values.pop("label")),
             items=None if items is None else ItemTable(**items),
+            selections=tuple(Selection(**selection) for selection in values.pop("selections", ())),
             **values,
         )
 
@@ -245,21 +292,26 @@ def custom(
     columns: Mapping[str, str] = MappingProxyType({}),
     *,
     item_id: str = "item_id",
-    item_attributes: Sequence[str] = (),
-    behaviour_attributes: Sequence[str] = (),
-    user: Sequence[str] = (USER_ID,),
-    context: Sequence[str] = (),
-    slice_columns: Sequence[str] = (),
-    age_boundaries: Sequence[int] = AGE_BOUNDARIES,
+    item_attributes: collections.abc.Sequence[str] = (),
+    behaviour_attributes: collections.abc.Sequence[str] = (),
+    user: collections.abc.Sequence[str] = (USER_ID,),
+    context: collections.abc.Sequence[str] = (),
+    slice_columns: collections.abc.Sequence[str] = (),
+    age_boundaries: collections.abc.Sequence[int] = AGE_BOUNDARIES,
     file_format: str = CSV,
     separator: str = ",",
-    header: Sequence[str] = (),
+    header: collections.abc.Sequence[str] = (),
     encoding: str = "utf-8",
     max_history_length: int = 512,
+    history: str = "",
+    sequences: collections.abc.Sequence[str] = (),
+    sequence_attributes: collections.abc.Sequence[str] = (),
+    list_separator: str = "|",
 ) -> Layout:
     """A layout of one's own, by a mapping of columns.
 
-    A feature is `"name"` or `"name:dtype"` with a dtype of `keras_eta.Feature`; without, it is `int64`.
+    A feature is `"name"` or `"name:dtype"` with a dtype of `keras_eta.Feature`; without, it is `int64`. One of at most
+    six values is `"name:dtype[6]"`.
 
     Args:
         pattern: the files, as in `Layout`.
@@ -278,11 +330,31 @@ def custom(
         separator: between two values of a CSV row.
         header: names of a CSV file's columns, where its first line is data.
         encoding: of a CSV file.
-        max_history_length: L, the number of most recent behaviours that the model reads.
+        max_history_length: L, the number of most recent behaviours that the model reads of each sequence.
+        history: which interactions are behaviours of the history, as `"action:pv,fav"`: a column and its values. Empty:
+            all.
+        sequences: further sequences of behaviours, each a name and which interactions belong to it, as
+            `"purchases=action:buy"`.
+        sequence_attributes: features of their behaviours, as `"purchases=price:float32"`.
+        list_separator: between the values of a feature of several.
 
     Raises:
-        ValueError: if a feature is not written so, or as `Layout`.
+        ValueError: if a feature or sequence is not written so, or as `Layout`.
     """
+    selections = [_selection(HISTORY, history)] if history else []
+    attributes: dict[str, list[Feature]] = {}
+    for text in sequences:
+        name, _, rule = text.partition("=")
+        selections.append(_selection(name, rule))
+        attributes[name] = []
+    for text in sequence_attributes:
+        name, _, attribute = text.partition("=")
+        if name not in attributes or not attribute:
+            raise ValueError(
+                f"A sequence's attribute must be written SEQUENCE=FEATURE, with a sequence among {list(attributes)}. "
+                f"Received: {text!r}"
+            )
+        attributes[name].append(_feature(attribute, embedding_dim=8))
     features = Features(
         item_id=_feature(item_id),
         item_attributes=tuple(_feature(text, embedding_dim=16) for text in item_attributes),
@@ -291,6 +363,7 @@ def custom(
         context=tuple(_feature(text, embedding_dim=8) for text in context),
         age=Age(tuple(age_boundaries)) if age_boundaries else None,
         max_history_length=max_history_length,
+        sequences=tuple(Sequence(name, tuple(own), max_history_length) for name, own in attributes.items()),
     )
     return Layout(
         features,
@@ -302,12 +375,29 @@ def custom(
         header=tuple(header),
         encoding=encoding,
         slice_columns=tuple(slice_columns),
+        selections=tuple(selections),
+        list_separator=list_separator,
     )
 
 
+def _selection(sequence: str, text: str) -> Selection:
+    """The selection that `"column:value,value"` describes."""
+    column, _, values = text.partition(":")
+    if not sequence or not column or not all(values.split(",")):
+        raise ValueError(
+            "Which interactions belong to a sequence must be written COLUMN:VALUE,VALUE. "
+            f"Received: {text!r} of sequence {sequence!r}"
+        )
+    return Selection(sequence, column, tuple(values.split(",")))
+
+
 def _feature(text: str, embedding_dim: int = 32) -> Feature:
-    """The feature that `"name"` or `"name:dtype"` describes."""
-    name, colon, dtype = text.rpartition(":") if ":" in text else (text, "", "")
-    if not name or (colon and dtype not in DTYPES):
-        raise ValueError(f"A feature must be written `name` or `name:dtype`, dtype one of {DTYPES}. Received: {text!r}")
-    return Feature(name, dtype or "int64", embedding_dim)
+    """The feature that `"name"`, `"name:dtype"` or `"name:dtype[max_values]"` describes."""
+    name, _, kind = text.rpartition(":") if ":" in text else (text, "", "int64")
+    found = re.fullmatch(r"([a-z0-9]+)(?:\[([0-9]+)\])?", kind)
+    if not name or found is None or found[1] not in DTYPES:
+        raise ValueError(
+            f"A feature must be written `name`, `name:dtype` or `name:dtype[max_values]`, dtype one of {DTYPES}. "
+            f"Received: {text!r}"
+        )
+    return Feature(name, found[1], embedding_dim, max_values=None if found[2] is None else int(found[2]))

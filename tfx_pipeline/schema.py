@@ -7,7 +7,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from keras_eta.features import HISTORY_TIMESTAMP, LABEL, TIMESTAMP, history_name
+from keras_eta.features import LABEL, TIMESTAMP, length_name
 from tfx_pipeline.config import HISTORY_BUCKET, HISTORY_BUCKETS
 from tfx_pipeline.layouts import Layout
 
@@ -29,7 +29,10 @@ def make_schema(layout: Layout) -> schema_pb2.Schema:
     | `label` | int64, 0 or 1 | 1 |
     | `history_bucket` | bytes, one of `HISTORY_BUCKETS` | 1 |
     | others of `layout.row_columns` | the feature's; bytes where it is no feature | 1 |
-    | `history_*` | the feature's; `history_timestamp` int64 | 0 to `max_history_length` |
+    | of a sequence | the feature's; `<sequence>_timestamp` int64 | 0 to its `max_length` |
+
+    Features of several values have 0 to `max_values`, and in a sequence as many per behaviour, side by side, with
+    `<name>_length`, int64, beside them.
 
     Shapes are written out, never inferred from data, so that Transform parses columns with one value into dense
     [N, 1] tensors and histories into ragged ones, whatever lengths the data happens to have. The item id is
@@ -42,17 +45,26 @@ def make_schema(layout: Layout) -> schema_pb2.Schema:
         A `tensorflow_metadata` Schema.
     """
     features = layout.features
-    dtypes = {feature.name: feature.dtype for feature in features.all_features}
+    by_name = {feature.name: feature for feature in features.all_features}
     schema = schema_pb2.Schema(represent_variable_length_as_ragged=True)
     for name in layout.row_columns:
-        _add_row_column(schema, name, "int64" if name == TIMESTAMP else dtypes.get(name, "string"))
+        feature = by_name.get(name)
+        if feature and feature.max_values:
+            _add_list(schema, name, feature.dtype, feature.max_values)
+        else:
+            dtype = feature.dtype if feature else "string"
+            _add_row_column(schema, name, "int64" if name == TIMESTAMP else dtype)
     label = _add_row_column(schema, LABEL, "int64")
     label.int_domain.CopyFrom(schema_pb2.IntDomain(min=0, max=1))
     bucket = _add_row_column(schema, HISTORY_BUCKET, "string")
     bucket.string_domain.value.extend(HISTORY_BUCKETS)
-    for feature in features.history_features:
-        _add_history(schema, history_name(feature.name), feature.dtype, features.max_history_length)
-    _add_history(schema, HISTORY_TIMESTAMP, "int64", features.max_history_length)
+    for sequence in features.all_sequences:
+        for feature in features.sequence_features(sequence):
+            name, most = sequence.column(feature.name), sequence.max_length
+            _add_list(schema, name, feature.dtype, most * (feature.max_values or 1))
+            if feature.max_values:
+                _add_list(schema, length_name(name), "int64", most)
+        _add_list(schema, sequence.timestamp, "int64", sequence.max_length)
 
     item_id = next(column for column in schema.feature if column.name == features.item_id.name)
     if features.item_id.dtype == "int64":
@@ -90,7 +102,7 @@ def _add_row_column(schema: schema_pb2.Schema, name: str, dtype: str) -> schema_
     return column
 
 
-def _add_history(schema: schema_pb2.Schema, name: str, dtype: str, max_length: int) -> None:
+def _add_list(schema: schema_pb2.Schema, name: str, dtype: str, max_length: int) -> None:
     column = schema.feature.add(name=name, type=_TYPES[dtype])
     column.presence.min_fraction, column.presence.min_count = 1.0, 1
     column.value_count.min, column.value_count.max = 0, max_length

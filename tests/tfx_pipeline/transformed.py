@@ -24,8 +24,10 @@ from tfx_pipeline.transform import preprocessing_fn
 Impression = dict[str, Any]
 
 
-def serialized(impression: Impression, features: Features) -> bytes:
+def serialized(impression: Impression | bytes, features: Features) -> bytes:
     """An impression as a tf.Example. An empty history has its kind too."""
+    if isinstance(impression, bytes):
+        return impression
     dtypes = {feature.name: feature.dtype for feature in features.all_features}
     example = tf.train.Example()
     for name, value in impression.items():
@@ -63,7 +65,7 @@ def _numpy_dtype(feature: Feature) -> Any:
 def run_transform(
     config: PipelineConfig,
     schema: schema_pb2.Schema,
-    splits: Mapping[str, Sequence[Impression]],
+    splits: Mapping[str, Sequence[Impression | bytes]],
     output: Path,
     batch_size: int = 32,
 ) -> tft.TFTransformOutput:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 
-from keras_eta.features import HISTORY_TIMESTAMP, LABEL, TIMESTAMP, history_name
+from keras_eta.features import LABEL, TIMESTAMP, length_name
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, history_bucket
-from tfx_pipeline.ingestion.interactions import CountingDoFn, Interaction, Scalar, UserId, value_dtype, value_names
+from tfx_pipeline.ingestion.interactions import CountingDoFn
+from tfx_pipeline.ingestion.rows import Interaction, Scalar, UserId, value_dtype, value_names
 from tfx_pipeline.layouts import USER_ID, Layout
 
 DUPLICATE = "duplicate rows"
@@ -38,20 +39,39 @@ class UserLog(NamedTuple):
     Args:
         user: the user's id.
         timestamps: int64 [n].
-        ends: int64 [n], how many behaviours lie strictly before each.
+        ends: int64 [n], how many behaviours of the history lie strictly before each.
         labels: int64 [n].
-        values: for each of `value_names` a list of n values.
+        values: for each of `value_names` a list of n values; of a feature of several, tuples.
+        sequences: bool [n] for each sequence, whether the interaction is one of its behaviours.
     """
 
     user: UserId
     timestamps: np.ndarray
     ends: np.ndarray
     labels: np.ndarray
-    values: tuple[list[Scalar], ...]
+    values: tuple[list[Any], ...]
+    sequences: tuple[np.ndarray, ...]
 
     def impressions(self, min_history: int) -> np.ndarray:
         """Positions of the interactions with at least `min_history` behaviours before them, int64."""
         return np.flatnonzero(self.ends >= min_history)
+
+    def ends_of(self, sequence: int) -> np.ndarray:
+        """How many behaviours of a sequence lie strictly before each interaction, int64 [n]."""
+        return ends_before(self.timestamps, self.sequences[sequence])
+
+
+def ends_before(timestamps: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """How many of the chosen rows lie strictly before each row.
+
+    Args:
+        timestamps: int64 [n], ascending.
+        chosen: bool [n].
+
+    Returns:
+        int64 [n].
+    """
+    return np.append(0, np.cumsum(chosen))[np.searchsorted(timestamps, timestamps)]
 
 
 class Cuts(NamedTuple):
@@ -98,14 +118,14 @@ class SortUserLog(CountingDoFn):
                 rows.append(row)
         self.count(USERS)
         timestamps = np.array([row.timestamp for row in rows], "int64")
-        ends = np.searchsorted(timestamps, timestamps)
+        sequences = tuple(np.array(chosen, bool) for chosen in zip(*(row.sequences for row in rows), strict=True))
         labels = np.array([row.label for row in rows], "int64")
         values = tuple(map(list, zip(*(row.values for row in rows), strict=True)))
         for item in set(values[self._item]) - self._seen:
             yield beam.pvalue.TaggedOutput(ITEMS, item)
             if len(self._seen) < _REMEMBERED_ITEMS:
                 self._seen.add(item)
-        yield UserLog(user, timestamps, ends, labels, values)
+        yield UserLog(user, timestamps, ends_before(timestamps, sequences[0]), labels, values, sequences)
 
     def _text(self, user: UserId, row: Interaction) -> str:
         cells = {USER_ID: user, TIMESTAMP: row.timestamp, **dict(zip(self._names, row.values, strict=True))}
@@ -133,17 +153,22 @@ class MakeExamples(CountingDoFn):
         features = layout.features
         names = value_names(layout)
         self._min_history = min_history
-        self._length = features.max_history_length
+        self._names = names
         self._user_kind = _KINDS[value_dtype(layout, USER_ID)]
+        by_name = {feature.name: feature for feature in features.all_features}
+        self._several = {name for name, feature in by_name.items() if feature.max_values}
         self._row = [_column(layout, names, name, name) for name in layout.row_columns if name in names]
-        self._history = [_column(layout, names, f.name, history_name(f.name)) for f in features.history_features]
+        self._sequences = []
+        for sequence in features.all_sequences:
+            own = features.sequence_features(sequence)
+            columns = [_column(layout, names, feature.name, sequence.column(feature.name)) for feature in own]
+            self._sequences.append((sequence, columns))
 
     def process(self, log: UserLog, cuts: Cuts) -> Iterator[beam.pvalue.TaggedOutput]:
         timestamps, ends, labels = (column.tolist() for column in (log.timestamps, log.ends, log.labels))
         row = [(name, kind, log.values[index]) for name, kind, index in self._row]
         row += [(TIMESTAMP, "int64_list", timestamps), (LABEL, "int64_list", labels)]
-        history = [(name, kind, log.values[index][::-1]) for name, kind, index in self._history]
-        history.append((HISTORY_TIMESTAMP, "int64_list", timestamps[::-1]))
+        sequences = [self._behaviours(log, number) for number in range(len(self._sequences))]
 
         def serialize(position: int) -> bytes:
             example = tf.train.Example()
@@ -151,14 +176,16 @@ class MakeExamples(CountingDoFn):
             getattr(feature[USER_ID], self._user_kind).value.append(log.user)
             feature[HISTORY_BUCKET].bytes_list.value.append(history_bucket(ends[position]).encode())
             for name, kind, values in row:
-                getattr(feature[name], kind).value.append(values[position])
-            # Reversed, the behaviours before the impression are the last `ends[position]`.
-            start = len(timestamps) - ends[position]
-            for name, kind, values in history:
-                sequence = getattr(feature[name], kind)
-                # An empty history is a list without values, not a missing one.
-                sequence.SetInParent()
-                sequence.value.extend(values[start : start + self._length])
+                _extend(getattr(feature[name], kind), values[position] if name in self._several else [values[position]])
+            for max_length, before, columns in sequences:
+                # Reversed, the behaviours before the impression are the last ones.
+                for name, kind, values, several in columns:
+                    start = len(values) - before[position]
+                    found = values[start : start + max_length]
+                    if several:
+                        _extend(feature[length_name(name)].int64_list, map(len, found))
+                        found = [value for some in found for value in some]
+                    _extend(getattr(feature[name], kind), found)
             return example.SerializeToString(deterministic=True)
 
         positions = log.impressions(self._min_history)
@@ -169,6 +196,23 @@ class MakeExamples(CountingDoFn):
             for start in range(0, len(part), _BLOCK_SIZE):
                 block = [serialize(position) for position in part[start : start + _BLOCK_SIZE].tolist()]
                 yield beam.pvalue.TaggedOutput(split, zlib.compress(_packed(block), _COMPRESSION_LEVEL))
+
+    def _behaviours(self, log: UserLog, number: int) -> tuple[int, list[int], list[tuple[str, str, list[Any], bool]]]:
+        """Of a sequence: its length, how many behaviours lie before each row, and the columns, most recent first."""
+        sequence, columns = self._sequences[number]
+        chosen = np.flatnonzero(log.sequences[number])[::-1].tolist()
+        found = [
+            (name, kind, [log.values[index][position] for position in chosen], self._names[index] in self._several)
+            for name, kind, index in columns
+        ]
+        found.append((sequence.timestamp, "int64_list", log.timestamps[chosen].tolist(), False))
+        return sequence.max_length, log.ends_of(number).tolist(), found
+
+
+def _extend(values: Any, new: Iterable[Any]) -> None:
+    # An empty history is a list without values, not a missing one.
+    values.SetInParent()
+    values.value.extend(new)
 
 
 def read_block(block: bytes) -> list[bytes]:

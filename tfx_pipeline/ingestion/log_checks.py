@@ -67,8 +67,11 @@ def _check_parquet(path: str, layout: Layout) -> bool:
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a Parquet file: {error}") from error
     _check_columns(path, schema.names, layout)
+    several = {layout.source(feature.name) for feature in layout.features.all_features if feature.max_values}
     for name in layout.sources:
         dtype = schema.field(name).type
+        if name in several and pa.types.is_list(dtype):
+            dtype = dtype.value_type
         moments = name == layout.source(TIMESTAMP) and (pa.types.is_timestamp(dtype) or pa.types.is_date(dtype))
         if (pa.types.is_temporal(dtype) and not moments) or pa.types.is_nested(dtype):
             raise ValueError(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tfx_pipeline.config import EVAL, SPLITS, TRAIN, PipelineConfig
-from tfx_pipeline.ingestion import impressions, interactions
+from tfx_pipeline.ingestion import impressions, interactions, rows
 
 
 def make_report(raw: Mapping[str, Any], num_files: int, num_bytes: int, dead_letters: str) -> dict[str, Any]:
@@ -50,8 +50,8 @@ def check_spellings(counts: Iterable[str]) -> None:
     for column, by_spelling in files.items():
         if len(by_spelling) > 1:
             raise ValueError(
-                f"The column {column!r} spells ids as integers, e.g. in {by_spelling[interactions.INTEGER]}, and as "
-                f"'1.0', e.g. in {by_spelling[interactions.DECIMAL]}: one id would be two. Write them in one spelling, "
+                f"The column {column!r} spells ids as integers, e.g. in {by_spelling[rows.INTEGER]}, and as "
+                f"'1.0', e.g. in {by_spelling[rows.DECIMAL]}: one id would be two. Write them in one spelling, "
                 "or make the feature int64, which reads both."
             )
 

@@ -1,0 +1,196 @@
+"""Rows of raw logs: what a row says, and why a row is malformed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from keras_eta.datasets.delimited import WRONG_COLUMNS
+from keras_eta.features import LABEL, TIMESTAMP
+from tfx_pipeline.ingestion.values import PARSERS, MalformedRowError, parse_timestamp
+from tfx_pipeline.layouts import USER_ID, Layout
+
+# Of a string id: how it is spelt where it is a number, its column and its file, joined by tabs.
+SPELLING = "spelling"
+INTEGER, DECIMAL = "integer", "decimal"
+
+Scalar: TypeAlias = int | float | bytes
+# What joins a row to its user: an int or bytes.
+UserId: TypeAlias = int | bytes
+
+_DTYPES = {"int64": int, "float32": float, "string": bytes}
+_NUMBER_IDS = {INTEGER: re.compile(rb"-?[0-9]+"), DECIMAL: re.compile(rb"-?[0-9]+\.0")}
+
+
+class Interaction(NamedTuple):
+    """A row of a log, by the names of the contract.
+
+    Interactions sort by time, then by their columns, so the order within a tie is that of the values, wherever the rows
+    came from.
+
+    Args:
+        timestamp: as the log has it.
+        values: those of `value_names`; of a feature of several values a tuple.
+        label: 0 or 1.
+        outcome: the value that the label was made of.
+        sequences: of each sequence of the features, whether the row is one of its behaviours.
+        file: number of the file.
+    """
+
+    timestamp: int
+    values: tuple[Scalar | tuple[Scalar, ...], ...]
+    label: int
+    outcome: Scalar
+    sequences: tuple[bool, ...]
+    file: int
+
+
+def value_names(layout: Layout) -> tuple[str, ...]:
+    """The contract's columns of an interaction besides user, timestamp and label: item, context, behaviour, slices."""
+    names = dict.fromkeys([*layout.features.encoded_row_names, *layout.behaviour_columns, *layout.slice_columns])
+    return tuple(name for name in names if name not in (USER_ID, TIMESTAMP))
+
+
+def value_dtype(layout: Layout, name: str) -> type:
+    """`int`, `float` or `bytes`: the Feature's. Bytes for slice columns, and for the user's id if it is no feature."""
+    if name == TIMESTAMP:
+        return int
+    features = {feature.name: feature for feature in layout.features.all_features}
+    return _DTYPES[features[name].dtype] if name in features else bytes
+
+
+class _Cell(NamedTuple):
+    """A column of the file or of the item table: where its value stands in the row and what it must be."""
+
+    position: int
+    source: str
+    dtype: type
+    is_id: bool
+    is_time: bool = False
+    list_separator: str = ""
+    max_values: int | None = None
+
+    def parse(self, row: Sequence[Any]) -> Any:
+        value = row[self.position]
+        if self.max_values is None:
+            if self.list_separator and isinstance(value, str):
+                value = value.split(self.list_separator)[0]
+            return self._one(value)
+        if isinstance(value, str):
+            value = value.split(self.list_separator) if value else ()
+        return tuple(self._one(part) for part in value or ())[: self.max_values]
+
+    def _one(self, value: Any) -> Any:
+        try:
+            value = (parse_timestamp if self.is_time else PARSERS[self.dtype])(value)
+        except MalformedRowError as error:
+            raise MalformedRowError(f"{error} {self.source}") from None
+        if self.is_id and self.dtype is int and value < 0:
+            raise MalformedRowError(f"negative {self.source}")
+        return value
+
+
+class RowParser:
+    """Reads the rows of files that have the same header.
+
+    Args:
+        layout: how the files hold interactions.
+        header: names of the files' columns. Those of the layout's item table are joined to a row.
+    """
+
+    def __init__(self, layout: Layout, header: Sequence[str]) -> None:
+        self._num_columns = len(header)
+        joined = () if layout.items is None else layout.items.columns
+        by_name = {feature.name: feature for feature in layout.features.all_features}
+        positions = {name: position for position, name in enumerate([*header, *joined])}
+
+        def cell(name: str) -> _Cell:
+            source = layout.source(name)
+            is_id = name.endswith("_id") or name == layout.features.item_id.name
+            most = by_name[name].max_values if name in by_name else None
+            separator = layout.list_separator if most else ""
+            if layout.items is not None and source in joined:
+                separator = layout.items.list_separator
+            dtype = value_dtype(layout, name)
+            return _Cell(positions[source], source, dtype, is_id, name == TIMESTAMP, separator, most)
+
+        self._user = cell(USER_ID)
+        self._timestamp = cell(TIMESTAMP)
+        self._item = cell(layout.features.item_id.name)
+        rule = layout.label
+        self._outcome = _Cell(positions[rule.column], rule.column, bytes if rule.positives else float, False)
+        self._rule = rule
+        self._positives = {value.encode() for value in rule.positives}
+        self._negatives = {value.encode() for value in rule.negatives}
+        # The label stands behind the row and what is joined to it.
+        positions[LABEL] = len(positions)
+        self._values = [cell(name) for name in value_names(layout)]
+        selections = {selection.sequence: selection for selection in layout.selections}
+        self._sequences = [
+            (_Cell(positions[chosen.column], chosen.column, bytes, False), {value.encode() for value in chosen.values})
+            if (chosen := selections.get(sequence.name))
+            else None
+            for sequence in layout.features.all_sequences
+        ]
+        ids = [cell for cell in (self._user, *self._values) if cell.is_id and not cell.max_values]
+        self._string_ids = [cell for cell in ids if cell.dtype is bytes]
+        self._first = -math.inf if layout.first_timestamp is None else layout.first_timestamp
+        self._end = math.inf if layout.end_timestamp is None else layout.end_timestamp
+
+    def parse(
+        self, row: Sequence[Any], items: Mapping[Scalar, Sequence[str]] | None, file: int
+    ) -> tuple[UserId, Interaction]:
+        """The user and the interaction of a row.
+
+        Args:
+            row: its values, in the order of the header: text, or numbers where the file is typed.
+            items: item id -> the columns of the item table, where the layout has one.
+            file: number of the row's file.
+
+        Raises:
+            MalformedRowError: why the row can't be read.
+        """
+        if len(row) != self._num_columns:
+            raise MalformedRowError(WRONG_COLUMNS)
+        user = self._user.parse(row)
+        timestamp = self._timestamp.parse(row)
+        if not self._first <= timestamp < self._end:
+            raise MalformedRowError(f"with a {self._timestamp.source} outside the layout's range")
+        joined: Sequence[str] = ()
+        if items is not None:
+            found = items.get(self._item.parse(row))
+            if found is None:
+                raise MalformedRowError("of an unknown item")
+            joined = found
+        outcome = self._outcome.parse(row)
+        label = self._label(outcome)
+        cells = (*row, *joined, label)
+        values = tuple(value.parse(cells) for value in self._values)
+        sequences = tuple(rule is None or rule[0].parse(row) in rule[1] for rule in self._sequences)
+        return user, Interaction(timestamp, values, label, outcome, sequences, file)
+
+    def number_spellings(self, row: Sequence[Any]) -> Iterator[tuple[str, str]]:
+        """`INTEGER` or `DECIMAL`, and the column, of each string id of a well-formed row that is a number.
+
+        A file of integers in which a value is missing is often written with decimals, "1.0" in place of "1".
+        """
+        for cell in self._string_ids:
+            if cell.position < self._num_columns:
+                text = cell.parse(row)
+                for spelling, pattern in _NUMBER_IDS.items():
+                    if pattern.fullmatch(text):
+                        yield spelling, cell.source
+
+    def _label(self, outcome: Scalar) -> int:
+        rule = self._rule
+        if rule.minimum is not None:
+            return int(outcome >= rule.minimum)  # type: ignore[operator]
+        if rule.positives:
+            if self._negatives and outcome not in self._positives and outcome not in self._negatives:
+                raise MalformedRowError(f"with an unknown {rule.column}")
+            return int(outcome in self._positives)
+        if outcome not in (0, 1):
+            raise MalformedRowError(f"with a {rule.column} that is not 0 or 1")
+        return int(outcome)
