@@ -17,21 +17,21 @@ from keras_eta.datasets.columns import ITEM_ID
 from keras_eta.datasets.item_vectors import item_rows, load_item_vectors
 from keras_eta.features import TIMESTAMP
 from tfx_pipeline.ingestion.impressions import UserLog
-from tfx_pipeline.ingestion.interactions import Scalar, value_dtype, value_names
+from tfx_pipeline.ingestion.rows import value_dtype, value_names
 from tfx_pipeline.layouts import Layout
 
 
 class ClusteredLog(NamedTuple):
-    """All interactions of a user, and the clusters of their behaviours, c of them.
+    """All interactions of a user, and the clusters of those that are behaviours of the history, c of them.
 
     Args:
         log: the interactions.
-        columns: `timestamp`, `snapshot`, `size` and the columns of `value_names`, lists of c values by name. They
-            ascend by snapshot, then time.
+        columns: `timestamp`, `snapshot`, `size` and the columns of `value_names`, lists of c values by name; of a
+            feature of several, tuples. They ascend by snapshot, then time.
     """
 
     log: UserLog
-    columns: dict[str, list[Scalar]]
+    columns: dict[str, list[Any]]
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the clusters lie that are known at each interaction: int64 [n] twice, equal where there are none."""
@@ -59,8 +59,13 @@ class ClusterUserLog(beam.DoFn):
         self._path = item_vectors
         self._item = layout.features.item_id.name
         self._dtypes = {name: value_dtype(layout, name) for name in value_names(layout)}
+        self._several = {feature.name for feature in layout.features.all_features if feature.max_values}
         # An item id may be an integer, but numbers are what has a mean.
-        numbers = [name for name, dtype in self._dtypes.items() if dtype is not bytes and name != self._item]
+        numbers = [
+            name
+            for name, dtype in self._dtypes.items()
+            if dtype is not bytes and name not in {self._item, *self._several}
+        ]
         wrong = [name for name in clustering.numeric if name not in numbers]
         if wrong:
             raise ValueError(f"`group_by` and `means` must name columns of numbers, among {numbers}. Received: {wrong}")
@@ -70,17 +75,22 @@ class ClusterUserLog(beam.DoFn):
             self._index, self._vectors = load_item_vectors(io.BytesIO(file.read()))
 
     def process(self, log: UserLog) -> Iterator[ClusteredLog]:
-        values = dict(zip(self._dtypes, log.values, strict=True))
+        behaviours = np.flatnonzero(log.sequences[0])
+        values = {
+            name: [column[row] for row in behaviours] for name, column in zip(self._dtypes, log.values, strict=True)
+        }
         columns = {
             ITEM_ID if name == self._item else name: _column(dtype, values[name])
             for name, dtype in self._dtypes.items()
+            if name not in self._several
         }
-        order = np.lexsort((*tie_keys(columns), log.timestamps))
+        timestamps = log.timestamps[behaviours]
+        order = np.lexsort((*tie_keys(columns), timestamps))
         numeric = {name: columns[name][order] for name in self._clustering.numeric}
         items = item_rows(self._index, columns[ITEM_ID])[order]
-        found = self._clustering.of_user(log.timestamps[order], items, self._vectors, numeric)
+        found = self._clustering.of_user(timestamps[order], items, self._vectors, numeric)
         nearest = order[found.representatives].tolist()
-        clusters: dict[str, list[Scalar]] = {name: [column[row] for row in nearest] for name, column in values.items()}
+        clusters = {name: [column[row] for row in nearest] for name, column in values.items()}
         clusters |= {name: mean.tolist() for name, mean in found.means.items()}
         clusters[TIMESTAMP] = found.timestamps.tolist()
         clusters[SNAPSHOT] = found.snapshots.tolist()

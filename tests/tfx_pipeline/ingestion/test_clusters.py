@@ -20,13 +20,14 @@ from keras_eta.datasets import Interactions, cluster_log, save_item_vectors
 from keras_eta.datasets.clustering import Clustering
 from tfx_pipeline.ingestion import impressions
 from tfx_pipeline.ingestion.clusters import ClusteredLog, ClusterUserLog
-from tfx_pipeline.ingestion.interactions import COUNTS, MALFORMED, Interaction, value_dtype, value_names
+from tfx_pipeline.ingestion.interactions import COUNTS, MALFORMED
+from tfx_pipeline.ingestion.rows import Interaction, value_dtype, value_names
 from tfx_pipeline.layouts import Label, Layout
 
 STRINGS = Layout(
     Features(
         item_id=Feature("item_id", "string"),
-        item_attributes=(Feature("brand"),),
+        item_attributes=(Feature("brand"), Feature("genres", "string", max_values=2)),
         behaviour_attributes=(Feature("played", "float32"), Feature("device", "string")),
         user=(Feature("user_id", "string"),),
     ),
@@ -57,22 +58,33 @@ def _log(layout: Layout) -> dict[str, list[Any]]:
             item % 3,
             rng.choice([0.1, 0.2, 0.7]),
             rng.choice(["tv", "phone"]),
+            ("x", "é")[: item % 3],
         )
         for user, item in ((rng.randrange(3), rng.randrange(8)) for _ in range(160))
     }
-    names = ("user_id", "item_id", "timestamp", "brand", "played", "device")
+    names = ("user_id", "item_id", "timestamp", "brand", "played", "device", "genres")
     return dict(zip(names, map(list, zip(*sorted(rows), strict=True)), strict=True))
 
 
+def _in_history(columns: dict[str, list[Any]]) -> list[bool]:
+    """Which rows are behaviours of the history."""
+    return [
+        device == "tv" or time % 3 > 0 for device, time in zip(columns["device"], columns["timestamp"], strict=True)
+    ]
+
+
 def _raw(value: Any) -> Any:
+    if isinstance(value, (tuple, np.ndarray)):
+        return tuple(map(_raw, value))
     return value.encode() if isinstance(value, str) else value
 
 
 def _by_beam(layout: Layout, columns: dict[str, list[Any]], path: str) -> list[ClusteredLog]:
     users: dict[Any, list[Interaction]] = {}
+    in_history = _in_history(columns)
     for row in range(len(columns["user_id"])):
         values = tuple(_raw(columns[name][row]) for name in value_names(layout))
-        interaction = Interaction(columns["timestamp"][row], values, 1, 1, 0)
+        interaction = Interaction(columns["timestamp"][row], values, 1, 1, (in_history[row],), 0)
         users.setdefault(_raw(columns["user_id"][row]), []).append(interaction)
     records = f"{path}.records"
     with test_pipeline.TestPipeline() as pipeline:
@@ -105,29 +117,30 @@ def _file(columns: dict[str, list[Any]], folder: Path) -> tuple[str, list[Any], 
 def test_clusters_equal_those_of_the_library(layout: Layout, tmp_path: Path) -> None:
     columns = _log(layout)
     path, ids, vectors = _file(columns, tmp_path)
-    log = Interactions.from_columns(columns)
+    kept = np.flatnonzero(_in_history(columns))
+    log = Interactions.from_columns({name: [column[row] for row in kept] for name, column in columns.items()})
     expected = cluster_log(log, ids, vectors, **OPTIONS)
     users = sorted(set(columns["user_id"]))
-    names = ["item_id", "brand", "played", "device", "timestamp", "snapshot", "size"]
+    names = ["item_id", "brand", "genres", "played", "device", "timestamp", "snapshot", "size"]
     found = _by_beam(layout, columns, path)
     assert [clustered.log.user for clustered in found] == [_raw(user) for user in users]
     for user, clustered in zip(users, found, strict=True):
         own = np.flatnonzero(expected["user_id"] == user)
-        assert _rows(clustered.columns, names) == _rows({name: expected[name][own].tolist() for name in names}, names)
-        of_user = log.columns["user_id"][log["user_id"] == user]
+        assert _rows(clustered.columns, names) == _rows({name: list(expected[name][own]) for name in names}, names)
+        of_user = log.columns["user_id"][np.full(len(clustered.log.timestamps), log["user_id"].tolist().index(user))]
         bounds = zip(*clustered.bounds(), *expected.bounds(of_user, clustered.log.timestamps), strict=True)
         for start, end, first, last in bounds:
             assert own[start:end].tolist() == list(range(first, last))
     assert sum(len(clustered.columns["size"]) for clustered in found) == len(expected) > 20
     # The types are those of a user's log.
-    kinds = {name: value_dtype(layout, name) for name in value_names(layout)}
+    kinds = {name: value_dtype(layout, name) for name in value_names(layout)} | {"genres": tuple}
     for name, dtype in {**kinds, "timestamp": int, "snapshot": int, "size": float}.items():
         assert {type(value) for clustered in found for value in clustered.columns[name]} == {dtype}
 
 
 def test_bounds_by_hand() -> None:
     unread = np.zeros(5, "int64")
-    log = impressions.UserLog(1, np.array([3, 5, 6, 7, 9]), unread, unread, ())
+    log = impressions.UserLog(1, np.array([3, 5, 6, 7, 9]), unread, unread, (), ())
     clustered = ClusteredLog(log, {"snapshot": [5, 5, 7, 7, 7]})
     assert [bound.tolist() for bound in clustered.bounds()] == [[0, 0, 0, 2, 2], [0, 2, 2, 5, 5]]
     empty = ClusteredLog(log, {"snapshot": []})
