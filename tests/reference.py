@@ -315,11 +315,13 @@ def twin(
     kernels: Mapping[str, Any],
     num_heads: int,
     top_k: int,
+    sizes: Sequence[float] | None = None,
 ) -> tuple[np.ndarray, list[int], list[float], np.ndarray]:
     """TWIN's interest [H * key_dim], positions, largest alpha of the heads and weights [H, K'] for one candidate [D].
 
     `inherent` [n, D] and `cross`, a [n, width] for each cross feature, are the behaviours. `kernels` holds `query`,
     `key`, `value` and `output`, and for each cross feature in `cross` a kernel [width, H] and in `scale` the beta [H].
+    With `sizes` [n] the behaviours are TWIN-V2's clusters.
     """
     key_dim = kernels["query"].shape[1] // num_heads
     n = len(inherent)
@@ -332,6 +334,7 @@ def twin(
             for j, values in enumerate(cross):
                 scalar = sum(float(x) * float(w) for x, w in zip(values[i], kernels["cross"][j][:, head], strict=True))
                 alpha[head, i] += scalar * float(kernels["scale"][j][head])
+            alpha[head, i] += 0.0 if sizes is None else math.log(sizes[i])
     positions = take_in_turn([largest(row, top_k)[0] for row in alpha], top_k)
     weights, heads = np.zeros([num_heads, len(positions)]), np.zeros(num_heads * key_dim)
     for head in range(num_heads if positions else 0):

@@ -1,18 +1,30 @@
 """From raw logs to training batches: interactions, impressions, and three data sets.
 
 log -> `Interactions` -> `Impressions` -> `temporal_split` -> `Impressions.to_dataset` -> `model.fit`
+
+`cluster_log` makes `Clusters` of a log, the behaviours that TWIN-V2 reads.
 """
 
 from keras_eta.datasets import movielens, synthetic, taobao
+from keras_eta.datasets.clustering import cluster_behaviours, quantile_groups
+from keras_eta.datasets.clusters import Clusters, cluster_log, regular_snapshots
 from keras_eta.datasets.impressions import Impressions, temporal_split
 from keras_eta.datasets.interactions import Interactions, Rejection, Report
+from keras_eta.datasets.item_vectors import load_item_vectors, save_item_vectors
 
 __all__ = [
+    "Clusters",
     "Impressions",
     "Interactions",
     "Rejection",
     "Report",
+    "cluster_behaviours",
+    "cluster_log",
+    "load_item_vectors",
     "movielens",
+    "quantile_groups",
+    "regular_snapshots",
+    "save_item_vectors",
     "synthetic",
     "taobao",
     "temporal_split",

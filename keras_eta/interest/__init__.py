@@ -13,11 +13,13 @@ from keras_eta.interest.sim_hard import SIMHard
 from keras_eta.interest.sim_soft import SIMSoft
 from keras_eta.interest.top_k import TopKUnit
 from keras_eta.interest.twin import TWIN
+from keras_eta.interest.twin_v2 import TWINV2
 
 __all__ = [
     "MIMN",
     "SDIM",
     "TWIN",
+    "TWINV2",
     "AttentionUnit",
     "Columns",
     "ETAInterest",

@@ -106,8 +106,8 @@ def test_own_embeddings_are_shared_with_no_unit_and_trained() -> None:
         (
             [SIMHard(category="price")],
             ValueError,
-            "Interest unit 'sim_hard' needs a `category` among the item attributes that are ids, ['category_id']. "
-            "Received: category='price'",
+            "Interest unit 'sim_hard' needs a `category` among the item attributes that are ids with one value, "
+            "['category_id']. Received: category='price'",
         ),
     ],
 )

@@ -24,7 +24,7 @@ def model() -> Any:
 
 def _columns(model: Any, batch: Any, start: int = 0, stop: int = 12) -> Any:
     """Columns [start:stop] of a history."""
-    history = model.feature_embedding.history(batch)
+    history = model.feature_embedding.sequence(batch, "history")
     positions = tf.broadcast_to(tf.range(start, stop), [len(history.mask), stop - start])
     return history.take(positions, tf.gather(history.mask, positions, batch_dims=1))
 
@@ -71,7 +71,7 @@ def test_update_state_equals_the_whole_history(model: Any, new: int) -> None:
 def test_update_state_with_padded_behaviours_writes_the_real_ones(model: Any) -> None:
     unit, lengths, new = model.interests[0], [12, 7, 3], [2, 0, 3]
     batch = make_batch(12, lengths)
-    history = model.feature_embedding.history(batch)
+    history = model.feature_embedding.sequence(batch, "history")
     starts = tf.constant(new)[:, tf.newaxis]
     later = tf.minimum(tf.range(12) + starts, 11)
     old = history.take(later, tf.range(12) + starts < tf.constant(lengths)[:, tf.newaxis])

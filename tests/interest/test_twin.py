@@ -129,7 +129,7 @@ def test_projected_tables_change_no_bit() -> None:
     for source, target in zip(model.trainable_variables, plain.trainable_variables, strict=True):
         target.assign(source)
     batch = make_batch(12, [12, 0, 5])
-    history = model.feature_embedding.history(batch)
+    history = model.feature_embedding.sequence(batch, "history")
     for run in (lambda f: f, tf.function):
         tables, on_the_fly = (run(x.interests[0].projected_keys)(history).numpy() for x in (model, plain))
         assert np.array_equal(tables, on_the_fly)

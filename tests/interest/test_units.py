@@ -16,6 +16,7 @@ from keras_eta.interest import (
     MIMN,
     SDIM,
     TWIN,
+    TWINV2,
     ETAInterest,
     FullInterest,
     InnerProductInterest,
@@ -27,7 +28,7 @@ from keras_eta.interest import (
 )
 from keras_eta.layers import ActivationUnit
 from tests import reference
-from tests.interest.unit_check import FEATURES, Expected, Reference, Row, check_unit, make_batch
+from tests.interest.unit_check import CLUSTERED, Expected, Reference, Row, check_unit, make_batch
 
 
 def _attended(unit: Any, row: Row, positions: list[int], scores: Any = None, similarity: Any = None) -> Expected:
@@ -155,7 +156,8 @@ def _twin(unit: Any, row: Row) -> Expected:
     cross = [row.behaviours[name] for name in ("action", "dwell", "history_age")]
     inherent = np.concatenate([row.behaviours[name] for name in row.candidate], axis=-1)
     kernels = twin_kernels(unit, [values.shape[1] for values in cross])
-    return Expected(*reference.twin(row.candidate_vector, inherent, cross, kernels, unit.num_heads, unit.top_k))
+    sizes = row.behaviour_ids[unit.size].tolist() if isinstance(unit, TWINV2) else None
+    return Expected(*reference.twin(row.candidate_vector, inherent, cross, kernels, unit.num_heads, unit.top_k, sizes))
 
 
 def mimn_weights(unit: Any) -> dict[str, Any]:
@@ -198,6 +200,7 @@ UNITS: dict[str, tuple[Callable[[], InterestUnit], Reference]] = {
     "twin": (lambda: TWIN(3), _twin),
     "twin with one head": (lambda: TWIN(3, num_heads=1, key_dim=6), _twin),
     "twin with projected tables": (lambda: TWIN(3, num_heads=2, projected_table=True), _twin),
+    "twin v2": (lambda: TWINV2(3), _twin),
     "mimn": (lambda: MIMN(memory_dim=5, controller_units=6, max_length=4), _mimn),
     "mimn with two slots induced": (
         lambda: MIMN(3, memory_dim=4, controller_units=3, induction_slots=2, max_length=6),
@@ -218,18 +221,24 @@ def test_unit(name: str, tmp_path: Path) -> None:
 def test_units_in_half_precision() -> None:
     def interests() -> list[InterestUnit]:
         # All behaviours are retrieved, so that rounding moves no choice.
-        return [SIMSoft(16), TWIN(16, projected_table=True), MIMN(memory_dim=4, controller_units=4), ETAInterest(16)]
+        return [
+            SIMSoft(16),
+            TWIN(16, projected_table=True),
+            TWINV2(16),
+            MIMN(memory_dim=4, controller_units=4),
+            ETAInterest(16),
+        ]
 
-    single = Ranker(FEATURES, interests=interests(), hidden_units=(4,))
+    single = Ranker(CLUSTERED, interests=interests(), hidden_units=(4,))
     single.build()
     tf.keras.mixed_precision.set_global_policy("mixed_float16")
     try:
-        half = Ranker(FEATURES, interests=interests(), hidden_units=(4,))
+        half = Ranker(CLUSTERED, interests=interests(), hidden_units=(4,))
         half.build()
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
     half.set_weights(single.get_weights())
-    batch = make_batch(12, [12, 0, 5])
+    batch = make_batch(12, [12, 0, 5], features=CLUSTERED)
     expected, scores = single.score(batch, training=True), half.score(batch, training=True)
     assert scores.logits.dtype == tf.float32
     np.testing.assert_allclose(scores.logits, expected.logits, rtol=0.02, atol=2e-3)

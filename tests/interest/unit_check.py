@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_eta import Age, Feature, Features, Ranker
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, history_name
+from keras_eta import Age, Feature, Features, Ranker, Sequence
+from keras_eta.features import HISTORY, HISTORY_AGE, HISTORY_LENGTH
 from keras_eta.interest import Interest, InterestUnit
 
 FEATURES = Features(
@@ -23,7 +24,14 @@ FEATURES = Features(
     age=Age((10, 100), embedding_dim=3),
     max_history_length=16,
 )
+# The same, for units that read clusters of behaviours.
+CLUSTERED = dataclasses.replace(
+    FEATURES,
+    sequences=(Sequence("clusters", (Feature("size", "float32"), *FEATURES.behaviour_attributes), max_length=16),),
+)
 CANDIDATES = 4
+# What columns of behaviours begin with.
+BEHAVIOURS = ("history_", "clusters_")
 
 Batch = dict[str, tf.Tensor]
 
@@ -64,9 +72,13 @@ class Expected(NamedTuple):
 Reference = Callable[[Any, Row], Expected]
 
 
-def make_ranker(unit: InterestUnit, features: Features = FEATURES) -> Ranker:
+def features_of(unit: InterestUnit) -> Features:
+    return FEATURES if unit.sequence == HISTORY else CLUSTERED
+
+
+def make_ranker(unit: InterestUnit, features: Features | None = None) -> Ranker:
     """A ranker of one unit, built, with weights large enough for every part to matter."""
-    model = Ranker(features, interests=[unit], hidden_units=(4,))
+    model = Ranker(features or features_of(unit), interests=[unit], hidden_units=(4,))
     model.build()
     rng = np.random.default_rng(3)
     for variable in model.trainable_variables:
@@ -75,22 +87,29 @@ def make_ranker(unit: InterestUnit, features: Features = FEATURES) -> Ranker:
     return model
 
 
-def make_batch(length: int, lengths: list[int], ties: bool = False, seed: int = 0) -> Batch:
+def make_batch(
+    length: int, lengths: list[int], ties: bool = False, seed: int = 0, features: Features = FEATURES
+) -> Batch:
     """Encoded columns for `Ranker.score`, random at padding too; with `ties` all behaviours are alike but for age."""
     rng, rows = np.random.default_rng(seed), len(lengths)
 
     def column(feature: Feature, shape: list[int]) -> np.ndarray:
+        if feature.name == "size":
+            return rng.integers(1, 21, shape).astype(np.float32)
         if not feature.is_id:
             return rng.normal(size=shape).astype(np.float32)
         return rng.integers(1, feature.num_indices, shape).astype(np.int32)
 
-    batch = {feature.name: column(feature, [rows]) for feature in FEATURES.user}
-    batch |= {feature.name: column(feature, [rows, CANDIDATES]) for feature in FEATURES.item_features}
-    batch |= {history_name(feature.name): column(feature, [rows, length]) for feature in FEATURES.history_features}
-    if ties and length:
-        batch = {name: x[:, :1].repeat(length, 1) if name.startswith("history_") else x for name, x in batch.items()}
-    batch[HISTORY_AGE] = np.sort(rng.integers(1, 4, [rows, length]), axis=-1).astype(np.int32)
-    batch[HISTORY_LENGTH] = np.array(lengths, np.int32)
+    batch = {feature.name: column(feature, [rows]) for feature in features.user}
+    batch |= {feature.name: column(feature, [rows, CANDIDATES]) for feature in features.item_features}
+    for sequence in features.all_sequences:
+        for feature in features.sequence_features(sequence):
+            behaviours = column(feature, [rows, length])
+            batch[sequence.column(feature.name)] = (
+                behaviours[:, :1].repeat(length, 1) if ties and length else behaviours
+            )
+        batch[sequence.age] = np.sort(rng.integers(1, 4, [rows, length]), axis=-1).astype(np.int32)
+        batch[sequence.length] = np.array(lengths, np.int32)
     return {name: tf.constant(values) for name, values in batch.items()}
 
 
@@ -118,11 +137,13 @@ def _rows(model: Ranker, unit: InterestUnit, batch: Batch) -> list[list[Row]]:
         return tables[name][values] if name in tables else np.asarray(values, np.float32)[..., np.newaxis]
 
     arrays = {name: tensor.numpy() for name, tensor in batch.items()}
-    names = {feature.name: history_name(feature.name) for feature in FEATURES.history_features}
-    names[HISTORY_AGE] = HISTORY_AGE
+    features = features_of(unit)
+    sequence = features.sequence(unit.sequence)
+    names = {feature.name: sequence.column(feature.name) for feature in features.sequence_features(sequence)}
+    names[HISTORY_AGE] = sequence.age
     result = []
-    for row, length in enumerate(arrays[HISTORY_LENGTH]):
-        length = min(int(length), FEATURES.max_history_length)
+    for row, length in enumerate(arrays[sequence.length]):
+        length = min(int(length), sequence.max_length)
         ids = {name: arrays[column][row, :length] for name, column in names.items()}
         candidates = [
             {feature.name: arrays[feature.name][row, c] for feature in FEATURES.item_features}
@@ -153,7 +174,7 @@ def check_unit(make: Callable[[], InterestUnit], reference: Reference, directory
     model = make_ranker(make())
     unit = model.interests[0]
     for name, (length, lengths, ties) in GRID.items():
-        batch = make_batch(length, lengths, ties)
+        batch = make_batch(length, lengths, ties, features=model.features)
         interest = _interest(model, batch)
         _check_against_reference(interest, _rows(model, unit, batch), unit, reference, name)
         _check_one_by_one(model, batch, interest, name)
@@ -207,7 +228,7 @@ def _check_one_by_one(model: Ranker, batch: Batch, interest: Interest, where: st
 
 def _check_state(model: Ranker, batch: Batch, interest: Interest, where: str) -> None:
     unit = model.interests[0]
-    columns = model.embedding_of(unit).candidates(batch), model.embedding_of(unit).history(batch)
+    columns = model.embedding_of(unit).candidates(batch), model.embedding_of(unit).sequence(batch, unit.sequence)
     if not unit.state_names:
         message = f"^{type(unit).__name__} has no state that depends on the user alone.$"
         with pytest.raises(NotImplementedError, match=message):
@@ -221,17 +242,17 @@ def _check_state(model: Ranker, batch: Batch, interest: Interest, where: str) ->
 
 
 def _check_padding_is_not_read(model: Ranker) -> None:
-    batch, other = make_batch(12, [4, 0, 1]), make_batch(12, [4, 0, 1], seed=1)
+    batch, other = (make_batch(12, [4, 0, 1], seed=seed, features=model.features) for seed in (0, 1))
     real = tf.sequence_mask(batch[HISTORY_LENGTH], 12)
     spoilt = {
-        name: tf.where(real, x, other[name]) if name.startswith("history_") and x.shape.rank == 2 else x
+        name: tf.where(real, x, other[name]) if name.startswith(BEHAVIOURS) and x.shape.rank == 2 else x
         for name, x in batch.items()
     }
     _close(_interest(model, spoilt).vector, _interest(model, batch).vector, "other padding")
 
 
 def _check_runs_alike_everywhere(model: Ranker) -> None:
-    batch = make_batch(12, [12, 0, 5])
+    batch = make_batch(12, [12, 0, 5], features=model.features)
     eager = model.score(batch)
     assert np.any(eager.logits.numpy())
     graph = tf.function(lambda inputs: model.score(inputs).logits)
@@ -254,7 +275,7 @@ def _check_configuration(unit: InterestUnit) -> None:
 
 
 def _check_gradients(model: Ranker, unit: InterestUnit) -> None:
-    batch = make_batch(12, [12, 9, 5])
+    batch = make_batch(12, [12, 9, 5], features=model.features)
     with tf.GradientTape() as tape:
         interest = _interest(model, batch, training=True)
         rng = np.random.default_rng(9)
@@ -271,8 +292,8 @@ def _check_gradients(model: Ranker, unit: InterestUnit) -> None:
 
 
 def _check_saved(model: Ranker, directory: Path) -> None:
-    batch = make_batch(12, [12, 0, 5])
-    rows = {name: x[:, 0] if x.shape.rank == 2 and not name.startswith("history_") else x for name, x in batch.items()}
+    batch = make_batch(12, [12, 0, 5], features=model.features)
+    rows = {name: x[:, 0] if x.shape.rank == 2 and not name.startswith(BEHAVIOURS) else x for name, x in batch.items()}
     expected = model(rows)
     native, saved = str(directory / "model.keras"), str(directory / "model")
     model.save(native)
