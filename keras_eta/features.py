@@ -307,7 +307,8 @@ class Features:
                 f"Received: hashed={self.hashed}"
             )
         check_positive_integers(max_history_length=self.max_history_length)
-        columns = [LABEL, TIMESTAMP, *(name for name in self.row_names if name != TIMESTAMP)]
+        lengths = [length_name(feature.name) for feature in self.row_features if feature.max_values]
+        columns = [LABEL, TIMESTAMP, *self.encoded_row_names, *lengths]
         for sequence in self.all_sequences:
             columns += [*self.sequence_names(sequence), sequence.length]
             columns += [] if self.age is None else [sequence.age]

@@ -149,31 +149,31 @@ ATTRIBUTES = (Feature("category_id"), Feature("price", "float32"))
     [
         (
             {"item_id": Feature("price", "float32")},
-            "`item_id` must be a Feature of dtype 'int64' or 'string'. Received: item_id=Feature(name='price', "
-            "dtype='float32', embedding_dim=32, vocabulary_size=None, num_oov_indices=1)",
+            "`item_id` must be a Feature of dtype 'int64' or 'string' with one value. Received: item_id=Feature(name='price', "
+            "dtype='float32', embedding_dim=32, vocabulary_size=None, num_oov_indices=1, max_values=None)",
         ),
         (
             {"item_id": "item_id"},
-            "`item_id` must be a Feature of dtype 'int64' or 'string'. Received: item_id='item_id'",
+            "`item_id` must be a Feature of dtype 'int64' or 'string' with one value. Received: item_id='item_id'",
         ),
         (
             {"item_id": ITEM, "item_attributes": ATTRIBUTES, "hashed": ("brand_id",)},
-            "`hashed` must name different id features of the item, among ['item_id', 'category_id']. "
+            "`hashed` must name different id features of the item with one value, among ['item_id', 'category_id']. "
             "Received: hashed=('brand_id',)",
         ),
         (
             {"item_id": ITEM, "item_attributes": ATTRIBUTES, "hashed": ("item_id", "price")},
-            "`hashed` must name different id features of the item, among ['item_id', 'category_id']. "
+            "`hashed` must name different id features of the item with one value, among ['item_id', 'category_id']. "
             "Received: hashed=('item_id', 'price')",
         ),
         (
             {"item_id": ITEM, "hashed": ("item_id", "item_id")},
-            "`hashed` must name different id features of the item, among ['item_id']. "
+            "`hashed` must name different id features of the item with one value, among ['item_id']. "
             "Received: hashed=('item_id', 'item_id')",
         ),
         (
             {"item_id": ITEM, "behaviour_attributes": (Feature("action"),), "hashed": ("action",)},
-            "`hashed` must name different id features of the item, among ['item_id']. Received: hashed=('action',)",
+            "`hashed` must name different id features of the item with one value, among ['item_id']. Received: hashed=('action',)",
         ),
         (
             {"item_id": ITEM, "max_history_length": 0},
