@@ -9,12 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from serving.client.answers import Explanation, Metadata, Ranking, ServingError, VersionStatus
+    from serving.client.answers import Attention, Explanation, Metadata, Ranking, ServingError, VersionStatus
     from serving.client.asyncio import AsyncRankingClient
     from serving.client.client import RankingClient
 
 __all__ = [
     "AsyncRankingClient",
+    "Attention",
     "Explanation",
     "Metadata",
     "Ranking",

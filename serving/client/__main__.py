@@ -13,7 +13,7 @@ import dataclasses
 import datetime
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from rich.table import Table
 
 from serving import tls
 from serving.client import RankingClient
-from serving.client.answers import Explanation, Metadata, Ranking, ServingError, Signature, VersionStatus
+from serving.client.answers import Attention, Explanation, Metadata, Ranking, ServingError, Signature, VersionStatus
 from serving.client.page import check_page_path, explanation_page, write_page
 from serving.client.request_files import read_csv, read_json
 from serving.client.requests import shape_text
@@ -156,15 +156,22 @@ def _requests(answer: Ranking, request: dict[str, Any]) -> Iterator[tuple[Any, d
         yield answer, request
         return
     for row in range(len(answer.probability)):
-        arrays = {
-            field.name: getattr(answer, field.name)[row]
-            for field in dataclasses.fields(answer)
-            if field.name != "model_version"
-        }
         columns = {
             role: {name: values[row] for name, values in request[role].items()} for role in ("candidates", "history")
         }
-        yield dataclasses.replace(answer, **arrays), columns
+        yield _row(answer, row), columns
+
+
+def _row(answer: Any, row: int) -> Any:
+    """One request of an answer to several."""
+    fields = {}
+    for field in dataclasses.fields(answer):
+        value = getattr(answer, field.name)
+        if isinstance(value, np.ndarray):
+            fields[field.name] = value[row]
+        elif isinstance(value, Mapping):
+            fields[field.name] = {name: _row(part, row) for name, part in value.items()}
+    return dataclasses.replace(answer, **fields)
 
 
 def _ranked(answer: Any, request: dict[str, Any], top: int | None) -> list[dict[str, Any]]:
@@ -174,20 +181,26 @@ def _ranked(answer: Any, request: dict[str, Any], top: int | None) -> list[dict[
         entry = {name: values[candidate] for name, values in request["candidates"].items()}
         entry["probability"] = float(answer.probability[candidate])
         if isinstance(answer, Explanation):
-            entry["retrieved"] = [
-                {
-                    "position": int(position),
-                    **{name: values[position] for name, values in request["history"].items()},
-                    "distance": np.asarray(distance).item(),
-                    "weight": float(weight),
+            entry["retrieved"] = _retrieved(answer, candidate, request["history"])
+            if answer.others:
+                entry["others"] = {
+                    unit: _retrieved(attention, candidate, request["history"])
+                    for unit, attention in answer.others.items()
                 }
-                for position, distance, weight in zip(
-                    answer.positions[candidate], answer.distances[candidate], answer.weights[candidate], strict=True
-                )
-                if position >= 0
-            ]
         ranked.append(entry)
     return ranked
+
+
+def _retrieved(attention: Attention, candidate: int, history: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The behaviours that a unit attends to for one candidate, each with its columns, its score and its weight."""
+    retrieved = []
+    for place, position in enumerate(attention.positions[candidate]):
+        if position >= 0:
+            behaviour = {"position": int(position), **{name: values[position] for name, values in history.items()}}
+            if attention.scores is not None:
+                behaviour[str(attention.score_label)] = attention.scores[candidate, place].item()
+            retrieved.append({**behaviour, "weight": float(attention.weights[candidate, place])})
+    return retrieved
 
 
 def _print_answer(answer: Ranking, request: dict[str, Any], top: int | None, as_json: bool) -> None:
@@ -197,10 +210,15 @@ def _print_answer(answer: Ranking, request: dict[str, Any], top: int | None, as_
         return
     for number, ranking in enumerate(rankings, start=1):
         title = f"version {answer.model_version}" + (f", request {number}" if len(rankings) > 1 else "")
-        _print_table(title, [{key: value for key, value in entry.items() if key != "retrieved"} for entry in ranking])
-        for place, entry in enumerate(ranking, start=1):
-            if "retrieved" in entry:
-                _print_table(f"{place}. rests on", entry["retrieved"])
+        explained = [
+            (f"{place}. rests on" + (f", by {unit}" if unit else ""), retrieved)
+            for place, entry in enumerate(ranking, start=1)
+            for unit, retrieved in [("", entry.pop("retrieved", None)), *entry.pop("others", {}).items()]
+            if retrieved is not None
+        ]
+        _print_table(title, ranking)
+        for heading, retrieved in explained:
+            _print_table(heading, retrieved)
 
 
 def _print_status(statuses: list[VersionStatus], as_json: bool) -> None:

@@ -33,6 +33,7 @@ from serving.client.answers import (
     VersionStatus,
 )
 from serving.client.channel import MAX_ATTEMPTS, channel_options
+from serving.client.explanations import read_explanation
 from serving.client.metadata import read_metadata
 from serving.client.requests import Columns, ranking_inputs, shape_text, signature_arrays
 
@@ -119,12 +120,12 @@ class Conversations:
 
     def _rank(self, *columns: Any) -> Conversation[Ranking]:
         outputs, version = yield from self._ask("rank", ("probability",), *columns)
-        return Ranking(**outputs, model_version=version)
+        return Ranking(outputs["probability"], version)
 
     def _explain(self, *columns: Any) -> Conversation[Explanation]:
-        names = ("probability", "positions", "distances", "weights")
-        outputs, version = yield from self._ask("explain", names, *columns)
-        return Explanation(**outputs, model_version=version)
+        names = ("probability", "positions", "weights")
+        outputs, version = yield from self._ask("explain", names, *columns, all_outputs=True)
+        return read_explanation(outputs, version, self.model_name)
 
     def _predict(self, inputs: Columns, signature_name: str) -> Conversation[dict[str, np.ndarray]]:
         deadline = self._deadline()
@@ -172,21 +173,24 @@ class Conversations:
             yield _READY_POLL_SECONDS
 
     def _ask(
-        self, signature_name: str, outputs: Sequence[str], *columns: Any
+        self, signature_name: str, outputs: Sequence[str], *columns: Any, all_outputs: bool = False
     ) -> Conversation[tuple[dict[str, np.ndarray], int]]:
+        """The `outputs`, or all of which these must be a part, and the version that gave them."""
         deadline = self._deadline()
         inputs, several = ranking_inputs(*columns)
         signature, arrays = yield from self._checked(signature_name, inputs, outputs, deadline)
         num_rows, num_candidates = arrays[next(iter(columns[0]))].shape
         if num_candidates:
-            requests = self._parts(signature_name, outputs, arrays, {*columns[0]})
+            requests = self._parts(signature_name, () if all_outputs else outputs, arrays, {*columns[0]})
             responses = yield from self._answers_of_one_version(requests, deadline)
-            joined = {name: self._joined(name, responses, num_candidates) for name in outputs}
+            # A version newer than the metadata may give others.
+            joined = {name: self._joined(name, responses, num_candidates) for name in responses[0].outputs}
             version = responses[0].model_spec.version.value
         else:
             # TensorFlow Serving fails the other calls of a batch in which one has no candidates.
             version = (yield from self._metadata(deadline)).model_version
-            joined = {name: _no_answers(signature.outputs[name], num_rows) for name in outputs}
+            names = signature.outputs if all_outputs else outputs
+            joined = {name: _no_answers(signature.outputs[name], num_rows) for name in names}
         return {name: answer if several else answer[0] for name, answer in joined.items()}, version
 
     def _parts(
