@@ -9,9 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from serving.client.answers import Attention, Explanation, Metadata, Ranking, ServingError, VersionStatus
+    from serving.client.answers import (
+        Attention,
+        Explanation,
+        Metadata,
+        Ranking,
+        ServingError,
+        StateVersionError,
+        VersionStatus,
+    )
     from serving.client.asyncio import AsyncRankingClient
     from serving.client.client import RankingClient
+    from serving.client.states import UserState
 
 __all__ = [
     "AsyncRankingClient",
@@ -21,10 +30,12 @@ __all__ = [
     "Ranking",
     "RankingClient",
     "ServingError",
+    "StateVersionError",
+    "UserState",
     "VersionStatus",
 ]
 
-_MODULES = {"AsyncRankingClient": "asyncio", "RankingClient": "client"}
+_MODULES = {"AsyncRankingClient": "asyncio", "RankingClient": "client", "UserState": "states"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the client returns and raises: rankings, explanations, signatures, version states, errors."""
+"""What the client returns and raises: rankings, explanations, signatures, states of versions, errors."""
 
 from __future__ import annotations
 
@@ -38,6 +38,26 @@ class ServingError(RuntimeError):
         super().__init__(message)
         self.code = code
         self.details = details
+
+
+class StateVersionError(ServingError):
+    """A user state is of a version of the model that the server does not serve.
+
+    Args:
+        target: address of the server.
+        model_name: the model that was asked.
+        state_version: the version that computed the state.
+        served_version: the version that the server answers with.
+    """
+
+    def __init__(self, target: str, model_name: str, state_version: int, served_version: int) -> None:
+        details = (
+            f"`state` is of version {state_version}, and version {served_version} is served. Compute it again by "
+            "`user_state`, or accept states of other versions by `any_version=True`."
+        )
+        super().__init__(target, model_name, grpc.StatusCode.NOT_FOUND, details)
+        self.state_version = state_version
+        self.served_version = served_version
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
