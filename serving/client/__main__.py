@@ -25,7 +25,7 @@ from serving import tls
 from serving.client import RankingClient
 from serving.client.answers import Attention, Explanation, Metadata, Ranking, ServingError, Signature, VersionStatus
 from serving.client.page import check_page_path, explanation_page, write_page
-from serving.client.request_files import read_csv, read_json
+from serving.client.request_files import read_csv, read_json, read_state, write_state
 from serving.client.requests import shape_text
 
 _EXAMPLES = """\
@@ -49,6 +49,16 @@ examples:
 
 Columns go by the names of the data contract, those of the history without their prefix `history_`. The history has the
 most recent behaviour first. For several requests at once, put a list around every value of the JSON."""
+_STATE_EXAMPLES = """\
+examples:
+  python -m serving.client {command} --output state.npz --request - <<'JSON'
+  {{"history": {{"item_id": [318, 50], "rating": [5, 4]}}}}
+  JSON
+  python -m serving.client rank --state state.npz --request - <<'JSON'
+  {{"user": {{"user_id": 5}}, "candidates": {{"item_id": [260, 1193, 2571]}}}}
+  JSON
+
+For several users at once, put a list around every value of the JSON."""
 _PLAIN_EXAMPLES = """\
 examples:
   python -m serving.client {command}
@@ -74,13 +84,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         ) as client:
             if flags.command in ("rank", "explain"):
                 request = _read_request(flags, client)
-                answer: Any = client.rank(**request) if flags.command == "rank" else client.explain(**request)
+                answer: Any
+                if flags.command == "explain":
+                    answer = client.explain(**request)
+                elif flags.state:
+                    state = read_state(flags.state)
+                    answer = client.rank_from_state(**request, state=state, any_version=flags.any_version)
+                else:
+                    answer = client.rank(**request)
                 if page is not None:
                     made = datetime.datetime.now(datetime.timezone.utc)
                     write_page(page, explanation_page(answer, **request, model_name=flags.model_name, made=made))
                     print(f"Wrote {page}", file=sys.stderr)
                 if page is None or flags.json:
                     _print_answer(answer, request, flags.top, flags.json)
+            elif flags.command == "user-state":
+                request = read_json(flags.request or "-", command=flags.command)
+                state = client.user_state(**request)
+                write_state(flags.output, state)
+                print(f"Wrote {flags.output}: {len(state)} by version {state.model_version}", file=sys.stderr)
             elif flags.command == "status":
                 _print_status(client.status(), flags.json)
             else:
@@ -115,14 +137,23 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     showing.add_argument(
         "--html", metavar="FILE", help="for one request: write a page of all candidates in place of tables"
     )
+    from_state = argparse.ArgumentParser(add_help=False)
+    from_state.add_argument(
+        "--state", metavar="FILE", help="with --request: user states, by `user-state`, in place of the history"
+    )
+    from_state.add_argument("--any_version", action="store_true", help="with it: whichever version they are of")
+    keeping = argparse.ArgumentParser(add_help=False)
+    keeping.add_argument("--request", metavar="FILE", help="the history as JSON; -, the default: stdin")
+    keeping.add_argument("--output", metavar="FILE", required=True, help="the .npz file to write")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, parents, text in (
-        ("rank", [shared, asking], "score the candidates and print them best first"),
+        ("rank", [shared, asking, from_state], "score the candidates and print them best first"),
         ("explain", [shared, asking, showing], "rank, with the behaviours that each score rests on"),
+        ("user-state", [shared, keeping], "write what depends on the users alone to a file, for `rank --state`"),
         ("status", [shared], "print the state of every version"),
         ("metadata", [shared], "print what the signatures take and give"),
     ):
-        examples = _EXAMPLES if asking in parents else _PLAIN_EXAMPLES
+        examples = _EXAMPLES if asking in parents else _STATE_EXAMPLES if keeping in parents else _PLAIN_EXAMPLES
         commands.add_parser(
             name,
             parents=parents,
@@ -138,6 +169,10 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--top must be a positive integer. Received: {flags.top}")
         if bool(flags.candidates) != bool(flags.history) or (flags.user + flags.context and not flags.candidates):
             parser.error("--candidates and --history go together, and --user and --context go with them.")
+        if flags.command == "rank" and flags.state and flags.candidates:
+            parser.error("--state goes with --request.")
+        if flags.command == "rank" and flags.any_version and not flags.state:
+            parser.error("--any_version goes with --state.")
         if flags.request and flags.candidates:
             parser.error("Give either --request or --candidates and --history.")
     return flags
@@ -145,7 +180,8 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _read_request(flags: argparse.Namespace, client: RankingClient) -> dict[str, Any]:
     if not flags.candidates:
-        return read_json(flags.request or "-")
+        from_state = flags.command == "rank" and flags.state is not None
+        return read_json(flags.request or "-", command=flags.command, from_state=from_state)
     signature = client.metadata().signatures.get(flags.command, Signature({}, {}))
     return read_csv(flags.candidates, flags.history, flags.user, flags.context, signature)
 
@@ -156,8 +192,10 @@ def _requests(answer: Ranking, request: dict[str, Any]) -> Iterator[tuple[Any, d
         yield answer, request
         return
     for row in range(len(answer.probability)):
-        columns = {
-            role: {name: values[row] for name, values in request[role].items()} for role in ("candidates", "history")
+        columns: dict[str, Any] = {
+            role: {name: values[row] for name, values in request[role].items()}
+            for role in ("candidates", "history")
+            if role in request
         }
         yield _row(answer, row), columns
 

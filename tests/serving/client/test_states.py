@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 import time
@@ -16,6 +17,8 @@ import tensorflow as tf
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.client import RankingClient, StateVersionError, UserState
+from serving.client.__main__ import main
+from serving.client.request_files import read_state, write_state
 from serving.server.embedded import EmbeddedServer
 
 Ask = Callable[..., Any]
@@ -266,6 +269,58 @@ def test_what_is_no_state_or_of_other_users(address: str, ask: Ask, states: User
     request = {"candidates": CANDIDATES, "user": USER, "state": states, "history": HISTORY}
     with pytest.raises(ValueError, match=r"Unknown: history_action, history_item_id, history_length\."):
         ask(address, "rank_from_state", request, model_name="memory")
+
+
+def test_states_on_the_command_line(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the history of three users to a file, and from that to the answer."""
+    to_server = ["--target", address, "--model_name", "memory"]
+    request, kept = tmp_path / "request.json", tmp_path / "states"
+
+    def run(*arguments: str, **columns: Any) -> tuple[int, str, str]:
+        request.write_text(json.dumps(columns))
+        code = main([*arguments, *to_server, "--request", str(request)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    written = run("user-state", "--output", str(kept), history=HISTORY)
+    assert written == (0, "", f"Wrote {kept}: 3 by version 2\n")
+    code, out, _ = run("rank", "--json", "--state", str(kept), candidates=CANDIDATES, user=USER)
+    assert code == 0
+    answer = json.loads(out)
+    assert answer["model_version"] == 2
+    best = [ranking[0]["probability"] for ranking in answer["rankings"]]
+    np.testing.assert_allclose(best, scores(2).max(axis=1), atol=1e-6)
+
+    older = dataclasses.replace(read_state(str(kept)), model_version=1)
+    write_state(str(kept), older)
+    for flags, version in (((), 1), (("--any_version",), 2)):
+        _, out, _ = run("rank", "--json", "--state", str(kept), *flags, candidates=CANDIDATES, user=USER)
+        assert json.loads(out)["model_version"] == version
+    _, _, err = run("rank", "--state", str(kept), candidates=CANDIDATES, users=USER)
+    assert "with `candidates`, and maybe `context`, `history`, `history_length`, `user`. Received: " in err
+    _, _, err = run("user-state", "--output", str(kept), candidates=CANDIDATES, history=HISTORY)
+    assert "with `history`, and maybe `context`, `history_length`. Received: ['candidates', 'history']" in err
+    for content in (b"", b"no zip", b"PK\x03\x04broken"):
+        kept.write_bytes(content)
+        code, _, err = run("rank", "--state", str(kept), candidates=CANDIDATES, user=USER)
+        assert (code, err.count("\n")) == (1, 1)
+        assert err.startswith(f"error: {kept} must be a file that `user-state` wrote: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--state", "s", "--candidates", "c", "--history", "h"], "--state goes with --request."),
+        (["--any_version"], "--any_version goes with --state."),
+    ],
+)
+def test_flags_of_states_that_do_not_fit(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["rank", *arguments])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def state(*rows: int, name: str = "eta", version: int = 3) -> UserState:
