@@ -105,6 +105,8 @@ def make_request(protocol: benchmark.Protocol, seed: int) -> Request:
 
 def show_answer(request: Request, explanation: Explanation) -> None:
     """Prints the best films and what the first few rest on."""
+    if explanation.scores is None or explanation.score_name != "distances":
+        raise ValueError(f"`explanation` must have distances. Received: score_name={explanation.score_name!r}")
     best = explanation.order[:FILMS_SHOWN]
     table = Table(title=f"User {request.user_id}: the best of {len(request.candidates):,} films not rated yet")
     table.add_column("", justify="right")
@@ -125,7 +127,7 @@ def show_answer(request: Request, explanation: Explanation) -> None:
                 request.films[position],
                 str(request.ratings[position]),
                 str(position + 1),
-                str(explanation.distances[candidate, slot]),
+                str(explanation.scores[candidate, slot]),
                 f"{explanation.weights[candidate, slot]:.3f}",
             )
         console.print(table)

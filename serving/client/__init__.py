@@ -9,21 +9,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from serving.client.answers import Explanation, Metadata, Ranking, ServingError, VersionStatus
+    from serving.client.answers import (
+        Attention,
+        Explanation,
+        Metadata,
+        Ranking,
+        ServingError,
+        StateVersionError,
+        VersionStatus,
+    )
     from serving.client.asyncio import AsyncRankingClient
     from serving.client.client import RankingClient
+    from serving.client.states import UserState
 
 __all__ = [
     "AsyncRankingClient",
+    "Attention",
     "Explanation",
     "Metadata",
     "Ranking",
     "RankingClient",
     "ServingError",
+    "StateVersionError",
+    "UserState",
     "VersionStatus",
 ]
 
-_MODULES = {"AsyncRankingClient": "asyncio", "RankingClient": "client"}
+_MODULES = {"AsyncRankingClient": "asyncio", "RankingClient": "client", "UserState": "states"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import dataclasses
 import datetime
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from rich.table import Table
 
 from serving import tls
 from serving.client import RankingClient
-from serving.client.answers import Explanation, Metadata, Ranking, ServingError, Signature, VersionStatus
+from serving.client.answers import Attention, Explanation, Metadata, Ranking, ServingError, Signature, VersionStatus
 from serving.client.page import check_page_path, explanation_page, write_page
-from serving.client.request_files import read_csv, read_json
+from serving.client.request_files import read_csv, read_json, read_state, write_state
 from serving.client.requests import shape_text
 
 _EXAMPLES = """\
@@ -49,6 +49,16 @@ examples:
 
 Columns go by the names of the data contract, those of the history without their prefix `history_`. The history has the
 most recent behaviour first. For several requests at once, put a list around every value of the JSON."""
+_STATE_EXAMPLES = """\
+examples:
+  python -m serving.client {command} --output state.npz --request - <<'JSON'
+  {{"history": {{"item_id": [318, 50], "rating": [5, 4]}}}}
+  JSON
+  python -m serving.client rank --state state.npz --request - <<'JSON'
+  {{"user": {{"user_id": 5}}, "candidates": {{"item_id": [260, 1193, 2571]}}}}
+  JSON
+
+For several users at once, put a list around every value of the JSON."""
 _PLAIN_EXAMPLES = """\
 examples:
   python -m serving.client {command}
@@ -74,13 +84,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         ) as client:
             if flags.command in ("rank", "explain"):
                 request = _read_request(flags, client)
-                answer: Any = client.rank(**request) if flags.command == "rank" else client.explain(**request)
+                answer: Any
+                if flags.command == "explain":
+                    answer = client.explain(**request)
+                elif flags.state:
+                    state = read_state(flags.state)
+                    answer = client.rank_from_state(**request, state=state, any_version=flags.any_version)
+                else:
+                    answer = client.rank(**request)
                 if page is not None:
                     made = datetime.datetime.now(datetime.timezone.utc)
                     write_page(page, explanation_page(answer, **request, model_name=flags.model_name, made=made))
                     print(f"Wrote {page}", file=sys.stderr)
                 if page is None or flags.json:
                     _print_answer(answer, request, flags.top, flags.json)
+            elif flags.command == "user-state":
+                request = read_json(flags.request or "-", command=flags.command)
+                state = client.user_state(**request)
+                write_state(flags.output, state)
+                print(f"Wrote {flags.output}: {len(state)} by version {state.model_version}", file=sys.stderr)
             elif flags.command == "status":
                 _print_status(client.status(), flags.json)
             else:
@@ -115,14 +137,23 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     showing.add_argument(
         "--html", metavar="FILE", help="for one request: write a page of all candidates in place of tables"
     )
+    from_state = argparse.ArgumentParser(add_help=False)
+    from_state.add_argument(
+        "--state", metavar="FILE", help="with --request: user states, by `user-state`, in place of the history"
+    )
+    from_state.add_argument("--any_version", action="store_true", help="with it: whichever version they are of")
+    keeping = argparse.ArgumentParser(add_help=False)
+    keeping.add_argument("--request", metavar="FILE", help="the history as JSON; -, the default: stdin")
+    keeping.add_argument("--output", metavar="FILE", required=True, help="the .npz file to write")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, parents, text in (
-        ("rank", [shared, asking], "score the candidates and print them best first"),
+        ("rank", [shared, asking, from_state], "score the candidates and print them best first"),
         ("explain", [shared, asking, showing], "rank, with the behaviours that each score rests on"),
+        ("user-state", [shared, keeping], "write what depends on the users alone to a file, for `rank --state`"),
         ("status", [shared], "print the state of every version"),
         ("metadata", [shared], "print what the signatures take and give"),
     ):
-        examples = _EXAMPLES if asking in parents else _PLAIN_EXAMPLES
+        examples = _EXAMPLES if asking in parents else _STATE_EXAMPLES if keeping in parents else _PLAIN_EXAMPLES
         commands.add_parser(
             name,
             parents=parents,
@@ -138,6 +169,10 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--top must be a positive integer. Received: {flags.top}")
         if bool(flags.candidates) != bool(flags.history) or (flags.user + flags.context and not flags.candidates):
             parser.error("--candidates and --history go together, and --user and --context go with them.")
+        if flags.command == "rank" and flags.state and flags.candidates:
+            parser.error("--state goes with --request.")
+        if flags.command == "rank" and flags.any_version and not flags.state:
+            parser.error("--any_version goes with --state.")
         if flags.request and flags.candidates:
             parser.error("Give either --request or --candidates and --history.")
     return flags
@@ -145,7 +180,8 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _read_request(flags: argparse.Namespace, client: RankingClient) -> dict[str, Any]:
     if not flags.candidates:
-        return read_json(flags.request or "-")
+        from_state = flags.command == "rank" and flags.state is not None
+        return read_json(flags.request or "-", command=flags.command, from_state=from_state)
     signature = client.metadata().signatures.get(flags.command, Signature({}, {}))
     return read_csv(flags.candidates, flags.history, flags.user, flags.context, signature)
 
@@ -156,15 +192,24 @@ def _requests(answer: Ranking, request: dict[str, Any]) -> Iterator[tuple[Any, d
         yield answer, request
         return
     for row in range(len(answer.probability)):
-        arrays = {
-            field.name: getattr(answer, field.name)[row]
-            for field in dataclasses.fields(answer)
-            if field.name != "model_version"
+        columns: dict[str, Any] = {
+            role: {name: values[row] for name, values in request[role].items()}
+            for role in ("candidates", "history")
+            if role in request
         }
-        columns = {
-            role: {name: values[row] for name, values in request[role].items()} for role in ("candidates", "history")
-        }
-        yield dataclasses.replace(answer, **arrays), columns
+        yield _row(answer, row), columns
+
+
+def _row(answer: Any, row: int) -> Any:
+    """One request of an answer to several."""
+    fields = {}
+    for field in dataclasses.fields(answer):
+        value = getattr(answer, field.name)
+        if isinstance(value, np.ndarray):
+            fields[field.name] = value[row]
+        elif isinstance(value, Mapping):
+            fields[field.name] = {name: _row(part, row) for name, part in value.items()}
+    return dataclasses.replace(answer, **fields)
 
 
 def _ranked(answer: Any, request: dict[str, Any], top: int | None) -> list[dict[str, Any]]:
@@ -174,20 +219,26 @@ def _ranked(answer: Any, request: dict[str, Any], top: int | None) -> list[dict[
         entry = {name: values[candidate] for name, values in request["candidates"].items()}
         entry["probability"] = float(answer.probability[candidate])
         if isinstance(answer, Explanation):
-            entry["retrieved"] = [
-                {
-                    "position": int(position),
-                    **{name: values[position] for name, values in request["history"].items()},
-                    "distance": np.asarray(distance).item(),
-                    "weight": float(weight),
+            entry["retrieved"] = _retrieved(answer, candidate, request["history"])
+            if answer.others:
+                entry["others"] = {
+                    unit: _retrieved(attention, candidate, request["history"])
+                    for unit, attention in answer.others.items()
                 }
-                for position, distance, weight in zip(
-                    answer.positions[candidate], answer.distances[candidate], answer.weights[candidate], strict=True
-                )
-                if position >= 0
-            ]
         ranked.append(entry)
     return ranked
+
+
+def _retrieved(attention: Attention, candidate: int, history: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The behaviours that a unit attends to for one candidate, each with its columns, its score and its weight."""
+    retrieved = []
+    for place, position in enumerate(attention.positions[candidate]):
+        if position >= 0:
+            behaviour = {"position": int(position), **{name: values[position] for name, values in history.items()}}
+            if attention.scores is not None:
+                behaviour[str(attention.score_label)] = attention.scores[candidate, place].item()
+            retrieved.append({**behaviour, "weight": float(attention.weights[candidate, place])})
+    return retrieved
 
 
 def _print_answer(answer: Ranking, request: dict[str, Any], top: int | None, as_json: bool) -> None:
@@ -197,10 +248,15 @@ def _print_answer(answer: Ranking, request: dict[str, Any], top: int | None, as_
         return
     for number, ranking in enumerate(rankings, start=1):
         title = f"version {answer.model_version}" + (f", request {number}" if len(rankings) > 1 else "")
-        _print_table(title, [{key: value for key, value in entry.items() if key != "retrieved"} for entry in ranking])
-        for place, entry in enumerate(ranking, start=1):
-            if "retrieved" in entry:
-                _print_table(f"{place}. rests on", entry["retrieved"])
+        explained = [
+            (f"{place}. rests on" + (f", by {unit}" if unit else ""), retrieved)
+            for place, entry in enumerate(ranking, start=1)
+            for unit, retrieved in [("", entry.pop("retrieved", None)), *entry.pop("others", {}).items()]
+            if retrieved is not None
+        ]
+        _print_table(title, ranking)
+        for heading, retrieved in explained:
+            _print_table(heading, retrieved)
 
 
 def _print_status(statuses: list[VersionStatus], as_json: bool) -> None:

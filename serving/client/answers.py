@@ -1,4 +1,4 @@
-"""What the client returns and raises: rankings, explanations, signatures, version states, errors."""
+"""What the client returns and raises: rankings, explanations, signatures, states of versions, errors."""
 
 from __future__ import annotations
 
@@ -40,6 +40,26 @@ class ServingError(RuntimeError):
         self.details = details
 
 
+class StateVersionError(ServingError):
+    """A user state is of a version of the model that the server does not serve.
+
+    Args:
+        target: address of the server.
+        model_name: the model that was asked.
+        state_version: the version that computed the state.
+        served_version: the version that the server answers with.
+    """
+
+    def __init__(self, target: str, model_name: str, state_version: int, served_version: int) -> None:
+        details = (
+            f"`state` is of version {state_version}, and version {served_version} is served. Compute it again by "
+            "`user_state`, or accept states of other versions by `any_version=True`."
+        )
+        super().__init__(target, model_name, grpc.StatusCode.NOT_FOUND, details)
+        self.state_version = state_version
+        self.served_version = served_version
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranking:
     """The scores of the candidates of one request, or of R requests.
@@ -59,18 +79,36 @@ class Ranking:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Explanation(Ranking):
-    """A ranking with the K behaviours that each score rests on.
+class Attention:
+    """The K behaviours per candidate that an interest unit attends to.
 
     Args:
         positions: int [C, K] or [R, C, K], index into the history that was sent; -1 where there were fewer than K.
-        distances: [C, K] or [R, C, K], Hamming distances of the fingerprints.
         weights: float32 [C, K] or [R, C, K], attention weights.
+        scores: [C, K] or [R, C, K], what the unit retrieved the behaviours by; `None` if it retrieves without a score.
+        score_name: what the scores are, in the plural: `distances`, `inner_products` ...; `None` without scores.
     """
 
     positions: np.ndarray
-    distances: np.ndarray
     weights: np.ndarray
+    scores: np.ndarray | None = None
+    score_name: str | None = None
+
+    @property
+    def score_label(self) -> str | None:
+        """What one of the scores is: `distance` of `distances`."""
+        return None if self.score_name is None else self.score_name.removesuffix("s")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Explanation(Attention, Ranking):
+    """A ranking with the behaviours that each score rests on, those of the model's last unit that attends to some.
+
+    Args:
+        others: what the other units attend to, by the name of the unit.
+    """
+
+    others: Mapping[str, Attention] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

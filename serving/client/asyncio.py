@@ -12,6 +12,7 @@ import numpy as np
 from serving.client.answers import Explanation, Metadata, Ranking, ServingError, VersionStatus
 from serving.client.conversation import Calls, Conversation, Conversations
 from serving.client.requests import Columns
+from serving.client.states import UserState
 
 _T = TypeVar("_T")
 
@@ -63,6 +64,40 @@ class AsyncRankingClient(Conversations):
     ) -> Explanation:
         """As `RankingClient.explain`."""
         return await self._run(self._explain(candidates, history, user, context, history_length))
+
+    async def user_state(
+        self, history: Columns, context: Columns | None = None, history_length: Any = None
+    ) -> UserState:
+        """As `RankingClient.user_state`."""
+        return await self._run(self._user_state(history, context, history_length))
+
+    async def update_state(
+        self,
+        state: UserState,
+        history: Columns,
+        context: Columns | None = None,
+        history_length: Any = None,
+        *,
+        any_version: bool = False,
+    ) -> UserState:
+        """As `RankingClient.update_state`."""
+        return await self._run(self._update_state(state, any_version, history, context, history_length))
+
+    async def rank_from_state(
+        self,
+        candidates: Columns,
+        state: UserState,
+        user: Columns | None = None,
+        context: Columns | None = None,
+        history: Columns | None = None,
+        history_length: Any = None,
+        *,
+        any_version: bool = False,
+    ) -> Ranking:
+        """As `RankingClient.rank_from_state`."""
+        return await self._run(
+            self._rank_from_state(state, any_version, candidates, history, user, context, history_length)
+        )
 
     async def predict(self, inputs: Columns, signature_name: str = "serving_default") -> dict[str, np.ndarray]:
         """As `RankingClient.predict`."""

@@ -12,6 +12,7 @@ import numpy as np
 from serving.client.answers import Explanation, Metadata, Ranking, ServingError, VersionStatus
 from serving.client.conversation import Calls, Conversation, Conversations
 from serving.client.requests import Columns
+from serving.client.states import UserState
 
 _T = TypeVar("_T")
 
@@ -99,6 +100,88 @@ class RankingClient(Conversations):
     ) -> Explanation:
         """As `rank`, with the behaviours that each score rests on."""
         return self._run(self._explain(candidates, history, user, context, history_length))
+
+    def user_state(self, history: Columns, context: Columns | None = None, history_length: Any = None) -> UserState:
+        """Computes what depends on the users alone, for a feature service to keep; see `UserState`.
+
+        Args:
+            history: by name, the behaviours of one user, most recent first, or R lists of them.
+            context: by name, a value or R values: `timestamp`, where the model reads ages.
+            history_length: how many behaviours count, where the histories are padded already.
+
+        Returns:
+            The states, with a row per user, and the version that computed them.
+
+        Raises:
+            ValueError: as `rank`; also if the model has no signature `user_state`.
+            ServingError: as `rank`.
+        """
+        return self._run(self._user_state(history, context, history_length))
+
+    def update_state(
+        self,
+        state: UserState,
+        history: Columns,
+        context: Columns | None = None,
+        history_length: Any = None,
+        *,
+        any_version: bool = False,
+    ) -> UserState:
+        """Adds behaviours to states of a model that can (`MIMN`), as if they had been in the history all along.
+
+        Args:
+            state: of one user or R users, by `user_state` or this method.
+            history: by name, the behaviours since, most recent first, or R lists of them.
+            context: as for `user_state`.
+            history_length: as for `user_state`.
+            any_version: whether the newest version may add to a state of another version; the state counts as that
+                other version's still. Default: the state's own version is asked.
+
+        Returns:
+            The states after these behaviours.
+
+        Raises:
+            StateVersionError: if the state's version is not served, unless `any_version`.
+            TypeError: if `state` is no `UserState`.
+            ValueError: as `rank`; also if the state is of another model, or the model has no signature `update_state`.
+            ServingError: as `rank`.
+        """
+        return self._run(self._update_state(state, any_version, history, context, history_length))
+
+    def rank_from_state(
+        self,
+        candidates: Columns,
+        state: UserState,
+        user: Columns | None = None,
+        context: Columns | None = None,
+        history: Columns | None = None,
+        history_length: Any = None,
+        *,
+        any_version: bool = False,
+    ) -> Ranking:
+        """As `rank`, with the users' states in place of their histories.
+
+        Args:
+            candidates: as for `rank`.
+            state: of one user or R users, by `user_state` or `update_state`.
+            user: as for `rank`.
+            context: as for `rank`; `timestamp` only where a unit reads the history.
+            history: as for `rank`, where a unit without a state reads it as well; else `None`.
+            history_length: as for `rank`.
+            any_version: whether the newest version may rank by a state of another version: vectors of two versions then
+                meet in one score. Default: the state's own version is asked.
+
+        Returns:
+            The probabilities, [C] or [R, C].
+
+        Raises:
+            StateVersionError: if the state's version is not served, unless `any_version`.
+            TypeError: if `state` is no `UserState`.
+            ValueError: as `rank`; also if the state is of another model, or the model has no signature
+                `rank_from_state`.
+            ServingError: as `rank`.
+        """
+        return self._run(self._rank_from_state(state, any_version, candidates, history, user, context, history_length))
 
     def predict(self, inputs: Columns, signature_name: str = "serving_default") -> dict[str, np.ndarray]:
         """Calls any signature, in one call however many rows and candidates there are.

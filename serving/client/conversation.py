@@ -29,17 +29,23 @@ from serving.client.answers import (
     Ranking,
     ServingError,
     Signature,
+    StateVersionError,
     TensorSpec,
     VersionStatus,
 )
 from serving.client.channel import MAX_ATTEMPTS, channel_options
+from serving.client.explanations import read_explanation
 from serving.client.metadata import read_metadata
+from serving.client.parts import Parts, tensors
 from serving.client.requests import Columns, ranking_inputs, shape_text, signature_arrays
+from serving.client.states import UserState
 
 # The pauses before parts of a request that a busy server turned away are sent again.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 # Versions that come and go while one list is asked for.
 _MAX_SWAPS = 5
+# Versions whose signatures are remembered.
+_MAX_KNOWN = 4
 _READY_POLL_SECONDS = 0.2
 
 
@@ -111,20 +117,44 @@ class Conversations:
             "GetModelMetadata": predictions.GetModelMetadata,
             "GetModelStatus": model_service_pb2_grpc.ModelServiceStub(self._channel).GetModelStatus,
         }
-        # Replaced, never changed: calls read it without a lock.
-        self._known: Metadata | None = None
+        # By the version asked for, `None` for the newest. Replaced, never changed: calls read it without a lock.
+        self._known: Mapping[int | None, Metadata] = {}
 
     def _open(self, credentials: grpc.ChannelCredentials | None, options: list[tuple[str, Any]]) -> Any:
         raise NotImplementedError
 
     def _rank(self, *columns: Any) -> Conversation[Ranking]:
-        outputs, version = yield from self._ask("rank", ("probability",), *columns)
-        return Ranking(**outputs, model_version=version)
+        inputs, several = ranking_inputs(*columns)
+        outputs, version = yield from self._ask("rank", ("probability",), inputs, columns[0], self._deadline())
+        return Ranking(_rows(outputs, several)["probability"], version)
 
     def _explain(self, *columns: Any) -> Conversation[Explanation]:
-        names = ("probability", "positions", "distances", "weights")
-        outputs, version = yield from self._ask("explain", names, *columns)
-        return Explanation(**outputs, model_version=version)
+        names = ("probability", "positions", "weights")
+        inputs, several = ranking_inputs(*columns)
+        outputs, version = yield from self._ask(
+            "explain", names, inputs, columns[0], self._deadline(), all_outputs=True
+        )
+        return read_explanation(_rows(outputs, several), version, self.model_name)
+
+    def _user_state(self, history: Columns, context: Columns | None, history_length: Any) -> Conversation[UserState]:
+        inputs, _ = ranking_inputs(None, history, None, context, history_length)
+        outputs, version = yield from self._ask("user_state", (), inputs, None, self._deadline(), all_outputs=True)
+        return UserState(outputs, self.model_name, version)
+
+    def _update_state(
+        self, state: UserState, any_version: bool, history: Columns, context: Columns | None, history_length: Any
+    ) -> Conversation[UserState]:
+        inputs, _ = ranking_inputs(None, history, None, context, history_length)
+        outputs, _ = yield from self._ask_of_state("update_state", (), inputs, None, state, any_version)
+        # Of the state's own version still: what another one adds to it does not make it that one's.
+        return dataclasses.replace(state, arrays=outputs)
+
+    def _rank_from_state(self, state: UserState, any_version: bool, *columns: Any) -> Conversation[Ranking]:
+        inputs, several = ranking_inputs(*columns)
+        outputs, version = yield from self._ask_of_state(
+            "rank_from_state", ("probability",), inputs, columns[0], state, any_version
+        )
+        return Ranking(_rows(outputs, several)["probability"], version)
 
     def _predict(self, inputs: Columns, signature_name: str) -> Conversation[dict[str, np.ndarray]]:
         deadline = self._deadline()
@@ -136,16 +166,18 @@ class Conversations:
                 raise ValueError(
                     f"`inputs[{name!r}]` must have at least one value. Received shape: {shape_text(array.shape)}"
                 )
-        request = self._predict_request(signature_name, (), _tensors(arrays))
+        request = self._predict_request(signature_name, (), tensors(arrays))
         (response,) = yield from self._answers([request], deadline)
         return {name: tf.make_ndarray(tensor) for name, tensor in response.outputs.items()}
 
-    def _metadata(self, deadline: float) -> Conversation[Metadata]:
-        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
-        request.model_spec.name = self.model_name
+    def _metadata(self, deadline: float, version: int | None = None) -> Conversation[Metadata]:
+        spec = _model_spec(self.model_name, version)
+        request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
         (response,) = yield Calls([("GetModelMetadata", request)], deadline)
-        self._known = read_metadata(response)
-        return self._known
+        metadata = read_metadata(response)
+        others = [entry for entry in self._known.items() if entry[0] != version]
+        self._known = dict([*others, (version, metadata)][-_MAX_KNOWN:])
+        return metadata
 
     def _status(self) -> Conversation[list[VersionStatus]]:
         request = get_model_status_pb2.GetModelStatusRequest()
@@ -172,48 +204,74 @@ class Conversations:
             yield _READY_POLL_SECONDS
 
     def _ask(
-        self, signature_name: str, outputs: Sequence[str], *columns: Any
+        self,
+        signature_name: str,
+        outputs: Sequence[str],
+        inputs: Mapping[str, tuple[str, Any]],
+        candidates: Columns | None,
+        deadline: float,
+        *,
+        all_outputs: bool = False,
+        version: int | None = None,
     ) -> Conversation[tuple[dict[str, np.ndarray], int]]:
-        deadline = self._deadline()
-        inputs, several = ranking_inputs(*columns)
-        signature, arrays = yield from self._checked(signature_name, inputs, outputs, deadline)
-        num_rows, num_candidates = arrays[next(iter(columns[0]))].shape
-        if num_candidates:
-            requests = self._parts(signature_name, outputs, arrays, {*columns[0]})
+        """The `outputs`, or all of which these must be a part, with a row per request, and the version that answered.
+
+        `version` is the one to ask, `None` the newest.
+        """
+        signature, arrays = yield from self._checked(signature_name, inputs, outputs, deadline, version)
+        if candidates is None or arrays[next(iter(candidates))].size:
+            filters = () if all_outputs else outputs
+            parts = Parts(arrays, candidates or (), self.max_rows, self.max_candidates)
+            requests = [self._predict_request(signature_name, filters, part, version) for part in parts.inputs()]
             responses = yield from self._answers_of_one_version(requests, deadline)
-            joined = {name: self._joined(name, responses, num_candidates) for name in outputs}
-            version = responses[0].model_spec.version.value
-        else:
-            # TensorFlow Serving fails the other calls of a batch in which one has no candidates.
-            version = (yield from self._metadata(deadline)).model_version
-            joined = {name: _no_answers(signature.outputs[name], num_rows) for name in outputs}
-        return {name: answer if several else answer[0] for name, answer in joined.items()}, version
+            # A version newer than the metadata may give others.
+            joined = {name: parts.join([each.outputs[name] for each in responses]) for name in responses[0].outputs}
+            return joined, responses[0].model_spec.version.value
+        # TensorFlow Serving fails the other calls of a batch in which one has no candidates.
+        metadata = yield from self._metadata(deadline, version)
+        num_rows = len(next(iter(arrays.values())))
+        names = signature.outputs if all_outputs else outputs
+        return {name: _no_answers(signature.outputs[name], num_rows) for name in names}, metadata.model_version
 
-    def _parts(
-        self, signature_name: str, outputs: Sequence[str], arrays: Mapping[str, np.ndarray], candidates: set[str]
-    ) -> list[predict_pb2.PredictRequest]:
-        """Splits the inputs into requests of at most `max_rows` rows and `max_candidates` candidates, row by row."""
-        num_rows, num_candidates = arrays[next(iter(candidates))].shape
-        rows_of_one = max(1, min(self.max_rows, self.max_candidates // num_candidates))
-        requests = []
-        for row in range(0, num_rows, rows_of_one):
-            rows = {name: array[row : row + rows_of_one] for name, array in arrays.items()}
-            shared = _tensors({name: array for name, array in rows.items() if name not in candidates})
-            for start in range(0, num_candidates, self.max_candidates):
-                part = {name: rows[name][:, start : start + self.max_candidates] for name in candidates}
-                requests.append(self._predict_request(signature_name, outputs, shared | _tensors(part)))
-        return requests
-
-    def _joined(self, name: str, responses: Sequence[predict_pb2.PredictResponse], num_candidates: int) -> np.ndarray:
-        """Joins one output of all parts, in the order in which `_parts` split the inputs."""
-        starts = range(0, num_candidates, self.max_candidates)
-        arrays = []
-        for number, response in enumerate(responses):
-            size = min(self.max_candidates, num_candidates - starts[number % len(starts)])
-            # A batching server fills candidates up to the longest list of the batch, and leaves the answers so.
-            arrays.append(tf.make_ndarray(response.outputs[name])[:, :size])
-        rows = [np.concatenate(arrays[i : i + len(starts)], axis=1) for i in range(0, len(arrays), len(starts))]
-        return np.concatenate(rows)
+    def _ask_of_state(
+        self,
+        signature_name: str,
+        outputs: Sequence[str],
+        inputs: Mapping[str, tuple[str, Any]],
+        candidates: Columns | None,
+        state: UserState,
+        any_version: bool,
+    ) -> Conversation[tuple[dict[str, np.ndarray], int]]:
+        """As `_ask`, of the version that computed the state unless `any_version`."""
+        if not isinstance(state, UserState):
+            raise TypeError(f"`state` must be a UserState. Received: {type(state).__name__}")
+        if state.model_name != self.model_name:
+            raise ValueError(
+                f"`state` must be of model {self.model_name!r}. Received: a state of model {state.model_name!r}"
+            )
+        states = {name: (f"state.arrays[{name!r}]", array) for name, array in state.arrays.items()}
+        version = None if any_version else state.model_version
+        deadline = self._deadline()
+        try:
+            return (
+                yield from self._ask(
+                    signature_name,
+                    outputs,
+                    {**inputs, **states},
+                    candidates,
+                    deadline,
+                    all_outputs=not outputs,
+                    version=version,
+                )
+            )
+        except ServingError as error:
+            if error.code is not grpc.StatusCode.NOT_FOUND or version is None:
+                raise
+            # Fails in its turn where it is the model that is not there.
+            served = (yield from self._metadata(deadline)).model_version
+            if served == version:
+                raise
+            raise StateVersionError(self.target, self.model_name, version, served) from error
 
     def _answers_of_one_version(
         self, requests: list[predict_pb2.PredictRequest], deadline: float
@@ -271,12 +329,17 @@ class Conversations:
                 pause = min(2 * pause, _LONGEST_PAUSE)
         except ServingError as error:
             if error.code is grpc.StatusCode.INVALID_ARGUMENT:
-                self._known = None  # the new version of the model may want other dtypes
+                self._known = {}  # the new version of the model may want other dtypes
             raise
         return [responses[part] for part in range(len(requests))]
 
     def _checked(
-        self, signature_name: str, inputs: Mapping[str, tuple[str, Any]], outputs: Sequence[str], deadline: float
+        self,
+        signature_name: str,
+        inputs: Mapping[str, tuple[str, Any]],
+        outputs: Sequence[str],
+        deadline: float,
+        version: int | None = None,
     ) -> Conversation[tuple[Signature, dict[str, np.ndarray]]]:
         """The signature and its inputs, checked against the metadata known so far, or else against fresh ones."""
 
@@ -284,10 +347,11 @@ class Conversations:
             signature = self._signature(metadata, signature_name, inputs, outputs)
             return signature, signature_arrays(inputs, signature)
 
-        if self._known is not None:
+        known = self._known.get(version)
+        if known is not None:
             with contextlib.suppress(ValueError):
-                return checked(self._known)
-        return checked((yield from self._metadata(deadline)))
+                return checked(known)
+        return checked((yield from self._metadata(deadline, version)))
 
     def _signature(self, metadata: Metadata, name: str, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Signature:
         signature = metadata.signatures.get(name)
@@ -308,9 +372,13 @@ class Conversations:
         return signature
 
     def _predict_request(
-        self, signature_name: str, outputs: Sequence[str], tensors: Mapping[str, tensor_pb2.TensorProto]
+        self,
+        signature_name: str,
+        outputs: Sequence[str],
+        tensors: Mapping[str, tensor_pb2.TensorProto],
+        version: int | None = None,
     ) -> predict_pb2.PredictRequest:
-        spec = model_pb2.ModelSpec(name=self.model_name, signature_name=signature_name)
+        spec = _model_spec(self.model_name, version, signature_name)
         return predict_pb2.PredictRequest(model_spec=spec, inputs=tensors, output_filter=outputs)
 
     def _deadline(self) -> float:
@@ -320,11 +388,16 @@ class Conversations:
         return ServingError(self.target, self.model_name, code, details or "")
 
 
-def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, tensor_pb2.TensorProto]:
-    return {
-        name: tf.make_tensor_proto(array, dtype=tf.as_dtype(array.dtype), shape=array.shape)
-        for name, array in arrays.items()
-    }
+def _model_spec(model_name: str, version: int | None, signature_name: str = "") -> model_pb2.ModelSpec:
+    spec = model_pb2.ModelSpec(name=model_name, signature_name=signature_name)
+    if version is not None:
+        spec.version.value = version
+    return spec
+
+
+def _rows(outputs: Mapping[str, np.ndarray], several: bool) -> dict[str, np.ndarray]:
+    """The outputs of several requests, or of the only one."""
+    return {name: output if several else output[0] for name, output in outputs.items()}
 
 
 def _no_answers(spec: TensorSpec, num_rows: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from keras_eta.features import TIMESTAMP
-from serving.client.answers import Explanation
+from serving.client.answers import Attention, Explanation
 from serving.client.requests import Columns
 
 _DATA = "__DATA__"
@@ -64,10 +64,12 @@ def explanation_page(
     _check_lengths("candidates", candidates, len(explanation.probability))
     num_behaviours = len(next(iter(history.values()), ()))
     _check_lengths("history", history, num_behaviours)
-    if explanation.positions.max(initial=-1) >= num_behaviours:
+    units = {"": explanation, **explanation.others}
+    furthest = max(attention.positions.max(initial=-1) for attention in units.values())
+    if furthest >= num_behaviours:
         raise ValueError(
             "`history` must have every behaviour that `explanation` has positions of. "
-            f"Received: {num_behaviours} behaviours, position {explanation.positions.max()}"
+            f"Received: {num_behaviours} behaviours, position {furthest}"
         )
     columns = dict(history)
     given = {**(user or {}), **(context or {})}
@@ -86,7 +88,14 @@ def explanation_page(
         "numBehaviours": num_behaviours if history_length is None else int(history_length),
         "now": int(given[TIMESTAMP]) if ages is not None else None,
         "ages": ages,
-        "retrieved": [_retrieved(explanation, row) for row in order],
+        "units": [
+            {
+                "name": name,
+                "score": attention.score_label,
+                "retrieved": [_retrieved(attention, row) for row in order],
+            }
+            for name, attention in units.items()
+        ],
     }
     # "<" could end the script element, and a page in ASCII is the same in every encoding.
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -133,11 +142,12 @@ def _check_lengths(role: str, columns: Columns, length: int) -> None:
             raise ValueError(f"`{role}[{name!r}]` must have {length} values. Received: {len(values)}")
 
 
-def _retrieved(explanation: Explanation, row: int) -> list[list[Any]]:
-    """Position, distance and weight of what one candidate's score rests on."""
-    found = explanation.positions[row] >= 0
-    arrays = (explanation.positions[row], explanation.distances[row], explanation.weights[row])
-    return [list(entry) for entry in zip(*(_numbers(array[found]) for array in arrays), strict=True)]
+def _retrieved(attention: Attention, row: int) -> list[list[Any]]:
+    """Position, score and weight of what one candidate's score rests on; no score where the unit has none."""
+    found = attention.positions[row] >= 0
+    columns = [_numbers(array[row][found]) for array in (attention.positions, attention.weights)]
+    scores = [None] * int(found.sum()) if attention.scores is None else _numbers(attention.scores[row][found])
+    return [list(entry) for entry in zip(columns[0], scores, columns[1], strict=True)]
 
 
 def _numbers(array: np.ndarray) -> list[float | None]:

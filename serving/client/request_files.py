@@ -5,21 +5,31 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_eta.features import history_name
 from serving.client.answers import Signature
+from serving.client.states import UserState
 
 _COLUMNS = ("candidates", "history", "user", "context")
-_ROLES = (*_COLUMNS, "history_length")
+_RANKING = {"candidates", "history"}, {"user", "context", "history_length"}
+_FROM_STATE = {"candidates"}, {"user", "context", "history", "history_length"}
+_STATE = {"history"}, {"context", "history_length"}
 
 
-def read_json(path: str) -> dict[str, Any]:
-    """The arguments of `rank` and `explain` from a JSON file, or from stdin if `path` is `-`.
+def read_json(path: str, *, command: str, from_state: bool = False) -> dict[str, Any]:
+    """The arguments of a method of the client from a JSON file, or from stdin if `path` is `-`.
+
+    Args:
+        path: of the file.
+        command: `rank`, `explain` or `user-state`.
+        from_state: whether a state stands for the history.
 
     Raises:
         ValueError: if it is no JSON object of columns by role and name.
@@ -30,16 +40,43 @@ def read_json(path: str) -> dict[str, Any]:
         request = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(request, dict) or not {"candidates", "history"} <= set(request) <= set(_ROLES):
+    needed, more = _STATE if command == "user-state" else _FROM_STATE if from_state else _RANKING
+    if not isinstance(request, dict) or not needed <= set(request) <= needed | more:
         found = sorted(request) if isinstance(request, dict) else type(request).__name__
-        raise ValueError(
-            f"{path} must be a JSON object with `candidates` and `history`, and maybe `user`, `context` and "
-            f"`history_length`. Received: {found}"
-        )
+        needs = " and ".join(f"`{role}`" for role in sorted(needed))
+        may_have = ", ".join(f"`{role}`" for role in sorted(more))
+        raise ValueError(f"{path} must be a JSON object with {needs}, and maybe {may_have}. Received: {found}")
     for role in _COLUMNS:
         if not isinstance(request.get(role, {}), dict):
             raise ValueError(f"`{role}` must be an object of columns by name. Received: {request[role]!r}")
     return request
+
+
+def read_state(path: str) -> UserState:
+    """The user states in a file that `write_state` wrote.
+
+    Raises:
+        ValueError: if it is another file.
+        OSError: if it can't be read.
+    """
+    with open(path, "rb") as file:
+        try:
+            arrays = np.load(file)
+            if not isinstance(arrays, Mapping):
+                raise ValueError("it holds one array")
+            return UserState.from_arrays(arrays)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} must be a file that `user-state` wrote: {error}") from error
+
+
+def write_state(path: str, state: UserState) -> None:
+    """Writes user states, as `np.savez` does.
+
+    Raises:
+        OSError: if they can't be written.
+    """
+    with open(path, "wb") as file:
+        np.savez(file, **state.to_arrays())
 
 
 def read_csv(

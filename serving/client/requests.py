@@ -17,18 +17,19 @@ _FORMS = ("one value", "a list of values", "a list of lists, one for each reques
 
 
 def ranking_inputs(
-    candidates: Columns,
-    history: Columns,
+    candidates: Columns | None,
+    history: Columns | None,
     user: Columns | None = None,
     context: Columns | None = None,
     history_length: Any = None,
 ) -> tuple[dict[str, tuple[str, Any]], bool]:
-    """Brings one request, or several, to the form of the signatures `rank` and `explain`.
+    """Brings one request, or several, to the form of the signatures `rank` and `explain`, and of those of user states.
 
     Args:
-        candidates: by name, C values (one request) or R lists of C values.
+        candidates: by name, C values (one request) or R lists of C values. `None`: the signature takes none.
         history: by name, without the prefix, a list of behaviours or R lists that may differ in length, most recent
-            first. `{"item_id": [5, 3]}` becomes `history_item_id`; shorter lists are padded behind.
+            first. `{"item_id": [5, 3]}` becomes `history_item_id`; shorter lists are padded behind. `None`: the
+            signature takes none.
         user: by name, a value or R values.
         context: by name, a value or R values.
         history_length: behaviours that count, a number or R numbers. Default: as many as there are.
@@ -40,9 +41,10 @@ def ranking_inputs(
     Raises:
         ValueError: if the numbers of requests, candidates or behaviours do not fit together.
     """
-    if not candidates:
-        raise ValueError("`candidates` must have at least one column. Received: candidates={}")
-    several = max(map(_depth, candidates.values())) > 1
+    role, columns = ("history", history) if candidates is None else ("candidates", candidates)
+    if not columns:
+        raise ValueError(f"`{role}` must have at least one column. Received: {role}={{}}")
+    several = max(map(_depth, columns.values())) > 1
 
     def rows(argument: str, values: Any, depth: int) -> Any:
         if _depth(values) != depth + several:
@@ -56,21 +58,21 @@ def ranking_inputs(
             if name in inputs:
                 raise ValueError(f"`{argument}` and `{inputs[name][0]}` are the same input.")
             inputs[name] = argument, rows(argument, values, depth)
-    counts = {len(row) for name in candidates for row in inputs[name][1]}
+    counts = {len(row) for name in candidates or () for row in inputs[name][1]}
     if len(counts) > 1:
         raise ValueError(
             f"`candidates` must have as many values in every column and request. Received: {sorted(counts)}"
         )
 
     lengths: list[int] = []
-    for name, values in history.items():
+    for name, values in (history or {}).items():
         argument = f"history[{name!r}]"
         behaviours = rows(argument, values, 1)
         found = [len(row) for row in behaviours]
         if lengths and found != lengths:
             raise ValueError(
                 "`history` must have one value per behaviour in every column. "
-                f"Received: {found} in `{argument}`, {lengths} in `history[{next(iter(history))!r}]`"
+                f"Received: {found} in `{argument}`, {lengths} in `history[{next(iter(history or ()))!r}]`"
             )
         lengths = found
         inputs[history_name(name)] = argument, _padded(behaviours, max(lengths, default=0))
@@ -132,7 +134,12 @@ def signature_arrays(inputs: Mapping[str, tuple[str, Any]], signature: Signature
     _check_equal("rows", rows, inputs)
     if lengths is None:
         return arrays
-    histories = [name for name, found in arrays.items() if name.startswith(prefix) and found.ndim == 2]
+    # A user state may have such a name, too, but is of a fixed size.
+    histories = [
+        name
+        for name, found in arrays.items()
+        if name.startswith(prefix) and found.ndim == 2 and (signature.inputs[name].shape or (None, None))[1] is None
+    ]
     behaviours = {name: arrays[name].shape[1] for name in histories}
     _check_equal("behaviours", behaviours, inputs)
     most = next(iter(behaviours.values()), None)

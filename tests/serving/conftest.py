@@ -238,8 +238,8 @@ def free_target() -> str:
 class FakeServer(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Answers as it is told, to see what a client makes of it. Inputs: item_id, history_item_id, history_length.
 
-    A candidate's probability is its item id + 1,000 times the version; its positions, distances and weights are its
-    item id, + 1 and + 2, once. `padding` candidates more are answered than asked for. Predict calls get the codes of
+    A candidate's probability is its item id + 1,000 times the version; what `explained` names is its item id plus the
+    number there, once. `padding` candidates more are answered than asked for. Predict calls get the codes of
     `failures` first, each once and with `details`, then the versions of `versions`, the last one for good. A call that
     asks for a version of `gone` gets NOT_FOUND.
     """
@@ -251,6 +251,7 @@ class FakeServer(prediction_service_pb2_grpc.PredictionServiceServicer):
         self.versions = [1]
         self.gone: set[int] = set()
         self.padding = 0
+        self.explained = {"positions": 0, "distances": 1, "weights": 2}
         self.seconds = 0.0
         self.fails_at_once = False
         self.metadata_seconds = 0.0
@@ -263,18 +264,13 @@ class FakeServer(prediction_service_pb2_grpc.PredictionServiceServicer):
     def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
         time.sleep(self.metadata_seconds)
         shape = {"unknown_rank": True}
-        tensors = {
-            name: meta_graph_pb2.TensorInfo(dtype=dtype, tensor_shape=shape)
-            for names, dtype in (
-                (("item_id", "history_item_id", "history_length", "positions", "distances"), tf.int64.as_datatype_enum),
-                (("probability", "weights"), tf.float32.as_datatype_enum),
-            )
-            for name in names
-        }
-        inputs = {name: tensors[name] for name in ("item_id", "history_item_id", "history_length")}
-        signature = meta_graph_pb2.SignatureDef(
-            inputs=inputs, outputs={name: info for name, info in tensors.items() if name not in inputs}
+        integer, real = (
+            meta_graph_pb2.TensorInfo(dtype=dtype.as_datatype_enum, tensor_shape=shape)
+            for dtype in (tf.int64, tf.float32)
         )
+        inputs = {name: integer for name in ("item_id", "history_item_id", "history_length")}
+        explained = {name: real if name.endswith("weights") else integer for name in self.explained}
+        signature = meta_graph_pb2.SignatureDef(inputs=inputs, outputs={"probability": real, **explained})
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         response.metadata["signature_def"].Pack(
             get_model_metadata_pb2.SignatureDefMap(signature_def={"rank": signature, "explain": signature})
@@ -307,11 +303,12 @@ class FakeServer(prediction_service_pb2_grpc.PredictionServiceServicer):
         item_id = tf.make_ndarray(request.inputs["item_id"])
         outputs = {
             "probability": (item_id + 1_000 * version).astype(np.float32),
-            "positions": item_id[..., None],
-            "distances": item_id[..., None] + 1,
-            "weights": (item_id[..., None] + 2).astype(np.float32),
+            **{
+                name: (item_id[..., None] + number).astype(np.float32 if name.endswith("weights") else np.int64)
+                for name, number in self.explained.items()
+            },
         }
-        for name in request.output_filter:
+        for name in request.output_filter or outputs:
             padding = [(0, 0), (0, self.padding), *[(0, 0)] * (outputs[name].ndim - 2)]
             response.outputs[name].CopyFrom(tf.make_tensor_proto(np.pad(outputs[name], padding)))
         return response

@@ -93,6 +93,7 @@ def test_explain_json_of_several_requests(run: Callable[..., Any]) -> None:
     }
     _, out, _ = run("explain", "--json", request=request)
     first, second = json.loads(out)["rankings"]
+    assert "others" not in first[0]
     assert [entry["item_id"] for entry in first] == ["a", "b"]
     best = {"position": 0, "item_id": "b", "category_id": 2, "rating": 1, "distance": 0, "weight": 1.0}
     assert second[0] == {
@@ -101,6 +102,29 @@ def test_explain_json_of_several_requests(run: Callable[..., Any]) -> None:
         "probability": pytest.approx(1.509),
         "retrieved": [best],  # the second place is empty: this user has one behaviour
     }
+
+
+def test_explain_units(fake: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A unit without scores, then one with scores of its own; item 1 is at position 1 + 0 or 1 - 1."""
+    fake.explained = {"positions": 0, "weights": 2, "recent_positions": -1, "recent_weights": 1, "recent_cosines": 5}
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps({"candidates": {"item_id": [1]}, "history": {"item_id": [7, 8]}}))
+    command = ["explain", "--target", fake.address, "--request", str(path)]
+    assert main([*command, "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["rankings"][0]
+    assert entry["retrieved"] == [{"position": 1, "item_id": 8, "weight": 3.0}]
+    assert entry["others"] == {"recent": [{"position": 0, "item_id": 7, "cosine": 6, "weight": 2.0}]}
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "1. rests on, by recent" in out
+    assert cells(out) == [
+        ["item_id", "probability"],
+        ["1", "1001.0000"],
+        ["position", "item_id", "weight"],
+        ["1", "8", "3.0000"],
+        ["position", "item_id", "cosine", "weight"],
+        ["0", "7", "6", "2.0000"],
+    ]
 
 
 def test_status(run: Callable[..., Any]) -> None:
@@ -294,14 +318,14 @@ def test_server_refuses(run: Callable[..., Any]) -> None:
     assert run("status", "--model_name", "no\npe")[2].count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["rank", "explain", "status", "metadata"])
+@pytest.mark.parametrize("command", ["rank", "explain", "user-state", "status", "metadata"])
 def test_help_has_examples(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
     examples = capsys.readouterr().out.partition("examples:")[2]
     assert f"  python -m serving.client {command}" in examples
-    assert ('"candidates": {"item_id": [260, 1193, 2571]}' in examples) == (command in ("rank", "explain"))
+    assert ('"candidates": {"item_id": [260, 1193, 2571]}' in examples) == (command not in ("status", "metadata"))
 
 
 @pytest.mark.e2e

@@ -131,7 +131,8 @@ def test_rank_no_candidates(client: RankingClient) -> None:
     explanation = client.explain(**changed(candidates={"item_id": [], "category_id": []}))
     assert explanation.probability.shape == (0,)
     assert (explanation.positions.shape, explanation.positions.dtype) == ((0, 2), np.int32)
-    assert (explanation.distances.shape, explanation.distances.dtype) == ((0, 2), np.int32)
+    assert explanation.scores is not None
+    assert (explanation.scores.shape, explanation.scores.dtype) == ((0, 2), np.int32)
     assert (explanation.weights.shape, explanation.weights.dtype) == ((0, 2), np.float32)
     several = client.explain(
         candidates={"item_id": [[], [], []], "category_id": [[], [], []]},
@@ -184,14 +185,82 @@ def test_explain(client: RankingClient) -> None:
     assert type(explanation) is Explanation
     np.testing.assert_allclose(explanation.probability, SCORES, rtol=1e-6)
     assert explanation.positions.tolist() == [[1, 0], [0, 1], [0, 2], [0, 1]]
-    assert explanation.distances.tolist() == [[0, 1], [1, 1], [0, 0], [1, 1]]
+    assert (explanation.score_name, explanation.score_label) == ("distances", "distance")
+    assert explanation.scores is not None
+    assert explanation.scores.tolist() == [[0, 1], [1, 1], [0, 0], [1, 1]]
     assert explanation.weights.tolist() == [[4, 5], [5, 4], [5, 2], [5, 4]]
+    assert explanation.others == {}
     assert explanation.order.tolist() == [2, 0, 3, 1]
 
 
 def test_explain_fewer_behaviours_than_retrieved(client: RankingClient) -> None:
     request = changed(history={"item_id": [20], "category_id": [2], "rating": [1.0]})
     assert client.explain(**request).positions.tolist() == [[0, -1]] * 4
+
+
+# Name of the scores, and what `positions`, `weights` and scores are beyond the item id. "" is the unit without prefix.
+Unit = tuple[str | None, list[int]]
+
+
+@pytest.mark.parametrize(
+    ("explained", "units"),
+    [
+        ({"positions": 0, "weights": 2}, {"": (None, [0, 2])}),
+        ({"positions": 0, "weights": 2, "inner_products": 5}, {"": ("inner_products", [0, 2, 5])}),
+        (
+            {"positions": 0, "weights": 2, "relevances": 4, "recent_positions": 6, "recent_weights": 7}
+            | {"recent_interest_positions": 8, "recent_interest_weights": 9, "recent_interest_cosines": 10},
+            {"": ("relevances", [0, 2, 4]), "recent": (None, [6, 7]), "recent_interest": ("cosines", [8, 9, 10])},
+        ),
+    ],
+)
+@pytest.mark.parametrize("items", [[5, 6, 8], []])
+def test_explain_every_unit(
+    fake: Any, ask: Ask, explained: dict[str, int], units: dict[str, Unit], items: list[int]
+) -> None:
+    """Whatever the scores are called and however many units attend, in one part or several."""
+    fake.explained = explained
+    explanation = ask(fake.address, "explain", fake_request(items), max_candidates=2)
+    assert explanation.probability.tolist() == scores(items)
+    assert {"", *explanation.others} == {*units}
+    for name, (score_name, numbers) in units.items():
+        unit = explanation.others[name] if name else explanation
+        assert unit.score_name == score_name
+        arrays = [unit.positions, unit.weights, *([] if score_name is None else [unit.scores])]
+        assert (unit.scores is None) == (score_name is None)
+        for array, number in zip(arrays, numbers, strict=True):
+            # The signature of the fake does not say how many behaviours there are.
+            assert array.tolist() == ([[item + number] for item in items] if items else [])
+
+
+@pytest.mark.parametrize(
+    ("explained", "message"),
+    [
+        ({}, "history_length, item_id. It does not give: positions, weights."),
+        ({"positions": 0}, "history_length, item_id. It does not give: weights."),
+        (
+            {"positions": 0, "weights": 2, "cosines": 1, "distances": 3},
+            "Signature 'explain' of model 'eta' gives one unit several scores: cosines, distances.",
+        ),
+    ],
+)
+def test_explain_refuses_outputs_that_it_can_not_read(
+    fake: Any, ask: Ask, explained: dict[str, int], message: str
+) -> None:
+    fake.explained = explained
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ask(fake.address, "explain", fake_request([5]))
+
+
+def test_explain_by_a_new_version_of_another_unit(fake: Any) -> None:
+    """What the client knew of the signature does not matter once another version has answered."""
+    with RankingClient(fake.address) as client:
+        assert client.explain(**fake_request([5])).score_name == "distances"
+        fake.explained = {"positions": 0, "weights": 2, "relevances": 4}
+        explanation = client.explain(**fake_request([5]))
+    assert explanation.score_name == "relevances"
+    assert explanation.scores is not None
+    assert explanation.scores.tolist() == [[9]]
 
 
 def test_predict_pointwise_and_examples(client: RankingClient) -> None:
@@ -478,7 +547,7 @@ def test_answers_are_cut_to_the_candidates(fake: Any, ask: Ask, max_candidates: 
     for method in ("rank", "explain"):
         answer = ask(fake.address, method, fake_request([5, 6, 8]), max_candidates=max_candidates)
         assert answer.probability.tolist() == scores([5, 6, 8])
-    assert answer.distances.tolist() == [[6], [7], [9]]
+    assert answer.scores.tolist() == [[6], [7], [9]]
     assert [len(part) for part in fake.candidates()] == [size for size in sizes for _ in range(2)]
 
 
@@ -570,7 +639,7 @@ def test_long_list_is_split_over_parallel_calls(fake: Any, ask: Ask, method: str
     assert answer.model_version == 1
     if method == "explain":
         assert answer.positions.tolist() == [[item] for item in items]
-        assert answer.distances.tolist() == [[item + 1] for item in items]
+        assert answer.scores.tolist() == [[item + 1] for item in items]
         assert answer.weights.tolist() == [[item + 2] for item in items]
 
 
@@ -768,7 +837,7 @@ def test_split_explanation_equals_the_whole(contract_servers: dict[str, str], as
     explanation = ask(contract_servers["int64"], "explain", REQUEST, max_candidates=3)
     np.testing.assert_allclose(explanation.probability, SCORES, rtol=1e-6)
     assert explanation.positions.tolist() == [[1, 0], [0, 1], [0, 2], [0, 1]]
-    assert explanation.distances.tolist() == [[0, 1], [1, 1], [0, 0], [1, 1]]
+    assert explanation.scores.tolist() == [[0, 1], [1, 1], [0, 0], [1, 1]]
     assert explanation.weights.tolist() == [[4, 5], [5, 4], [5, 2], [5, 4]]
 
 

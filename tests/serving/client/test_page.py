@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from serving.client.__main__ import main
-from serving.client.answers import Explanation
+from serving.client.answers import Attention, Explanation
 from serving.client.page import check_page_path, explanation_page, write_page
 
 NOW = 1_700_000_000
@@ -39,9 +39,19 @@ EXPLANATION = Explanation(
     probability=np.array([0.125, 0.5, 0.25, 0.25], np.float32),
     model_version=7,
     positions=np.array([[-1, -1], [0, 2], [2, 1], [1, -1]], np.int32),
-    distances=np.array([[-1, -1], [0, 8], [4, 2], [6, -1]], np.int32),
     weights=np.array([[0, 0], [0.25, 0.75], [0.625, 0.375], [1, 0]], np.float32),
+    scores=np.array([[-1, -1], [0, 8], [4, 2], [6, -1]], np.int32),
+    score_name="distances",
 )
+# A unit without scores, one with scores below 0.
+RECENT = Attention(np.array([[0], [0], [0], [0]], np.int32), np.array([[1], [0.5], [1], [1]], np.float32))
+PRODUCTS = Attention(
+    np.array([[1, 2], [1, 0], [2, -1], [0, 2]], np.int32),
+    np.array([[0.5, 0.5], [0.25, 0.75], [1, 0], [0, 1]], np.float32),
+    np.array([[-0.5, -0.25], [0.5, -0.125], [-0.25, 0], [0, 0.25]], np.float32),
+    "inner_products",
+)
+SEVERAL = dataclasses.replace(EXPLANATION, others={"recent_interest": RECENT, "inner": PRODUCTS})
 
 
 def page(explanation: Explanation = EXPLANATION, **changes: Any) -> str:
@@ -66,12 +76,24 @@ def test_data_is_best_first_and_without_padding() -> None:
     data = data_of(page())
     assert data["candidates"] == [["item_id", ["b", "c", "d", "a"]], ["price", [10, 100, 1, 9]]]
     assert data["scores"] == [0.5, 0.25, 0.25, 0.125]
-    assert data["retrieved"] == [[[0, 0, 0.25], [2, 8, 0.75]], [[2, 4, 0.625], [1, 2, 0.375]], [[1, 6, 1.0]], []]
+    retrieved = [[[0, 0, 0.25], [2, 8, 0.75]], [[2, 4, 0.625], [1, 2, 0.375]], [[1, 6, 1.0]], []]
+    assert data["units"] == [{"name": "", "score": "distance", "retrieved": retrieved}]
     assert data["behaviours"] == [["item_id", ["b", "x", "y"]], ["rating", [5, 4, 2]]]
     assert data["ages"] == [45, 273_659, 63_072_000]
     assert data["given"] == [["user_id", 5], ["timestamp", NOW], ["hour", 20]]
     assert (data["model"], data["version"], data["numBehaviours"]) == ("eta", 7, 3)
     assert data["made"] == "2026-03-01 12:05:09 UTC"
+
+
+def test_data_of_several_units() -> None:
+    data = data_of(page(SEVERAL))
+    assert [(unit["name"], unit["score"]) for unit in data["units"]] == [
+        ("", "distance"),
+        ("recent_interest", None),
+        ("inner", "inner_product"),
+    ]
+    assert data["units"][1]["retrieved"] == [[[0, None, 0.5]], [[0, None, 1.0]], [[0, None, 1.0]], [[0, None, 1.0]]]
+    assert data["units"][2]["retrieved"][:2] == [[[1, 0.5, 0.25], [0, -0.125, 0.75]], [[2, -0.25, 1.0]]]
 
 
 def test_timestamps_without_the_time_of_the_request_stay_as_they_are() -> None:
@@ -140,8 +162,15 @@ def test_page_names_no_address() -> None:
             "`history` must have every behaviour that `explanation` has positions of. "
             "Received: 2 behaviours, position 2",
         ),
+        (
+            dataclasses.replace(
+                EXPLANATION, others={"inner": dataclasses.replace(PRODUCTS, positions=3 + RECENT.positions)}
+            ),
+            {},
+            "Received: 3 behaviours, position 3",
+        ),
     ],
-    ids=["several requests", "candidates", "history", "positions"],
+    ids=["several requests", "candidates", "history", "positions", "positions of another unit"],
 )
 def test_page_refuses_what_does_not_fit(explanation: Explanation, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -233,7 +262,7 @@ def test_explain_html(explain: Callable[..., tuple[int, str, str]], tmp_path: Pa
     assert data["given"] == [["user_id", 8], ["hour", 20]]
     assert data["candidates"] == [["item_id", ["c", "a", "b"]], ["category_id", [3, 1, 2]]]
     assert data["scores"] == pytest.approx([8.208, 4.708, 0.208])
-    assert data["retrieved"][0] == [[0, 0, 5.0], [2, 0, 2.0]]
+    assert data["units"][0]["retrieved"][0] == [[0, 0, 5.0], [2, 0, 2.0]]
     made = datetime.datetime.strptime(data["made"], "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=datetime.timezone.utc)
     assert abs((datetime.datetime.now(datetime.timezone.utc) - made).total_seconds()) < 60
 
@@ -477,12 +506,12 @@ def test_bars_are_as_long_as_what_they_stand_for(show: Callable[..., Browser]) -
 
     assert widths("#candidates .score .fill") == pytest.approx([1, 0.5, 0.5, 0.25], abs=0.01)
     # The largest distance in the request is 8; the largest weight 1, that of another candidate.
-    assert widths("#behaviours .distance .fill") == pytest.approx([1, 0], abs=0.01)
+    assert widths("#behaviours .retrieval .fill") == pytest.approx([1, 0], abs=0.01)
     assert widths("#behaviours .weight .fill") == pytest.approx([0.75, 0.25], abs=0.01)
     ticks = "[...document.querySelectorAll('#ticks i')].map(({ style }) => [style.left, style.height])"
     assert browser.get(ticks) == [["0%", "25%"], ["100%", "75%"]]
     one = np.ones((1, 1), int)
-    alone = Explanation(np.ones(1, np.float32), 7, 0 * one, one, one.astype(np.float32))
+    alone = Explanation(np.ones(1, np.float32), 7, 0 * one, one.astype(np.float32))
     browser = show(page(alone, candidates={"item_id": [3]}, history={"item_id": [3]}))
     assert browser.get(ticks) == [["0%", "100%"]]
 
@@ -535,6 +564,40 @@ def test_click_selects_a_candidate(show: Callable[..., Browser]) -> None:
 
 
 @needs_chromium
+def test_choosing_another_unit(show: Callable[..., Browser]) -> None:
+    """Its score has its own name, its own scale and its own digits; the candidate stays selected."""
+    assert show(page()).texts("#choice") == []
+    browser = show(page(SEVERAL))
+    assert browser.get("[...document.getElementById('unit').options].map(({ text }) => text)") == [
+        "the last",
+        "recent_interest",
+        "inner",
+    ]
+
+    def choose(index: int) -> list[list[str]]:
+        browser.get(
+            f"(() => {{ const unit = document.getElementById('unit'); unit.selectedIndex = {index};"
+            "unit.dispatchEvent(new Event('change')); })()"
+        )
+        return browser.rows("behaviours")
+
+    browser.click("candidates", "c")
+    assert choose(1) == [["0", "1.000", "45 s", "b", "5"]]
+    assert browser.texts("#behaviours th") == ["position", "weight", "age", "item_id", "rating"]
+    assert choose(2) == [["2", "1.000", "-0.2500", "2 y", "y", "2"]]
+    assert browser.texts("#behaviours th") == ["position", "weight", "inner_product", "age", "item_id", "rating"]
+    assert browser.texts("#selected") == ["item_id c"]
+    browser.click("candidates", "b")
+    assert browser.rows("behaviours") == [
+        ["0", "0.750", "-0.1250", "45 s", "b", "5"],
+        ["1", "0.250", "0.5000", "3 d 4 h", "x", "4"],
+    ]
+    fills = "[...document.querySelectorAll('#behaviours .retrieval .fill')].map(({ style }) => style.width)"
+    assert browser.get(fills) == ["0%", "100%"]
+    assert choose(0) == [["2", "0.750", "8", "2 y", "y", "2"], ["0", "0.250", "0", "45 s", "b", "5"]]
+
+
+@needs_chromium
 def test_keyboard_sorts_and_selects(show: Callable[..., Browser]) -> None:
     browser = show(page())
     for _ in range(3):
@@ -573,11 +636,11 @@ def test_ages_read_well(show: Callable[..., Browser], seconds: int, text: str) -
 @needs_chromium
 def test_request_without_candidates_or_behaviours(show: Callable[..., Browser]) -> None:
     none = np.zeros((0, 2))
-    nothing = Explanation(np.zeros(0, np.float32), 7, none.astype(int), none, none)
+    nothing = Explanation(np.zeros(0, np.float32), 7, none.astype(int), none)
     browser = show(page(nothing, candidates={"item_id": []}, history={}, context=None))
     assert browser.texts("p.empty") == ["The request had no candidates."]
     assert browser.get("document.getElementById('detail').checkVisibility()") is False
-    alone = Explanation(np.ones(1, np.float32), 7, np.full((1, 2), -1), np.full((1, 2), -1), np.zeros((1, 2)))
+    alone = Explanation(np.ones(1, np.float32), 7, np.full((1, 2), -1), np.zeros((1, 2)))
     browser = show(page(alone, candidates={"item_id": [3]}, history={"item_id": [], "timestamp": []}))
     assert browser.rows("candidates") == [["1", "1.000", "3"]]
     assert browser.texts("#detail .empty") == ["No behaviour was retrieved for this candidate."]

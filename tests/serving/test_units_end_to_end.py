@@ -1,0 +1,265 @@
+"""Every interest unit from a raw log to an answer over gRPC: trained, exported, served, and asked by the client.
+
+The units are those of `tests.interest.test_units.UNITS`, one row per class: a class that has a row there is tried here.
+Those whose states are of one kind share a ranker, since most of the time goes into training and loading rankers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
+
+from keras_eta import Age, Feature, FeatureLookup, Features, Ranker, interest
+from keras_eta.datasets import Interactions, taobao
+from keras_eta.datasets.impressions import Impressions
+from keras_eta.export import export_model
+from keras_eta.export.examples import make_example
+from keras_eta.features import HISTORY_LENGTH
+from keras_eta.interest import AttentionUnit, InterestUnit, TopKUnit
+from keras_eta.models.ranker import Scores
+from serving.client import Attention, RankingClient, UserState
+from serving.process import ServerProcess
+from tests.interest.test_units import UNITS
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+
+FEATURES = Features(
+    item_id=Feature("item_id", embedding_dim=8),
+    item_attributes=(Feature("category_id", embedding_dim=4),),
+    behaviour_attributes=(Feature("action", "string", embedding_dim=3),),
+    user=(Feature("user_id", embedding_dim=4),),
+    age=Age((60, 3_600, 86_400), embedding_dim=3),
+    max_history_length=12,
+)
+HISTORY = FEATURES.history_names
+NUM_USERS, NUM_CATEGORIES, ITEMS_PER_CATEGORY = 120, 10, 6
+CANDIDATES = 5
+TOLERANCE = 1e-5
+# The last row of each class, whose unit has the most to export: snapshots, tables of its own.
+ROWS = {type(make()): name for name, (make, _) in UNITS.items()}.values()
+
+
+Arrays = dict[str, np.ndarray]
+
+
+class Served(NamedTuple):
+    """What answers to one row of `UNITS`.
+
+    Attributes:
+        model: the ranker, as it was exported.
+        unit: the unit in it.
+        address: of the server.
+        model_name: of the ranker on the server.
+    """
+
+    model: Ranker
+    unit: InterestUnit
+    address: str
+    model_name: str
+
+
+def write_log(path: Path) -> None:
+    """A log in the form of Taobao's: users have 0 to 20 behaviours beyond one, mostly of items of two categories."""
+    rng = np.random.default_rng(5)
+    lines = []
+    for user in range(1, NUM_USERS + 1):
+        liked = rng.choice(NUM_CATEGORIES, 2)
+        for _ in range(1 + rng.integers(0, 21)):
+            category = rng.choice(liked) if rng.random() < 0.7 else rng.integers(NUM_CATEGORIES)
+            item = 100 + category * ITEMS_PER_CATEGORY + rng.integers(ITEMS_PER_CATEGORY)
+            moment = rng.integers(taobao.FIRST_TIMESTAMP, taobao.END_TIMESTAMP)
+            lines.append(f"{user},{item},{category},{rng.choice(taobao.ACTIONS)},{moment}\n")
+    path.write_text("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Interactions:
+    path = tmp_path_factory.mktemp("log") / "UserBehavior.csv"
+    write_log(path)
+    return taobao.load(path)
+
+
+@pytest.fixture(scope="module")
+def impressions(log: Interactions) -> Impressions:
+    return taobao.paper_impressions(log, num_positives=2)
+
+
+@pytest.fixture(scope="module")
+def served(
+    log: Interactions, impressions: Impressions, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Served]]:
+    """By the name of the row of `UNITS`; one server process of all rankers."""
+    folder = tmp_path_factory.mktemp("units")
+    lookup = FeatureLookup(FEATURES)
+    lookup.adapt({name: log[name] for name in ("user_id", "item_id", "category_id", "action")})
+    dataset = impressions.to_dataset(FEATURES, 128, lookup=lookup).cache()
+    kinds: dict[Any, dict[str, InterestUnit]] = defaultdict(dict)
+    for name in ROWS:
+        unit = UNITS[name][0]()
+        kinds[bool(unit.state_names), unit.updates_state][name] = unit
+    rankers: dict[str, tuple[Ranker, InterestUnit, str]] = {}
+    config = model_server_config_pb2.ModelServerConfig()
+    for number, units in enumerate(kinds.values()):
+        tf.keras.utils.set_random_seed(number)
+        model = Ranker(lookup=lookup, interests=list(units.values()), hidden_units=(6,))
+        model.compile()
+        model.fit(dataset, verbose=0)
+        base_path = export_model(model, folder / f"ranker_{number}").parent
+        config.model_config_list.config.add(name=base_path.name, base_path=str(base_path), model_platform="tensorflow")
+        rankers |= {name: (model, unit, base_path.name) for name, unit in units.items()}
+    (folder / "models.config").write_text(text_format.MessageToString(config))
+    with ServerProcess("--model_config_file", str(folder / "models.config"), log=folder / "server.log") as server:
+        yield {name: Served(model, unit, server.address, base) for name, (model, unit, base) in rankers.items()}
+
+
+@pytest.fixture(scope="module")
+def rows(impressions: Impressions) -> Arrays:
+    """Raw columns of users with as many behaviours as a model reads, none, one and five, and candidates [R, C]."""
+    inputs, _ = next(iter(impressions.to_dataset(FEATURES, len(impressions))))
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    lengths = arrays[HISTORY_LENGTH]
+    chosen = [np.flatnonzero(lengths == length)[0] for length in (FEATURES.max_history_length, 0, 1, 5)]
+    arrays = {name: array[chosen] for name, array in arrays.items()}
+    items = arrays["item_id"][:, np.newaxis] + np.arange(CANDIDATES) * 7
+    return arrays | {"item_id": items, "category_id": (items - 100) // ITEMS_PER_CATEGORY}
+
+
+def behaviours(rows: Arrays, start: int, end: int | None = None) -> Arrays:
+    """The columns of the history alone, of the behaviours from `start`, the most recent being 0, to `end`."""
+    columns = {name: x[:, start:end] for name, x in rows.items() if name in HISTORY}
+    lengths = np.clip(rows[HISTORY_LENGTH] - start, 0, next(iter(columns.values())).shape[1])
+    return {**columns, HISTORY_LENGTH: lengths, "timestamp": rows["timestamp"]}
+
+
+def history_of(columns: Arrays) -> dict[str, Any]:
+    """The history as a caller of the client has it."""
+    lengths = columns[HISTORY_LENGTH]
+    return {
+        name.removeprefix("history_"): [row[:length].tolist() for row, length in zip(x, lengths, strict=True)]
+        for name, x in columns.items()
+        if name in HISTORY
+    }
+
+
+def encoded(model: Ranker, columns: Arrays) -> dict[str, tf.Tensor]:
+    """Raw columns as the methods of a ranker take them; where there are no users and candidates, of id 0 and none."""
+    assert model.lookup is not None
+    size = len(columns[HISTORY_LENGTH])
+    absent = {
+        "user_id": np.zeros(size, int),
+        "item_id": np.zeros([size, 0], int),
+        "category_id": np.zeros([size, 0], int),
+    }
+    return model.lookup({name: tf.constant(x) for name, x in {**absent, **columns}.items()})
+
+
+def test_every_unit_has_a_row() -> None:
+    """Each class in a file of `keras_eta.interest` that a ranker can use."""
+    for module in pkgutil.iter_modules(interest.__path__, f"{interest.__name__}."):
+        importlib.import_module(module.name)
+    classes, known = [InterestUnit], set()
+    for unit in classes:
+        classes += unit.__subclasses__()
+        known |= {unit} if unit.__module__.startswith(interest.__name__) else set()
+    assert known - {InterestUnit, AttentionUnit, TopKUnit} <= {type(make()) for make, _ in UNITS.values()}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_unit_over_grpc(served: dict[str, Served], rows: Arrays, name: str) -> None:
+    model, unit, address, model_name = served[name]
+    scores = model.score(encoded(model, rows))
+    expected = tf.sigmoid(scores.logits).numpy()
+    assert expected.std() > 1e-3
+    candidates = {column: rows[column] for column in ("item_id", "category_id")}
+    users = {"user": {"user_id": rows["user_id"]}, "context": {"timestamp": rows["timestamp"]}}
+    request = {"candidates": candidates, "history": history_of(rows), **users}
+    # All candidates of all users in one call, and in parts.
+    for limits in ({}, {"max_candidates": 3, "max_rows": 2}):
+        with RankingClient(address, model_name, timeout=60, **limits) as client:
+            np.testing.assert_allclose(client.rank(**request).probability, expected, atol=TOLERANCE)
+            check_explanation(client, request, model, unit, scores)
+            check_states(client, request, model, rows, expected)
+    with RankingClient(address, model_name, timeout=60) as client:
+        check_examples(client, rows, expected)
+
+
+def check_explanation(
+    client: RankingClient, request: dict[str, Any], model: Ranker, unit: InterestUnit, scores: Scores
+) -> None:
+    if not unit.explains:
+        with pytest.raises(ValueError, match="has no signature 'explain'"):
+            client.explain(**request)
+        return
+    explanation = client.explain(**request)
+    np.testing.assert_allclose(explanation.probability, tf.sigmoid(scores.logits), atol=TOLERANCE)
+    assert {*explanation.others} == {other.name for other in model.interests[:-1]}
+    attention: Attention = explanation if unit is model.interests[-1] else explanation.others[unit.name]
+    assert attention.score_name == unit.score_name
+    retrieved: Any = scores.interests[unit.name].retrieved
+    weights = tf.reduce_mean(scores.interests[unit.name].weights, axis=2).numpy()
+    mask, positions = retrieved.mask.numpy(), retrieved.positions.numpy()
+    assert attention.positions.shape == mask.shape
+    for place in np.ndindex(*mask.shape[:2]):
+        real = mask[place]
+        found = dict(zip(attention.positions[place].tolist(), range(len(real)), strict=True))
+        assert found.keys() - {-1} == {*positions[place][real].tolist()}
+        order = [found[position] for position in positions[place][real].tolist()]
+        np.testing.assert_allclose(attention.weights[place][order], weights[place][real], atol=TOLERANCE)
+        assert not np.delete(attention.weights[place], order).any()
+        if attention.scores is not None:
+            own = retrieved.scores.numpy()[place][real]
+            np.testing.assert_allclose(attention.scores[place][order], own, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def check_states(
+    client: RankingClient, request: dict[str, Any], model: Ranker, rows: Arrays, expected: np.ndarray
+) -> None:
+    context = request["context"]
+    if not model.interests[0].state_names:
+        with pytest.raises(ValueError, match="has no signature 'user_state'"):
+            client.user_state(request["history"], context)
+        return
+    state = client.user_state(request["history"], context)
+    check_arrays(state, model.user_state(encoded(model, behaviours(rows, 0))))
+    ranking = client.rank_from_state(request["candidates"], state, request["user"])
+    np.testing.assert_allclose(ranking.probability, expected, atol=TOLERANCE)
+    older, newer = behaviours(rows, 2), behaviours(rows, 0, 2)
+    before = client.user_state(history_of(older), context)
+    if not all(unit.updates_state for unit in model.interests):
+        with pytest.raises(ValueError, match="has no signature 'update_state'"):
+            client.update_state(before, history_of(newer), context)
+        return
+    tensors = {name: tf.constant(array) for name, array in before.arrays.items()}
+    after = client.update_state(before, history_of(newer), context)
+    check_arrays(after, model.update_state(tensors, encoded(model, newer)))
+
+
+def check_arrays(state: UserState, expected: dict[str, tf.Tensor]) -> None:
+    assert {*state.arrays} == {*expected}
+    for name, array in state.arrays.items():
+        np.testing.assert_allclose(array, expected[name], atol=TOLERANCE, err_msg=name)
+
+
+def check_examples(client: RankingClient, rows: Arrays, expected: np.ndarray) -> None:
+    """The first candidate of each user as a tf.Example."""
+    history = history_of(rows)
+    examples = []
+    for row in range(len(expected)):
+        columns = {name: rows[name][row] for name in ("user_id", "timestamp")}
+        columns |= {name: rows[name][row, 0] for name in ("item_id", "category_id")}
+        columns |= {f"history_{name}": values[row] for name, values in history.items()}
+        dtypes = {name: object if name == "history_action" else np.int64 for name in columns}
+        example = make_example({name: np.atleast_1d(np.array(x, dtypes[name])) for name, x in columns.items()})
+        examples.append(example.SerializeToString())
+    outputs = client.predict({"examples": examples}, "examples")
+    np.testing.assert_allclose(outputs["probability"], expected[:, 0], atol=TOLERANCE)
