@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,13 @@ import pytest
 import tensorflow as tf
 from tfx import v1 as tfx
 
-from keras_eta import ETA, Age, Feature, FeatureLookup, Features, ops
+from keras_eta import Age, Feature, Features, Ranker, ops
 from keras_eta.export import export_model
+from keras_eta.interest import InterestUnit
 from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transform, serialized
-from tfx_pipeline.config import Model, PipelineConfig, Training
+from tfx_pipeline.config import ETAUnits, Model, PipelineConfig, Training
 from tfx_pipeline.layouts import Label, Layout
+from tfx_pipeline.ranker import make_ranker
 from tfx_pipeline.schema import make_schema
 from tfx_pipeline.training import trainer
 from tfx_pipeline.training.batches import transformed_batches
@@ -35,7 +38,8 @@ FEATURES = Features(
     age=Age((60, 3600), embedding_dim=2),
     max_history_length=6,
 )
-MODEL = Model(top_k=2, num_bits=16, short_history_length=2, num_heads=1, hidden_units=(8,))
+UNITS = ETAUnits(top_k=2, num_bits=16, short_history_length=2, num_heads=1)
+MODEL = Model(UNITS.make(), hidden_units=(8,))
 
 
 def make_impressions(count: int, first: int, seed: int) -> list[Impression]:
@@ -112,7 +116,7 @@ def make_fn_args(data: Path, output: Path, config: PipelineConfig, **changes: An
 class Trained(NamedTuple):
     config: PipelineConfig
     output: Path
-    model: ETA
+    model: Ranker
     report: dict[str, Any]
 
     @property
@@ -132,11 +136,11 @@ def trained(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return train(data, tmp_path_factory.mktemp("trained"))
 
 
-def weights(model: ETA) -> list[np.ndarray]:
+def weights(model: Ranker) -> list[np.ndarray]:
     return [variable.numpy() for variable in (*model.embedding_variables(), *model.dense_variables())]
 
 
-def assert_exact_fingerprints(model: ETA) -> None:
+def assert_exact_fingerprints(model: Ranker) -> None:
     layer = model.embeddings["item_id"]
     np.testing.assert_array_equal(layer.fingerprints_table, ops.simhash(layer.embeddings, layer.hash.planes))
 
@@ -230,7 +234,7 @@ def test_training_goes_on_after_a_kill_as_if_nothing_had_happened(
 def test_a_failed_export_leaves_nothing_and_the_next_execution_does_not_train_again(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full_disk(model: ETA, base: Path, version: int) -> None:
+    def full_disk(model: Ranker, base: Path, version: int) -> None:
         (base / "1").mkdir(parents=True)
         raise OSError(28, "No space left on device")
 
@@ -240,7 +244,7 @@ def test_a_failed_export_leaves_nothing_and_the_next_execution_does_not_train_ag
         with pytest.raises(OSError, match="No space left on device"):
             run_fn(fn_args)
     assert list((tmp_path / "model").iterdir()) == []
-    monkeypatch.setattr(ETA, "fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(Ranker, "fit", lambda *_, **__: pytest.fail("trained again"))
     again = train(data, tmp_path, fn_args)
     assert (again.served / "saved_model.pb").is_file()
     assert again.report["steps"] == again.report["resumed_at_step"] == 3
@@ -268,7 +272,7 @@ def test_a_part_without_impressions_is_refused(data: Data, tmp_path: Path, part:
 
 
 def test_a_loss_that_is_not_finite_is_refused(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ETA, "fit", lambda *_, **__: types.SimpleNamespace(history={"loss": [np.nan]}))
+    monkeypatch.setattr(Ranker, "fit", lambda *_, **__: types.SimpleNamespace(history={"loss": [np.nan]}))
     with pytest.raises(FloatingPointError, match=r"The loss is not finite in epoch 1\. Lower the learning rates"):
         run_fn(make_fn_args(data.directory, tmp_path, make_config(tmp_path)))
     assert not (tmp_path / "model").exists()
@@ -283,16 +287,16 @@ def test_a_model_reaches_remote_file_systems_whole(trained: Trained) -> None:
 
 
 def make_model(
-    ids: list[int], users: list[bytes], features: Features = FEATURES, planes_period: int = 1, **changes: Any
+    ids: list[int],
+    users: list[bytes],
+    features: Features = FEATURES,
+    hidden_units: tuple[int, ...] = (8,),
+    interests: Sequence[InterestUnit] = (),
+    **changes: Any,
 ) -> Any:
-    lookup = FeatureLookup(features)
-    lookup.set_vocabulary("item_id", ids)
-    lookup.set_vocabulary("user_id", np.array(users, object))
-    lookup.set_vocabulary("liked", [0, 1])
-    arguments = dataclasses.asdict(dataclasses.replace(MODEL, **changes))
-    model = ETA(lookup=lookup, planes_period=planes_period, **arguments)
-    model.build()
-    return model
+    units = interests or dataclasses.replace(UNITS, **changes).make()
+    vocabularies = {"item_id": ids, "user_id": np.array(users, object), "liked": [0, 1]}
+    return make_ranker(Model(units, hidden_units), features, vocabularies)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
