@@ -25,6 +25,7 @@ from keras_eta.export import export_model
 from keras_eta.features import scope_name
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.ranker import make_ranker
+from tfx_pipeline.training.accumulators import save_accumulators
 from tfx_pipeline.training.backups import MONITORED, Backups, Progress, State
 from tfx_pipeline.training.batches import Part, measure, transformed_batches
 from tfx_pipeline.training.warm_start import warm_start
@@ -211,7 +212,7 @@ def _fingerprint(fn_args: Any, config: PipelineConfig) -> str:
 
 
 def _publish(model: Ranker, serving_model_dir: str, model_name: str) -> None:
-    """Exports the model to a directory, which appears when it is whole."""
+    """Exports the model, with its accumulators, to a directory, which appears when it is whole."""
     remote = "://" in serving_model_dir
     if remote:
         workspace = Path(tempfile.mkdtemp())
@@ -222,6 +223,7 @@ def _publish(model: Ranker, serving_model_dir: str, model_name: str) -> None:
     try:
         # The name goes into the warm-up requests.
         exported = export_model(model, workspace / model_name, version=1)
+        save_accumulators(model, exported)
         if remote:
             _copy(exported, serving_model_dir)
         else:

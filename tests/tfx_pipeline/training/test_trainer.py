@@ -26,6 +26,7 @@ from tfx_pipeline.layouts import Label, Layout
 from tfx_pipeline.ranker import make_ranker
 from tfx_pipeline.schema import make_schema
 from tfx_pipeline.training import trainer
+from tfx_pipeline.training.accumulators import accumulators
 from tfx_pipeline.training.batches import transformed_batches
 from tfx_pipeline.training.trainer import TRAINING_REPORT, load_trained_model, run_fn
 from tfx_pipeline.training.warm_start import warm_start
@@ -159,6 +160,7 @@ def test_served_scores_equal_the_trained_model_on_transformed_impressions(data: 
 def test_outputs_are_whole_and_nothing_is_left_behind(trained: Trained) -> None:
     assert (trained.served / "saved_model.pb").is_file()
     assert (trained.served / "assets.extra" / "features.json").is_file()
+    assert (trained.served / "assets.extra" / "adagrad.index").is_file()
     assert (trained.served / "assets.extra" / "tf_serving_warmup_requests").is_file()
     assert [path.name for path in trained.served.parent.iterdir()] == ["Format-Serving"]
     assert list((trained.output / "checkpoints").iterdir()) == []
@@ -429,4 +431,8 @@ def test_training_starts_from_the_latest_served_version(data: Data, trained: Tra
     finally:
         (tmp_path / "served" / "4").rename(trained.served)
     assert warm.report["base_version"] == 4
+    # Users' vocabularies are the same, and accumulators only grow.
+    ours, theirs = (accumulators(x.model)["embeddings/user_id/embeddings:0"].numpy() for x in (warm, trained))
+    assert (ours >= theirs).all()
+    assert theirs.max() > 0.11
     assert warm.report["history"]["log_loss"][0] < trained.report["history"]["log_loss"][0] - 0.03
