@@ -11,6 +11,7 @@ import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 
+from keras_eta.export.examples import LISTS
 from keras_eta.features import HISTORY_TIMESTAMP, LABEL, TIMESTAMP, history_name
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, history_bucket
 from tfx_pipeline.ingestion.interactions import CountingDoFn, Interaction, Scalar, UserId, value_dtype, value_names
@@ -141,9 +142,9 @@ class MakeExamples(CountingDoFn):
     def process(self, log: UserLog, cuts: Cuts) -> Iterator[beam.pvalue.TaggedOutput]:
         timestamps, ends, labels = (column.tolist() for column in (log.timestamps, log.ends, log.labels))
         row = [(name, kind, log.values[index]) for name, kind, index in self._row]
-        row += [(TIMESTAMP, "int64_list", timestamps), (LABEL, "int64_list", labels)]
+        row += [(TIMESTAMP, LISTS["int64"], timestamps), (LABEL, LISTS["int64"], labels)]
         history = [(name, kind, log.values[index][::-1]) for name, kind, index in self._history]
-        history.append((HISTORY_TIMESTAMP, "int64_list", timestamps[::-1]))
+        history.append((HISTORY_TIMESTAMP, LISTS["int64"], timestamps[::-1]))
 
         def serialize(position: int) -> bytes:
             example = tf.train.Example()
@@ -181,7 +182,7 @@ def _packed(examples: Sequence[bytes]) -> bytes:
     return tf.train.BytesList(value=examples).SerializeToString()
 
 
-_KINDS = {int: "int64_list", float: "float_list", bytes: "bytes_list"}
+_KINDS = {int: LISTS["int64"], float: LISTS["float32"], bytes: LISTS["string"]}
 
 
 def _column(layout: Layout, names: Sequence[str], name: str, output_name: str) -> tuple[str, str, int]:

@@ -136,8 +136,10 @@ def _fit(
             seed=training.seed + state.epoch,
             skip=state.step,
         )
+        remaining = num_steps - state.step
         logs = model.fit(
-            batches.take(num_steps - state.step),
+            # Where the end comes unexpected, Keras counts one more step, of no batch, which Adam's corrections read.
+            batches.take(remaining).apply(tf.data.experimental.assert_cardinality(remaining)),
             validation_data=validation_batches,
             initial_epoch=state.epoch,
             epochs=state.epoch + 1,

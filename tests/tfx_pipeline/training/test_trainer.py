@@ -19,8 +19,10 @@ from tfx import v1 as tfx
 
 from keras_eta import Age, Feature, Features, Ranker, ops
 from keras_eta.export import export_model
-from keras_eta.interest import InterestUnit
+from keras_eta.interest import MIMN, SDIM, TWIN, InterestUnit, RecentInterest, SIMSoft
 from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transform, serialized
+from tfx_pipeline.components.infra_validator import check_signatures, serving_requests
+from tfx_pipeline.components.model_server import ModelServer
 from tfx_pipeline.config import ETAUnits, Model, PipelineConfig, Training
 from tfx_pipeline.layouts import Label, Layout
 from tfx_pipeline.ranker import make_ranker
@@ -81,7 +83,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     return Data(directory, validation)
 
 
-def make_config(output: Path, **training: Any) -> PipelineConfig:
+def make_config(output: Path, model: Model = MODEL, **training: Any) -> PipelineConfig:
     training = {
         "batch_size": 32,
         "epochs": 3,
@@ -96,7 +98,7 @@ def make_config(output: Path, **training: Any) -> PipelineConfig:
         schema="",
         output=str(output),
         serving_dir=str(output / "served"),
-        model=MODEL,
+        model=model,
         training=Training(**training),
     )
 
@@ -190,6 +192,44 @@ def test_training_stops_early_and_keeps_the_best_epoch(data: Data, tmp_path: Pat
     assert len(aucs) == best + 1 + 2 < 30
     validation = transformed_batches([str(data.directory / "validation" / "*")], FEATURES, 32)
     assert overfit.model.evaluate(validation, return_dict=True, verbose=0)["auc"] == pytest.approx(aucs[best], abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("interests", "explained", "states"),
+    [
+        (
+            [RecentInterest(2), SDIM(), SIMSoft(2, index_period=2)],
+            {"positions", "weights", "inner_products", "recent_interest_positions", "recent_interest_weights"},
+            ["rank_from_state", "user_state"],
+        ),
+        (
+            [MIMN(max_length=6, own_embeddings=True), TWIN(2, projected_table=True)],
+            {"positions", "weights", "relevances"},
+            ["rank_from_state", "update_state", "user_state"],
+        ),
+    ],
+)
+def test_any_units_are_trained_exported_and_pass_the_infra_validator(
+    data: Data, tmp_path: Path, interests: list[Any], explained: set[str], states: list[str]
+) -> None:
+    units = [json.dumps(tf.keras.utils.serialize_keras_object(unit)) for unit in interests]
+    config = make_config(tmp_path, Model(units, hidden_units=(8,)), epochs=1)  # type: ignore[arg-type]
+    run_fn(make_fn_args(data.directory, tmp_path, config, train_steps=3))
+    model = load_trained_model(str(tmp_path / "model_run"), str(data.directory / "graph"), config)
+    assert [type(unit) for unit in model.interests] == [type(unit) for unit in interests]
+    assert model.optimizer.optimizers[0].iterations.numpy() == 3
+    requests = serving_requests([serialized(row, FEATURES) for row in data.validation[:4]], FEATURES)
+    with ModelServer(tmp_path / "model" / "Format-Serving", loading_seconds=200, request_seconds=60) as server:
+        signatures = server.signatures()
+        assert list(signatures) == sorted(["examples", "explain", "rank", "serving_default", *states])
+        assert set(signatures["explain"].outputs) == {"probability", *explained}
+        check_signatures(server, requests)
+        served = server.predict("serving_default", requests["serving_default"])["probability"]
+    columns = raw_columns(data.validation[:4], FEATURES)
+    assert model.lookup is not None
+    encoded = model.lookup({name: tf.constant(x) for name, x in columns.items()})
+    np.testing.assert_allclose(served, tf.sigmoid(model(encoded)), atol=1e-5)
 
 
 KILLED = """
