@@ -5,8 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 from typing import Any
 
+import tensorflow as tf
+
+from keras_eta.interest import ETAInterest, InterestUnit, RecentInterest
+from keras_eta.models.mlp import check_activation
 from keras_eta.validation import (
     check_hidden_units,
     check_integers_from_zero,
@@ -25,23 +30,30 @@ HISTORY_BUCKETS = ("0-9", "10-49", "50-199", "200+")
 HISTORY_BUCKET_STARTS = (0, 10, 50, 200)
 
 
+def _option(default: Any, meaning: str, **argument: Any) -> Any:
+    """A field that is a flag: its default, its meaning, and what argparse can't tell from the default."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "argument": argument})
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A split by time: train, then validation, then eval.
-
-    Args:
-        fractions: shares of the impressions, by time, in train, validation and eval. Not read where dates are given.
-        validation_from: timestamp of the first validation impression, in the log's units.
-        eval_from: timestamp of the first eval impression.
+    """A split by time: train, then validation, then eval. Dates, where given, take the place of fractions.
 
     Raises:
         ValueError: if the fractions are not three positive numbers that add up to 1, or one date is no integer, missing
             or late.
     """
 
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    validation_from: int | None = None
-    eval_from: int | None = None
+    fractions: tuple[float, float, float] = _option(
+        (0.8, 0.1, 0.1),
+        "shares of the impressions, by time",
+        nargs=3,
+        metavar=("TRAIN", "VALIDATION", "EVAL"),
+    )
+    validation_from: int | None = _option(
+        None, "split by dates instead: timestamp of the first validation impression", type=int, metavar="TIME"
+    )
+    eval_from: int | None = _option(None, "timestamp of the first eval impression", type=int, metavar="TIME")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fractions", tuple(self.fractions))
@@ -64,52 +76,97 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """Arguments of `keras_eta.ETA`.
+class ETAUnits:
+    """Arguments of the default interest units, those of `keras_eta.ETA`.
 
     Raises:
         ValueError: if a number is out of its range.
     """
 
-    top_k: int = 48
-    num_bits: int = 64
-    similarity_bias: bool = True
-    trainable_planes: bool = True
-    short_history_length: int = 16
-    num_heads: int = 2
-    hidden_units: tuple[int, ...] = (128, 64)
-    cross_layers: int = 0
+    top_k: int = _option(48, "behaviours retrieved per candidate", metavar="K")
+    num_bits: int = _option(64, "bits of a fingerprint", metavar="M")
+    similarity_bias: bool = _option(True, "whether the similarity of fingerprints enters the attention")
+    trainable_planes: bool = _option(True, "whether the planes of the hash learn; needs --similarity_bias")
+    planes_period: int = _option(1, "steps between two moves of learned planes", metavar="N")
+    short_history_length: int = _option(16, "most recent behaviours attended to besides; 0: none", metavar="S")
+    num_heads: int = _option(2, "heads of both attentions", metavar="H")
+    key_dim: int | None = _option(
+        None, "width of a head (default: the candidate's width divided by the heads)", type=int, metavar="D"
+    )
 
     def __post_init__(self) -> None:
+        check_integers_from_zero(short_history_length=self.short_history_length)
+        self.make()
+
+    def make(self, seed: int = 0) -> tuple[InterestUnit, ...]:
+        """The units.
+
+        Args:
+            seed: of the planes.
+        """
+        arguments = dataclasses.asdict(self)
+        short_history_length = arguments.pop("short_history_length")
+        heads = {name: arguments[name] for name in ("num_heads", "key_dim")}
+        recent = [RecentInterest(short_history_length, **heads)] if short_history_length else []
+        return (*recent, ETAInterest(seed=seed, **arguments))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The ranker.
+
+    Args:
+        interests: the interest units, each as the JSON of `tf.keras.utils.serialize_keras_object(unit)`. Units
+            themselves become such JSON.
+
+    Raises:
+        ValueError: if a number is out of its range, or `interests` are none or no JSON.
+    """
+
+    interests: tuple[str, ...] = dataclasses.field(
+        default_factory=lambda: ETAUnits().make(),
+        metadata={
+            "meaning": "interest units, each as the JSON of tf.keras.utils.serialize_keras_object(unit), or @FILE "
+            "with such JSON or a list of it (default: ETA's)",
+            "argument": {"flag": "interest", "nargs": "+", "action": "extend", "metavar": "JSON"},
+        },
+    )
+    hidden_units: tuple[int, ...] = _option((128, 64), "widths of the MLP's hidden layers", metavar="N")
+    activation: str = _option("relu", "of the hidden layers, a name that Keras knows", metavar="NAME")
+    cross_layers: int = _option(0, "layers of DCN-v2 before the MLP", metavar="N")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "interests", tuple(map(_unit_json, self.interests)))
         object.__setattr__(self, "hidden_units", tuple(self.hidden_units))
-        check_positive_integers(top_k=self.top_k, num_bits=self.num_bits, num_heads=self.num_heads)
-        check_integers_from_zero(short_history_length=self.short_history_length, cross_layers=self.cross_layers)
+        if not self.interests:
+            raise ValueError("`interests` must hold at least one interest unit. Received: interests=()")
+        check_integers_from_zero(cross_layers=self.cross_layers)
         check_hidden_units(self.hidden_units)
+        check_activation(self.activation)
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
     """How the model is trained.
 
-    Args:
-        batch_size: impressions a step.
-        epochs: passes over the training part, at most.
-        max_steps: steps after which training stops before that. `None`: no such bound.
-        patience: epochs without a better validation AUC after which training stops; the best epoch's weights are kept.
-        embedding_learning_rate: Adagrad's, for embeddings.
-        dense_learning_rate: Adam's, for the rest.
-        warm_start: whether to start from the latest pushed model, where there is one with the same features.
-        seed: of initial weights and of the order of batches.
+    Raises:
+        ValueError: if a number is out of its range.
     """
 
-    batch_size: int = 512
-    epochs: int = 2
-    max_steps: int | None = None
-    patience: int = 1
-    embedding_learning_rate: float = 0.1
-    dense_learning_rate: float = 1e-3
-    warm_start: bool = True
-    seed: int = 0
+    batch_size: int = _option(512, "impressions per step", metavar="N")
+    epochs: int = _option(2, "passes over the training part, at most", metavar="N")
+    max_steps: int | None = _option(None, "stop training after so many steps", type=int, metavar="N")
+    patience: int = _option(
+        1,
+        "epochs without a better validation AUC after which training stops; the best epoch's weights are kept",
+        metavar="N",
+    )
+    embedding_learning_rate: float = _option(0.1, "Adagrad's, for embeddings", metavar="RATE")
+    dense_learning_rate: float = _option(1e-3, "Adam's, for the rest", metavar="RATE")
+    warm_start: bool = _option(
+        True, "whether to start from the latest pushed model, where there is one with the same features"
+    )
+    seed: int = _option(0, "of initial weights, of ETA's planes and of the order of batches", metavar="N")
 
     def __post_init__(self) -> None:
         bounds = {} if self.max_steps is None else {"max_steps": self.max_steps}
@@ -125,15 +182,19 @@ class Training:
 class Evaluation:
     """When a model is blessed.
 
-    Args:
-        min_auc: floor of the overall AUC on the eval part.
-        max_auc_drop: how far the AUC may lie below the last blessed model's, overall and on `longest_bucket`.
-        longest_bucket: the bucket of history lengths that must not get worse.
+    Raises:
+        ValueError: if an argument is out of its range.
     """
 
-    min_auc: float = 0.6
-    max_auc_drop: float = 0.002
-    longest_bucket: str = HISTORY_BUCKETS[-1]
+    min_auc: float = _option(0.6, "floor of the AUC on the eval part, below which no model is blessed", metavar="AUC")
+    max_auc_drop: float = _option(
+        0.002,
+        "how far the AUC may lie below the last blessed model's, overall and on --longest_bucket",
+        metavar="AUC",
+    )
+    longest_bucket: str = _option(
+        HISTORY_BUCKETS[-1], "bucket of history lengths that must not get worse", choices=HISTORY_BUCKETS
+    )
 
     def __post_init__(self) -> None:
         if not (is_number(self.min_auc) and 0 <= self.min_auc <= 1):
@@ -153,39 +214,46 @@ class PipelineConfig:
     """Everything that a pipeline needs to know. Nothing is read from the environment.
 
     Args:
-        data: directory of the raw log.
-        layout: how its files hold interactions.
-        schema: file of the curated schema (text proto of TensorFlow Metadata) that impressions must fit.
-        output: directory of artifacts, metadata, checkpoints and reports.
-        serving_dir: directory of the pushed versions, as TF Serving's `--model_base_path`.
+        layout: how the files of `data` hold interactions.
         split: the temporal split.
-        min_history: interactions with fewer earlier ones of the same user are behaviours, but no impressions.
-        max_bad_share: share of malformed rows above which a run stops.
-        statistics_sample_rate: share of the impressions that statistics are computed of.
-        model: arguments of the ranker.
+        model: the ranker.
         training: how it is trained.
         evaluation: when it is blessed.
-        bulk_inference: whether to score the eval part with the blessed model and write the scores as Parquet.
-        beam_args: flags of the Beam runner, e.g. `("--runner=FlinkRunner", "--flink_master=...")`.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
 
-    data: str
     layout: Layout
-    schema: str
-    output: str
-    serving_dir: str
+    data: str = _option(dataclasses.MISSING, "directory of the raw log; movielens: fetched if not given", metavar="DIR")
+    schema: str = _option(
+        dataclasses.MISSING,
+        "curated schema, text proto; python -m tfx_pipeline.propose_schema makes a draft for a custom layout",
+        metavar="FILE",
+    )
+    output: str = _option("build/pipeline", "artifacts, metadata, checkpoints and reports", metavar="DIR")
+    serving_dir: str = _option(
+        "build/serving/eta", "where versions are pushed, as TF Serving's --model_base_path", metavar="DIR"
+    )
     split: Split = Split()
-    min_history: int = 5
-    max_bad_share: float = 0.01
-    statistics_sample_rate: float = 1.0
-    model: Model = Model()
+    min_history: int = _option(
+        5, "interactions with fewer earlier ones of the same user are behaviours, but no impressions", metavar="N"
+    )
+    max_bad_share: float = _option(0.01, "share of malformed rows above which the run stops", metavar="SHARE")
+    statistics_sample_rate: float = _option(
+        1.0, "share of the impressions that statistics are computed of", metavar="SHARE"
+    )
+    model: Model = dataclasses.field(default_factory=Model)
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
-    bulk_inference: bool = False
-    beam_args: tuple[str, ...] = ()
+    bulk_inference: bool = _option(False, "also score the eval part with the blessed model, as Parquet")
+    beam_args: tuple[str, ...] = _option(
+        (),
+        "flags of the Beam runner in one string after '=', e.g. "
+        "--beam_args='--direct_running_mode=multi_processing --direct_num_workers=2' (default: one local process)",
+        type=shlex.split,
+        metavar="ARGS",
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "beam_args", tuple(self.beam_args))
@@ -248,6 +316,23 @@ class PipelineConfig:
             evaluation=Evaluation(**values.pop("evaluation")),
             **values,
         )
+
+
+def _unit_json(unit: Any) -> str:
+    """An interest unit, or its JSON, as JSON with sorted keys."""
+    config = tf.keras.utils.serialize_keras_object(unit) if isinstance(unit, InterestUnit) else unit
+    try:
+        config = json.loads(config) if isinstance(config, str) else config
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"`interests` must hold JSON objects. Received: {unit!r}, which is no JSON: {error}"
+        ) from error
+    if not isinstance(config, dict) or not {"class_name", "config"} <= config.keys():
+        raise ValueError(
+            "`interests` must hold JSON objects with `class_name` and `config`, as "
+            f"`tf.keras.utils.serialize_keras_object` gives them of a unit. Received: {unit!r}"
+        )
+    return json.dumps(config, sort_keys=True)
 
 
 def history_bucket(count: int) -> str:

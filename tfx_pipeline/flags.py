@@ -1,152 +1,174 @@
-"""Command-line flags that make a `PipelineConfig`: those of `tfx_pipeline.run` and `tfx_pipeline.compile`."""
+"""Command-line flags that make a `PipelineConfig`: those of `tfx_pipeline.run` and `tfx_pipeline.compile`.
+
+Flags that are not given are not in the namespace, so that every default stands in the configuration alone.
+"""
 
 from __future__ import annotations
 
 import argparse
-import shlex
+import dataclasses
+import inspect
+import json
 from pathlib import Path
+from typing import Any
 
-from tfx_pipeline.config import Evaluation, PipelineConfig, Split, Training
-from tfx_pipeline.layouts import CSV, PARQUET, USER_ID, Label, Layout, custom, movielens, taobao
+from tfx_pipeline.config import ETAUnits, Evaluation, Model, PipelineConfig, Split, Training
+from tfx_pipeline.custom_layout import custom
+from tfx_pipeline.layouts import CSV, PARQUET, Label, Layout, movielens, taobao
+from tfx_pipeline.ranker import check_ranker
 
-LAYOUTS = ("movielens", "taobao", "custom")
+READY_MADE = {"movielens": movielens, "taobao": taobao}
+CUSTOM = "custom"
 SCHEMAS = Path(__file__).parent / "schemas"
 SCHEMA_HISTORY_LENGTH = 512
+
+# The flags of a custom layout, by the argument of `custom` that each gives.
+_LAYOUT_FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pattern": ("pattern", {"help": "files under --data: 'part-*.parquet', or 'day-{SPAN}/*.csv' for daily drops"}),
+    "file_format": ("file_format", {"choices": (CSV, PARQUET), "help": "of the files"}),
+    "separator": ("separator", {"help": "between values of a CSV row"}),
+    "encoding": ("encoding", {"help": "of a CSV file"}),
+    "header": (
+        "header",
+        {"nargs": "+", "metavar": "NAME", "help": "names of a CSV file's columns, where its first line is data"},
+    ),
+    "columns": (
+        "column",
+        {
+            "nargs": "+",
+            "metavar": "NAME=COLUMN",
+            "help": "the file's columns that hold user_id, item_id, timestamp or a feature, where the names differ",
+        },
+    ),
+    "item_id": ("item_id", {"metavar": "NAME:DTYPE", "help": "the item's id; int64 if not said"}),
+    **{
+        argument: (
+            flag,
+            {"nargs": "*", "metavar": "NAME:DTYPE", "help": f"features {meaning}; int64 if not said"},
+        )
+        for argument, flag, meaning in (
+            ("item_attributes", "item_attribute", "of an item, e.g. category_id"),
+            (
+                "behaviour_attributes",
+                "behaviour_attribute",
+                "of a behaviour, known after an interaction, e.g. action:string",
+            ),
+            ("user", "user_feature", "of a user"),
+            ("context", "context_feature", "of an impression, e.g. hour or price:float32"),
+        )
+    },
+    "age_boundaries": (
+        "age_boundaries",
+        {
+            "nargs": "*",
+            "type": int,
+            "metavar": "AGE",
+            "help": "between the buckets of a behaviour's age, in the log's units; none: ages are not read",
+        },
+    ),
+    "history": (
+        "history",
+        {
+            "metavar": "COLUMN:VALUE,VALUE",
+            "help": "which interactions are behaviours, e.g. action:view,buy; all if not said",
+        },
+    ),
+    "sequences": (
+        "sequence",
+        {
+            "nargs": "+",
+            "metavar": "NAME=COLUMN:VALUE,VALUE",
+            "help": "further sequences of behaviours, e.g. purchases=action:buy",
+        },
+    ),
+    "sequence_attributes": (
+        "sequence_attribute",
+        {
+            "nargs": "+",
+            "metavar": "NAME=NAME:DTYPE",
+            "help": "features of their behaviours, e.g. purchases=price:float32",
+        },
+    ),
+    "list_separator": (
+        "list_separator",
+        {"help": "between the values of a feature of several (genres:string[6])"},
+    ),
+    "slice_columns": (
+        "slice_column",
+        {"nargs": "+", "metavar": "NAME", "help": "further columns to slice metrics by"},
+    ),
+}
+_LABEL_FLAGS: dict[str, dict[str, Any]] = {
+    "label_column": {"metavar": "COLUMN", "help": "the file's column that tells what is positive"},
+    "label_minimum": {"type": float, "metavar": "VALUE", "help": "values from here on are positive"},
+    "label_positives": {
+        "nargs": "+",
+        "metavar": "VALUE",
+        "help": "values that are positive; without this and --label_minimum the column holds 0 and 1",
+    },
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `config_from_flags` reads."""
-    where = parser.add_argument_group("where")
-    where.add_argument("--data", metavar="DIR", help="directory of the raw log (movielens: fetched if not given)")
-    output = "artifacts, metadata, checkpoints and reports (default: build/pipeline)"
-    where.add_argument("--output", default="build/pipeline", metavar="DIR", help=output)
-    serving_dir = "where versions are pushed (default: build/serving/eta)"
-    where.add_argument("--serving_dir", default="build/serving/eta", metavar="DIR", help=serving_dir)
-    beam_args = (
-        "flags of the Beam runner in one string after '=', e.g. "
-        "--beam_args='--direct_running_mode=multi_processing --direct_num_workers=2' (default: one local process)"
-    )
-    where.add_argument("--beam_args", default="", metavar="ARGS", help=beam_args)
-
-    data = parser.add_argument_group("data")
-    schema = "curated schema, text proto; python -m tfx_pipeline.propose_schema makes a draft for a custom layout"
-    data.add_argument("--schema", metavar="FILE", help=schema)
-    min_history = "interactions with fewer earlier ones of the same user are no impressions (default: 5)"
-    data.add_argument("--min_history", type=int, default=5, metavar="N", help=min_history)
-    bad = "share of malformed rows above which the run stops (default: 0.01)"
-    data.add_argument("--max_bad_share", type=float, default=0.01, metavar="SHARE", help=bad)
-    sample = "share of the impressions that statistics are computed of (default: 1)"
-    data.add_argument("--statistics_sample_rate", type=float, default=1.0, metavar="SHARE", help=sample)
-    data.add_argument(
-        "--fractions",
-        type=float,
-        nargs=3,
-        default=Split().fractions,
-        metavar=("TRAIN", "VALIDATION", "EVAL"),
-        help="temporal split by quantiles (default: 0.8 0.1 0.1)",
-    )
-    validation_from = "temporal split by dates instead: timestamp of the first validation impression"
-    data.add_argument("--validation_from", type=int, metavar="TIME", help=validation_from)
-    data.add_argument("--eval_from", type=int, metavar="TIME", help="timestamp of the first eval impression")
+    pipeline = parser.add_argument_group("pipeline")
+    _add_options(pipeline, PipelineConfig)
+    _add_options(pipeline, Split)
     add_layout_flags(parser)
-
-    model = parser.add_argument_group("training and evaluation")
-    model.add_argument("--epochs", type=int, default=2, help="default: 2")
-    patience = "epochs without a better validation AUC after which training stops (default: 1)"
-    model.add_argument("--patience", type=int, default=1, metavar="N", help=patience)
-    model.add_argument("--steps", type=int, metavar="N", help="stop training after so many steps")
-    model.add_argument("--batch_size", type=int, default=512, help="default: 512")
-    model.add_argument("--cold_start", action="store_true", help="do not start from the latest pushed model")
-    model.add_argument("--seed", type=int, default=0, help="default: 0")
-    evaluation = Evaluation()
-    min_auc = f"floor below which no model is blessed (default: {evaluation.min_auc})"
-    model.add_argument("--min_auc", type=float, default=evaluation.min_auc, metavar="AUC", help=min_auc)
-    drop = f"how far the AUC may lie below the last blessed model's (default: {evaluation.max_auc_drop})"
-    model.add_argument("--max_auc_drop", type=float, default=evaluation.max_auc_drop, metavar="AUC", help=drop)
-    bulk = "also score the eval part and write the scores as Parquet"
-    model.add_argument("--bulk_inference", action="store_true", help=bulk)
+    _add_options(parser.add_argument_group("ranker"), Model)
+    _add_options(parser.add_argument_group("ETA, the ranker without --interest"), ETAUnits)
+    _add_options(parser.add_argument_group("training"), Training)
+    _add_options(parser.add_argument_group("evaluation"), Evaluation)
 
 
 def add_layout_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `layout_from_flags` reads."""
     layout = parser.add_argument_group("layout")
-    layout.add_argument(
-        "--layout", choices=LAYOUTS, default="movielens", help="how files hold interactions (default: movielens)"
-    )
-    layout.add_argument(
-        "--max_history_length", type=int, default=512, metavar="L", help="behaviours in a history (default: 512)"
-    )
-    _add_custom_layout_flags(parser.add_argument_group("custom layout", "only with --layout custom"))
-
-
-def _add_custom_layout_flags(layout: argparse._ActionsContainer) -> None:
-    layout.add_argument("--pattern", help="files under --data: 'part-*.parquet', or 'day-{SPAN}/*.csv' for daily drops")
-    layout.add_argument("--file_format", choices=(CSV, PARQUET), default=CSV, help=f"default: {CSV}")
-    layout.add_argument("--separator", default=",", help="between values of a CSV row (default: ,)")
-    layout.add_argument("--encoding", default="utf-8", help="of a CSV file (default: utf-8)")
-    header = "names of a CSV file's columns, where its first line is data"
-    layout.add_argument("--header", nargs="+", default=[], metavar="NAME", help=header)
-    column = "the file's columns that hold user_id, item_id, timestamp or a feature, where the names differ"
-    layout.add_argument("--column", nargs="+", default=[], metavar="NAME=COLUMN", help=column)
-    item_id = "the item's id (default: item_id, which is item_id:int64)"
-    layout.add_argument("--item_id", default="item_id", metavar="NAME:DTYPE", help=item_id)
-    for role, default, meaning in (
-        ("item_attribute", [], "of an item, e.g. category_id"),
-        ("behaviour_attribute", [], "of a behaviour, known after an interaction, e.g. action:string"),
-        ("user_feature", [USER_ID], "of a user (default: user_id)"),
-        ("context_feature", [], "of an impression, e.g. hour or price:float32"),
-    ):
-        layout.add_argument(
-            f"--{role}", nargs="*", default=default, metavar="NAME:DTYPE", help=f"features {meaning}; int64 if not said"
-        )
-    layout.add_argument("--label_column", metavar="COLUMN", help="the file's column that tells what is positive")
-    layout.add_argument("--label_minimum", type=float, metavar="VALUE", help="values from here on are positive")
-    positives = "values that are positive; without this and --label_minimum the column holds 0 and 1"
-    layout.add_argument("--label_positives", nargs="+", default=[], metavar="VALUE", help=positives)
-    slices = "further columns to slice metrics by"
-    layout.add_argument("--slice_column", nargs="+", default=[], metavar="NAME", help=slices)
+    how = "how files hold interactions (default: movielens)"
+    layout.add_argument("--layout", choices=(*READY_MADE, CUSTOM), default="movielens", help=how)
+    parameters = inspect.signature(custom).parameters
+    length = {"type": int, "metavar": "L", "help": "behaviours in a history"}
+    _add(layout, "max_history_length", parameters["max_history_length"].default, length)
+    own = parser.add_argument_group("custom layout", "only with --layout custom")
+    for argument, (flag, options) in _LAYOUT_FLAGS.items():
+        _add(own, flag, parameters[argument].default, options)
+    for flag, options in _LABEL_FLAGS.items():
+        _add(own, flag, None, options)
 
 
 def config_from_flags(flags: argparse.Namespace) -> PipelineConfig:
     """The configuration that the flags describe.
 
     Raises:
-        ValueError: if a flag is out of its range, is missing, or does not go with the layout.
+        ValueError: if a flag is out of its range, is missing, or does not go with the layout or another flag, or there
+            is no such ranker.
     """
-    if not flags.data:
+    if "data" not in flags:
         raise ValueError("--data is missing: the directory of the raw log.")
-    schema = flags.schema or str(SCHEMAS / f"{flags.layout}.pbtxt")
-    if flags.layout == "custom" and not flags.schema:
+    given = _given(flags, PipelineConfig)
+    if flags.layout == CUSTOM and "schema" not in given:
         raise ValueError(
             "--layout custom needs a --schema. `python -m tfx_pipeline.propose_schema --help` says how to get one."
         )
-    if not flags.schema and flags.max_history_length > SCHEMA_HISTORY_LENGTH:
-        raise ValueError(
-            f"The schema of --layout {flags.layout} allows histories of {SCHEMA_HISTORY_LENGTH}. Give a --schema of "
-            f"your own for longer ones. Received: --max_history_length {flags.max_history_length}"
-        )
-    return PipelineConfig(
-        data=flags.data,
-        layout=layout_from_flags(flags),
-        schema=schema,
-        output=flags.output,
-        serving_dir=flags.serving_dir,
-        split=Split(tuple(flags.fractions), flags.validation_from, flags.eval_from),
-        min_history=flags.min_history,
-        max_bad_share=flags.max_bad_share,
-        statistics_sample_rate=flags.statistics_sample_rate,
-        training=Training(
-            batch_size=flags.batch_size,
-            epochs=flags.epochs,
-            max_steps=flags.steps,
-            patience=flags.patience,
-            warm_start=not flags.cold_start,
-            seed=flags.seed,
-        ),
-        evaluation=Evaluation(min_auc=flags.min_auc, max_auc_drop=flags.max_auc_drop),
-        bulk_inference=flags.bulk_inference,
-        beam_args=tuple(shlex.split(flags.beam_args)),
+    layout = layout_from_flags(flags)
+    if "schema" not in given:
+        if layout.features.max_history_length > SCHEMA_HISTORY_LENGTH:
+            raise ValueError(
+                f"The schema of --layout {flags.layout} allows histories of {SCHEMA_HISTORY_LENGTH}. Give a --schema "
+                f"of your own for longer ones. Received: --max_history_length {flags.max_history_length}"
+            )
+        given["schema"] = str(SCHEMAS / f"{flags.layout}.pbtxt")
+    training = Training(**_given(flags, Training))
+    config = PipelineConfig(
+        layout=layout,
+        split=Split(**_given(flags, Split)),
+        model=_model(flags, training.seed),
+        training=training,
+        evaluation=Evaluation(**_given(flags, Evaluation)),
+        **given,
     )
+    check_ranker(config.model, layout.features)
+    return config
 
 
 def layout_from_flags(flags: argparse.Namespace) -> Layout:
@@ -155,35 +177,83 @@ def layout_from_flags(flags: argparse.Namespace) -> Layout:
     Raises:
         ValueError: if a custom layout lacks a flag, or another has one.
     """
-    parser = argparse.ArgumentParser()
-    _add_custom_layout_flags(parser)
-    given = [name for name, value in vars(parser.parse_args([])).items() if getattr(flags, name) != value]
-    if flags.layout != "custom":
-        if given:
-            raise ValueError(f"{_flag_names(given)}: only with --layout custom. Received: --layout {flags.layout}")
-        return {"movielens": movielens, "taobao": taobao}[flags.layout](flags.max_history_length)
-    missing = [name for name in ("pattern", "label_column") if not getattr(flags, name)]
+    given = {argument: getattr(flags, flag) for argument, (flag, _) in _LAYOUT_FLAGS.items() if flag in flags}
+    label = {flag.removeprefix("label_"): getattr(flags, flag) for flag in _LABEL_FLAGS if flag in flags}
+    length = {"max_history_length": flags.max_history_length} if "max_history_length" in flags else {}
+    if flags.layout != CUSTOM:
+        names = [*(_LAYOUT_FLAGS[argument][0] for argument in given), *(f"label_{name}" for name in label)]
+        if names:
+            raise ValueError(f"{_flag_names(names)}: only with --layout custom. Received: --layout {flags.layout}")
+        return READY_MADE[flags.layout](**length)
+    missing = [name for name in ("pattern", "label_column") if name not in flags]
     if missing:
         raise ValueError(f"--layout custom needs {_flag_names(missing)}.")
-    wrong = [text for text in flags.column if not all(text.partition("="))]
+    columns = given.pop("columns", ())
+    wrong = [text for text in columns if not all(text.partition("="))]
     if wrong:
         raise ValueError(f"--column must be written NAME=COLUMN. Received: {wrong}")
-    return custom(
-        flags.pattern,
-        Label(flags.label_column, flags.label_minimum, tuple(flags.label_positives)),
-        dict(text.split("=", 1) for text in flags.column),
-        item_id=flags.item_id,
-        item_attributes=flags.item_attribute,
-        behaviour_attributes=flags.behaviour_attribute,
-        user=flags.user_feature,
-        context=flags.context_feature,
-        slice_columns=flags.slice_column,
-        file_format=flags.file_format,
-        separator=flags.separator,
-        header=flags.header,
-        encoding=flags.encoding,
-        max_history_length=flags.max_history_length,
-    )
+    return custom(label=Label(**label), columns=dict(text.split("=", 1) for text in columns), **given, **length)
+
+
+def _model(flags: argparse.Namespace, seed: int) -> Model:
+    """The ranker: of `--interest`, or ETA's units as its flags say."""
+    given, of_eta = _given(flags, Model), _given(flags, ETAUnits)
+    if "interests" not in given:
+        return Model(**{**given, "interests": ETAUnits(**of_eta).make(seed)})
+    if of_eta:
+        raise ValueError(
+            f"{_flag_names(list(of_eta))}: only without --interest, whose JSON holds the arguments of its units."
+        )
+    units = [unit for value in given["interests"] for unit in _units(value)]
+    return Model(**{**given, "interests": units})
+
+
+def _units(value: str) -> list[Any]:
+    """The units of a value of `--interest`: JSON, or the JSON of a file, which may be a list."""
+    if not value.startswith("@"):
+        return [value]
+    try:
+        content = json.loads(Path(value[1:]).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--interest {value} is no file of JSON: {error}") from error
+    return content if isinstance(content, list) else [content]
+
+
+def _given(flags: argparse.Namespace, options: type) -> dict[str, Any]:
+    """The fields of a dataclass that flags were given for."""
+    return {field.name: getattr(flags, field.name) for field in _options(options) if field.name in flags}
+
+
+def _options(options: type) -> list[dataclasses.Field]:
+    """The fields of a dataclass that are flags."""
+    return [field for field in dataclasses.fields(options) if "meaning" in field.metadata]
+
+
+def _add_options(group: argparse._ArgumentGroup, options: type) -> None:
+    """Adds a flag for each of `_options`."""
+    for field in _options(options):
+        argument = {"dest": field.name, "help": field.metadata["meaning"], **field.metadata["argument"]}
+        _add(group, argument.pop("flag", field.name), field.default, argument)
+
+
+def _add(group: argparse._ArgumentGroup, flag: str, default: Any, argument: dict[str, Any]) -> None:
+    """Adds a flag of the type of its default, which the help tells of."""
+    shown = default
+    if isinstance(default, bool):
+        argument = {"action": argparse.BooleanOptionalAction, **argument}
+        shown = "yes" if default else "no"
+    elif isinstance(default, tuple):
+        kind = {"type": type(default[0]), "nargs": "+"} if default else {}
+        argument = {**kind, **argument}
+        shown = " ".join(map(str, default))
+    elif isinstance(default, (int, float)):
+        argument = {"type": type(default), **argument}
+    elif not isinstance(default, str):
+        # There is none: the field is optional, or must be given.
+        shown = ""
+    if shown != "":
+        argument = {**argument, "help": f"{argument['help']} (default: {shown})"}
+    group.add_argument(f"--{flag}", default=argparse.SUPPRESS, **argument)
 
 
 def _flag_names(names: list[str]) -> str:

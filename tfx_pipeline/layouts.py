@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import collections.abc
 import dataclasses
-import re
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from keras_eta.datasets.taobao import END_TIMESTAMP, FIRST_TIMESTAMP
-from keras_eta.features import DTYPES, HISTORY, LABEL, TIMESTAMP, Age, Feature, Features, Sequence
+from keras_eta.features import LABEL, TIMESTAMP, Age, Feature, Features
 from keras_eta.validation import is_number
 
 USER_ID = "user_id"
@@ -284,120 +281,3 @@ def taobao(max_history_length: int = 512) -> Layout:
         first_timestamp=FIRST_TIMESTAMP,
         end_timestamp=END_TIMESTAMP,
     )
-
-
-def custom(
-    pattern: str,
-    label: Label,
-    columns: Mapping[str, str] = MappingProxyType({}),
-    *,
-    item_id: str = "item_id",
-    item_attributes: collections.abc.Sequence[str] = (),
-    behaviour_attributes: collections.abc.Sequence[str] = (),
-    user: collections.abc.Sequence[str] = (USER_ID,),
-    context: collections.abc.Sequence[str] = (),
-    slice_columns: collections.abc.Sequence[str] = (),
-    age_boundaries: collections.abc.Sequence[int] = AGE_BOUNDARIES,
-    file_format: str = CSV,
-    separator: str = ",",
-    header: collections.abc.Sequence[str] = (),
-    encoding: str = "utf-8",
-    max_history_length: int = 512,
-    history: str = "",
-    sequences: collections.abc.Sequence[str] = (),
-    sequence_attributes: collections.abc.Sequence[str] = (),
-    list_separator: str = "|",
-) -> Layout:
-    """A layout of one's own, by a mapping of columns.
-
-    A feature is `"name"` or `"name:dtype"` with a dtype of `keras_eta.Feature`; without, it is `int64`. One of at most
-    six values is `"name:dtype[6]"`.
-
-    Args:
-        pattern: the files, as in `Layout`.
-        label: which interactions are positive.
-        columns: column of the contract -> column of the file, e.g. `{"user_id": "uid", "timestamp": "ts"}`. Those not
-            named have the same name in both.
-        item_id: the item's id, e.g. `"item_id:string"`.
-        item_attributes: further features of an item, e.g. `"category_id"`.
-        behaviour_attributes: features of a behaviour that a candidate lacks, e.g. `"action:string"`.
-        user: features of the user. Without `user_id` the model does not read it, and it may be any string.
-        context: features of the impression, e.g. `"price:float32"`.
-        slice_columns: columns that evaluation slices by and the model does not read.
-        age_boundaries: of the age of a behaviour, ascending, in the units of the log's timestamps. Empty: the model
-            does not read ages.
-        file_format: `"csv"` or `"parquet"`.
-        separator: between two values of a CSV row.
-        header: names of a CSV file's columns, where its first line is data.
-        encoding: of a CSV file.
-        max_history_length: L, the number of most recent behaviours that the model reads of each sequence.
-        history: which interactions are behaviours of the history, as `"action:pv,fav"`: a column and its values. Empty:
-            all.
-        sequences: further sequences of behaviours, each a name and which interactions belong to it, as
-            `"purchases=action:buy"`.
-        sequence_attributes: features of their behaviours, as `"purchases=price:float32"`.
-        list_separator: between the values of a feature of several.
-
-    Raises:
-        ValueError: if a feature or sequence is not written so, or as `Layout`.
-    """
-    selections = [_selection(HISTORY, history)] if history else []
-    attributes: dict[str, list[Feature]] = {}
-    for text in sequences:
-        name, _, rule = text.partition("=")
-        selections.append(_selection(name, rule))
-        attributes[name] = []
-    for text in sequence_attributes:
-        name, _, attribute = text.partition("=")
-        if name not in attributes or not attribute:
-            raise ValueError(
-                f"A sequence's attribute must be written SEQUENCE=FEATURE, with a sequence among {list(attributes)}. "
-                f"Received: {text!r}"
-            )
-        attributes[name].append(_feature(attribute, embedding_dim=8))
-    features = Features(
-        item_id=_feature(item_id),
-        item_attributes=tuple(_feature(text, embedding_dim=16) for text in item_attributes),
-        behaviour_attributes=tuple(_feature(text, embedding_dim=8) for text in behaviour_attributes),
-        user=tuple(map(_feature, user)),
-        context=tuple(_feature(text, embedding_dim=8) for text in context),
-        age=Age(tuple(age_boundaries)) if age_boundaries else None,
-        max_history_length=max_history_length,
-        sequences=tuple(Sequence(name, tuple(own), max_history_length) for name, own in attributes.items()),
-    )
-    return Layout(
-        features,
-        pattern=pattern,
-        label=label,
-        columns=tuple(columns.items()),
-        file_format=file_format,
-        separator=separator,
-        header=tuple(header),
-        encoding=encoding,
-        slice_columns=tuple(slice_columns),
-        selections=tuple(selections),
-        list_separator=list_separator,
-    )
-
-
-def _selection(sequence: str, text: str) -> Selection:
-    """The selection that `"column:value,value"` describes."""
-    column, _, values = text.partition(":")
-    if not sequence or not column or not all(values.split(",")):
-        raise ValueError(
-            "Which interactions belong to a sequence must be written COLUMN:VALUE,VALUE. "
-            f"Received: {text!r} of sequence {sequence!r}"
-        )
-    return Selection(sequence, column, tuple(values.split(",")))
-
-
-def _feature(text: str, embedding_dim: int = 32) -> Feature:
-    """The feature that `"name"`, `"name:dtype"` or `"name:dtype[max_values]"` describes."""
-    name, _, kind = text.rpartition(":") if ":" in text else (text, "", "int64")
-    found = re.fullmatch(r"([a-z0-9]+)(?:\[([0-9]+)\])?", kind)
-    if not name or found is None or found[1] not in DTYPES:
-        raise ValueError(
-            f"A feature must be written `name`, `name:dtype` or `name:dtype[max_values]`, dtype one of {DTYPES}. "
-            f"Received: {text!r}"
-        )
-    return Feature(name, found[1], embedding_dim, max_values=None if found[2] is None else int(found[2]))

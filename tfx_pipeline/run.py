@@ -102,11 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser().parse_args(argv)
     console = Console()
     try:
-        if flags.layout == "movielens" and not flags.data:
-            flags.data = str(Path(flags.output) / "data" / "ml-1m")
-            if not Path(flags.data).exists():
-                movielens.write_folder(flags.data)
-        run(config_from_flags(flags), console)
+        fetched = flags.layout == "movielens" and "data" not in flags
+        if fetched:
+            flags.data = str(Path(getattr(flags, "output", PipelineConfig.output)) / "data" / "ml-1m")
+        config = config_from_flags(flags)
+        if fetched and not Path(config.data).exists():
+            movielens.write_folder(config.data)
+        run(config, console)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

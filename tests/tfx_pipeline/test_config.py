@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from typing import Any
 
 import pytest
 
+from keras_eta import ETA, Feature, Features
+from keras_eta.interest import SDIM, RecentInterest
 from tfx_pipeline.config import (
+    ETAUnits,
     Evaluation,
     Model,
     PipelineConfig,
@@ -30,7 +34,7 @@ def test_configuration_survives_json() -> None:
         min_history=3,
         max_bad_share=0.5,
         statistics_sample_rate=0.25,
-        model=Model(top_k=8, hidden_units=[16, 8], trainable_planes=False),  # type: ignore[arg-type]
+        model=Model((SDIM(seed=3), RecentInterest(4)), [16, 8], "keras_eta>Dice", 2),  # type: ignore[arg-type]
         training=Training(batch_size=32, max_steps=7, warm_start=False),
         evaluation=Evaluation(0.7, 0.01, "50-199"),
         bulk_inference=True,
@@ -40,6 +44,9 @@ def test_configuration_survives_json() -> None:
     again = PipelineConfig.from_json(config.to_json())
     assert again == config
     assert again.model.hidden_units == (16, 8)
+    first, second = (json.loads(text) for text in again.model.interests)
+    assert (first["registered_name"], first["config"]["seed"]) == ("keras_eta>SDIM", 3)
+    assert (second["registered_name"], second["config"]["length"]) == ("keras_eta>RecentInterest", 4)
     assert again.layout.features.max_history_length == 64
 
 
@@ -63,6 +70,16 @@ def test_paths_lie_under_the_output_directory_even_if_it_is_remote() -> None:
 def test_slices_are_by_category_and_by_the_columns_of_the_layout() -> None:
     assert PipelineConfig(layout=movielens(), **REQUIRED).slice_columns == ("genre",)  # type: ignore[arg-type]
     assert PipelineConfig(layout=taobao(), **REQUIRED).slice_columns == ("category_id",)  # type: ignore[arg-type]
+
+
+def test_default_ranker_has_the_units_of_eta() -> None:
+    features = Features(item_id=Feature("item_id", vocabulary_size=5))
+    arguments: dict[str, Any] = {"top_k": 5, "num_bits": 32, "short_history_length": 3, "num_heads": 1, "key_dim": 6}
+    of_eta = ETA(features, similarity_bias=True, trainable_planes=True, planes_period=2, seed=4, **arguments).interests
+    units = ETAUnits(planes_period=2, **arguments).make(seed=4)
+    assert [unit.get_config() for unit in units] == [unit.get_config() for unit in of_eta]
+    assert [unit.name for unit in ETAUnits(short_history_length=0).make()] == ["eta_interest"]
+    assert Model() == Model(interests=ETAUnits().make())
 
 
 @pytest.mark.parametrize(
@@ -99,11 +116,29 @@ def test_history_bucket(count: int, bucket: str) -> None:
         (lambda: Split(validation_from=True, eval_from=3), "`validation_from` and `eval_from` must be integers"),
         (lambda: Split(validation_from=1, eval_from=-INF), "`validation_from` and `eval_from` must be integers"),
         (lambda: Split(validation_from=1, eval_from=NAN), "`validation_from` and `eval_from` must be integers"),
-        (lambda: Model(top_k=NAN), "`top_k` must be a positive integer. Received: top_k=nan"),
-        (lambda: Model(num_bits=True), "`num_bits` must be a positive integer. Received: num_bits=True"),
-        (lambda: Model(num_heads=0), "`num_heads` must be a positive integer. Received: num_heads=0"),
+        (lambda: ETAUnits(top_k=NAN), "`top_k` must be a positive integer. Received: top_k=nan"),
+        (lambda: ETAUnits(num_bits=True), "`num_bits` must be a positive integer. Received: num_bits=True"),
+        (lambda: ETAUnits(num_heads=0), "`num_heads` must be a positive integer. Received: num_heads=0"),
         (lambda: Model(cross_layers=-1), "`cross_layers` must be an integer of at least 0. Received: cross_layers=-1"),
-        (lambda: Model(short_history_length=True), "`short_history_length` must be an integer of at least 0. Received"),
+        (
+            lambda: ETAUnits(short_history_length=True),
+            "`short_history_length` must be an integer of at least 0. Received",
+        ),
+        (lambda: ETAUnits(similarity_bias=False), "`trainable_planes` needs `similarity_bias=True`"),
+        (lambda: Model(interests=()), "`interests` must hold at least one interest unit. Received: interests=()"),
+        (
+            lambda: Model(interests=("sdim",)),
+            "`interests` must hold JSON objects. Received: 'sdim', which is no JSON: Expecting value: line 1 column 1",
+        ),
+        (
+            lambda: Model(interests=('["SDIM"]',)),
+            "`interests` must hold JSON objects with `class_name` and `config`, as "
+            "`tf.keras.utils.serialize_keras_object` gives them of a unit. Received: '[\"SDIM\"]'",
+        ),
+        (
+            lambda: Model(interests=('{"class_name": "SDIM"}',)),
+            "`interests` must hold JSON objects with `class_name` and",
+        ),
         (
             lambda: Model(hidden_units=(8, True)),
             "`hidden_units` must be positive integers. Received: hidden_units=(8, True)",

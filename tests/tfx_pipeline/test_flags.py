@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tensorflow as tf
 
 from keras_eta import Feature
-from tfx_pipeline.config import PipelineConfig, Split, Training
+from keras_eta.interest import MIMN, SDIM, RecentInterest, SIMHard
+from tfx_pipeline.config import ETAUnits, Evaluation, Model, PipelineConfig, Split, Training
 from tfx_pipeline.flags import add_flags, config_from_flags
 from tfx_pipeline.layouts import Label, movielens, taobao
 
@@ -39,8 +46,8 @@ def test_flags_reach_the_configuration() -> None:
     config = _config(
         *("--data", "d", "--layout", "taobao", "--max_history_length", "9", "--output", "o", "--serving_dir", "s"),
         *("--schema", "x.pbtxt", "--min_history", "2", "--max_bad_share", ".2", "--statistics_sample_rate", ".5"),
-        *("--validation_from", "10", "--eval_from", "20", "--epochs", "3", "--steps", "4", "--patience", "2"),
-        *("--batch_size", "8", "--cold_start", "--seed", "6", "--min_auc", ".7", "--max_auc_drop", ".1"),
+        *("--validation_from", "10", "--eval_from", "20", "--epochs", "3", "--max_steps", "4", "--patience", "2"),
+        *("--batch_size", "8", "--no-warm_start", "--seed", "6", "--min_auc", ".7", "--max_auc_drop", ".1"),
         *("--bulk_inference", "--beam_args=--runner=FlinkRunner '--flink_master=a b'"),
     )
     assert config.layout == taobao(9)
@@ -89,5 +96,114 @@ def test_custom_layout_is_read_from_flags() -> None:
     ],
 )
 def test_bad_flags_are_refused(flags: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match="^" + "".join(f"\\{c}" if c in "[]()*.$^+?|" else c for c in message)):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
         _config(*flags)
+
+
+def _json(unit: Any, **changes: Any) -> str:
+    return json.dumps({**tf.keras.utils.serialize_keras_object(unit), **changes})
+
+
+def test_every_field_is_a_flag_with_its_default_in_the_help(capsys: pytest.CaptureFixture) -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    flags = {action.dest: action for action in parser._actions}
+    own = {"layout", "split", "model", "training", "evaluation"}
+    for options in (PipelineConfig, Split, Model, ETAUnits, Training, Evaluation):
+        for field in dataclasses.fields(options):
+            if options is PipelineConfig and field.name in own:
+                continue
+            action = flags[field.name]
+            assert action.default == argparse.SUPPRESS
+            if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
+                assert str(action.help).endswith(f" (default: {field.default})")
+                assert action.type is type(field.default)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    printed = capsys.readouterr().out
+    assert "--warm_start, --no-warm_start" in printed
+    assert "(default: 128 64)" in printed
+    assert "(default: build/serving/eta)" in printed
+    assert "object at" not in printed
+
+
+def test_flags_of_the_ranker_reach_the_configuration() -> None:
+    flags = ["--top_k", "8", "--num_bits", "32", "--no-trainable_planes", "--no-similarity_bias", "--num_heads", "1"]
+    flags += ["--short_history_length", "4", "--key_dim", "6", "--seed", "5"]
+    mlp = ["--hidden_units", "16", "8", "--cross_layers", "1", "--activation", "gelu"]
+    rates = ["--embedding_learning_rate", ".2", "--dense_learning_rate", ".01", "--longest_bucket", "50-199"]
+    config = _config("--data", "d", *flags, *mlp, *rates)
+    recent, eta = (json.loads(text) for text in config.model.interests)
+    assert recent["registered_name"] == "keras_eta>RecentInterest"
+    assert (recent["config"]["length"], recent["config"]["num_heads"], recent["config"]["key_dim"]) == (4, 1, 6)
+    found = {name: eta["config"][name] for name in ("top_k", "num_bits", "trainable_planes", "similarity_bias", "seed")}
+    assert found == {"top_k": 8, "num_bits": 32, "trainable_planes": False, "similarity_bias": False, "seed": 5}
+    assert (config.model.hidden_units, config.model.cross_layers, config.model.activation) == ((16, 8), 1, "gelu")
+    assert (config.training.embedding_learning_rate, config.training.dense_learning_rate) == (0.2, 0.01)
+    assert config.evaluation == Evaluation(longest_bucket="50-199")
+
+
+def test_interest_units_come_as_json_or_in_files(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    one.write_text(_json(MIMN()))
+    two.write_text(f"[{_json(RecentInterest(7))}, {_json(SIMHard(3, category='category_id'))}]")
+    taobao = ["--data", "d", "--layout", "taobao"]
+    config = _config(*taobao, "--interest", _json(SDIM(seed=9)), f"@{one}", "--interest", f"@{two}")
+    assert config.model == Model((SDIM(seed=9), MIMN(), RecentInterest(7), SIMHard(3, category="category_id")))
+
+
+def test_unit_of_ones_own_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+        import tensorflow as tf
+        from keras_eta.interest import Interest, InterestUnit
+
+        @tf.keras.utils.register_keras_serializable(package="flags_test")
+        class Genres(InterestUnit):
+            def call(self, candidate, history, training=False, jit_compile=False):
+                return Interest(candidate.by_name["colour"])
+    """
+    (tmp_path / "units_of_flags_test.py").write_text(re.sub("^        ", "", code, flags=re.MULTILINE))
+    monkeypatch.syspath_prepend(tmp_path)
+    unit = {"module": "units_of_flags_test", "class_name": "Genres", "registered_name": "flags_test>Genres"}
+    text = _json(SDIM(), **unit, config={"name": "genres"})
+    with pytest.raises(ValueError, match=r"The ranker can't be built: KeyError: .*colour"):
+        _config("--data", "d", "--interest", text)
+    assert "units_of_flags_test" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["sdim"], "`interests` must hold JSON objects. Received: 'sdim', which is no JSON"),
+        (["@nowhere.json"], "--interest @nowhere.json is no file of JSON: [Errno 2] No such file"),
+        (
+            [_json(SDIM(), module="nowhere", registered_name="mine>Other", class_name="Other")],
+            "Interest unit 'Other' can't be made of its JSON. A class of one's own must be registered by "
+            "`tf.keras.utils.register_keras_serializable` in a `module` that can be imported. Could not deserialize "
+            "class 'Other' because its parent module nowhere cannot be imported.",
+        ),
+        (
+            [_json(SDIM(), config={"num_hashes": 0})],
+            "Interest unit 'SDIM' can't be made of its JSON.",
+        ),
+        ([_json(tf.keras.layers.Dense(3))], "`interests` must hold interest units. Received: Dense, {"),
+        (
+            [_json(SIMHard(category="colour"))],
+            "Interest unit 'sim_hard' needs a `category` among the item attributes that are ids, []. Received: "
+            "category='colour'",
+        ),
+        ([_json(SDIM()), _json(SDIM())], "Every interest unit must have a `name` of its own. Used twice: ['sdim']"),
+        (
+            [_json(SDIM()), "--top_k", "48", "--no-similarity_bias"],
+            "--top_k, --similarity_bias: only without --interest, whose JSON holds the arguments of its units.",
+        ),
+    ],
+)
+def test_bad_units_are_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        _config("--data", "d", "--interest", *flags)
+
+
+def test_unknown_activation_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Unknown activation function.*nope"):
+        _config("--data", "d", "--activation", "nope")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from keras_eta import Age, Feature, Features
-from tfx_pipeline.layouts import AGE_BOUNDARIES, ItemTable, Label, Layout, custom, movielens, taobao
+from tfx_pipeline.custom_layout import custom
+from tfx_pipeline.layouts import AGE_BOUNDARIES, ItemTable, Label, Layout, movielens, taobao
 
 
 def test_custom_mapping_makes_the_features_and_columns():

@@ -192,7 +192,7 @@ def test_second_run_at_once_is_refused(workspace: Workspace) -> None:
 
 def test_worse_model_is_not_pushed(workspace: Workspace) -> None:
     before = workspace.versions
-    finished = workspace.run("--steps", "1", "--cold_start")
+    finished = workspace.run("--max_steps", "1", "--no-warm_start")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "The model was not pushed. Evaluator did not bless it" in finished.stdout
     assert "Transform" in workspace.cached

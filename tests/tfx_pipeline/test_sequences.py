@@ -15,8 +15,9 @@ from keras_eta import Age, FeatureLookup
 from keras_eta.datasets import Impressions, Interactions
 from tests.tfx_pipeline.transformed import run_transform
 from tfx_pipeline.config import PipelineConfig, Split
-from tfx_pipeline.ingestion.impression_gen import Executor, impression_gen
-from tfx_pipeline.layouts import Label, Layout, Selection, custom
+from tfx_pipeline.custom_layout import custom
+from tfx_pipeline.ingestion.impression_gen import ImpressionGenExecutor, impression_gen
+from tfx_pipeline.layouts import Label, Layout, Selection
 from tfx_pipeline.schema import make_schema
 from tfx_pipeline.training.batches import transformed_batches
 
@@ -68,7 +69,7 @@ def _records(folder: Path, layout: Layout) -> tuple[PipelineConfig, list[bytes]]
     )
     artifact = standard_artifacts.Examples()
     artifact.uri = str(folder / "examples")
-    Executor().Do({}, {"examples": [artifact]}, {**impression_gen(config).exec_properties, "span": 0})
+    ImpressionGenExecutor().Do({}, {"examples": [artifact]}, {**impression_gen(config).exec_properties, "span": 0})
     files = sorted(map(str, (folder / "examples").glob("*/*.gz")))
     return config, list(tf.data.TFRecordDataset(files, "GZIP").as_numpy_iterator())
 

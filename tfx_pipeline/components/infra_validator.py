@@ -17,9 +17,12 @@ from tfx.types import artifact_utils
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 from tfx.utils import io_utils, path_utils
 
-from keras_eta.export import DISTANCES, EXAMPLES, POSITIONS, PROBABILITY, WEIGHTS
-from keras_eta.features import HISTORY_LENGTH, HISTORY_TIMESTAMP, TIMESTAMP, Features, history_name
-from tfx_pipeline.components.model_server import ModelServer, UnservableModelError
+from keras_eta.export import EXAMPLES, POSITIONS, PROBABILITY, WEIGHTS
+from keras_eta.export.checks import parsed
+from keras_eta.export.columns import RANK_FROM_STATE, UPDATE_STATE, USER_STATE, dtypes_of
+from keras_eta.export.examples import LISTS
+from keras_eta.features import HISTORY_LENGTH, TIMESTAMP, Features, length_name
+from tfx_pipeline.components.model_server import ModelServer, Signature, UnservableModelError
 from tfx_pipeline.config import EVAL, PipelineConfig
 
 POINTWISE, RANK, EXPLAIN = "serving_default", "rank", "explain"
@@ -35,9 +38,6 @@ _SERVED_BY_ALL = (POINTWISE, RANK, EXAMPLES)
 _NUM_EXAMPLES = 16
 # Largest difference between the probabilities that two signatures give the same impression.
 _TOLERANCE = 1e-5
-
-_DTYPES = {"int64": np.int64, "string": object, "float32": np.float32}
-_LISTS = {"int64": "int64_list", "string": "bytes_list", "float32": "float_list"}
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -57,39 +57,41 @@ def serving_requests(records: Sequence[bytes], features: Features) -> dict[str, 
         ValueError: if an example lacks a column of the features or holds it as another type.
     """
     examples = [tf.train.Example.FromString(record).features.feature for record in records]
-    dtypes = {feature.name: feature.dtype for feature in features.all_features}
-    dtypes |= {history_name(name): dtype for name, dtype in dtypes.items()}
-    dtypes |= {TIMESTAMP: "int64", HISTORY_TIMESTAMP: "int64"}
-
-    def values(name: str) -> list[Sequence[Any]]:
-        kind = _LISTS[dtypes[name]]
+    dtypes, by_column = dtypes_of(features, raw_ids=True), features.by_column
+    behaviours = {name for sequence in features.all_sequences for name in features.sequence_names(sequence)}
+    for name in (*features.row_names, *behaviours):
+        feature = by_column.get(name)
+        several = name in behaviours or (feature is not None and feature.max_values)
+        if name in features.row_names and feature is None and name != TIMESTAMP:
+            # The number of a row's own values, which its list tells.
+            continue
+        kind = LISTS[dtypes[name].name]
         for example in examples:
             found = example[name].WhichOneof("kind") if name in example else "nothing"
-            # An empty history needs no type.
-            if found != kind and not (found is None and name in features.history_names):
+            # An empty list needs no type.
+            if found != kind and not (found is None and several):
                 raise ValueError(f"Column `{name}` of the examples must be a {kind}. Received: {found}")
-        return [getattr(example[name], kind).value for example in examples]
-
-    rows = {}
-    for name in features.row_names:
-        column = values(name)
-        wrong = next((len(row) for row in column if len(row) != 1), 1)
-        if wrong != 1:
-            raise ValueError(f"Column `{name}` of the examples must hold one value each. Received: {wrong}")
-        rows[name] = np.array([row[0] for row in column], _DTYPES[dtypes[name]])
-    histories = {name: _padded(values(name), _DTYPES[dtypes[name]]) for name in features.history_names}
-    lengths = np.array([len(row) for row in values(history_name(features.item_id.name))], np.int64)
-    dense = {**rows, **histories, HISTORY_LENGTH: lengths}
+            count = len(getattr(example[name], kind).value)
+            if not several and count != 1:
+                raise ValueError(f"Column `{name}` of the examples must hold one value each. Received: {count}")
+    dense = {name: column.numpy() for name, column in parsed(tf.constant(records), features, dtypes).items()}
+    for sequence in features.all_sequences:
+        for name in features.sequence_names(sequence):
+            dense[name] = _padded(dense[name], dense[sequence.length])
 
     N = len(records)
     candidates = (np.arange(N)[:, None] + np.arange(N)) % N
-    items = {feature.name: rows[feature.name][candidates] for feature in features.item_features}
+    names = [name for feature in features.item_features for name in (feature.name, length_name(feature.name))]
+    items = {name: dense[name][candidates] for name in names if name in dense}
     ranking = {**dense, **items}
     return {POINTWISE: dense, RANK: ranking, EXPLAIN: ranking, EXAMPLES: {EXAMPLES: np.array(records, object)}}
 
 
 def check_signatures(server: ModelServer, requests: Mapping[str, Inputs]) -> None:
     """Sends a request to every signature and checks the answers.
+
+    What `explain` gives depends on the interest units, as do the signatures about user states, and whether these exist:
+    the signatures themselves say it.
 
     Args:
         server: has the model loaded.
@@ -106,22 +108,29 @@ def check_signatures(server: ModelServer, requests: Mapping[str, Inputs]) -> Non
     answers = {name: server.predict(name, inputs) for name, inputs in requests.items() if name in present}
     lengths = requests[POINTWISE][HISTORY_LENGTH]
     N = len(lengths)
+    if USER_STATE in present:
+        answers |= _state_answers(server, present, requests[RANK], N)
     for name, outputs in answers.items():
-        shape = (N, N) if name in (RANK, EXPLAIN) else (N,)
-        _check_probability(name, outputs, shape)
+        if name not in (USER_STATE, UPDATE_STATE):
+            shape = (N,) if name in (POINTWISE, EXAMPLES) else (N, N)
+            _check_probability(name, outputs, shape)
+        lacking = [output for output in present[name].outputs if output not in outputs]
+        if lacking:
+            raise UnservableModelError(f"`{name}` gives no `{lacking[0]}`, but {sorted(outputs)}.")
     if EXPLAIN in answers:
         _check_explanation(answers[EXPLAIN], lengths)
 
     reference = answers[POINTWISE][PROBABILITY]
-    own = {name: outputs[PROBABILITY] for name, outputs in answers.items() if name != POINTWISE}
+    own = {name: outputs[PROBABILITY] for name, outputs in answers.items() if PROBABILITY in outputs}
     for name, probability in own.items():
         difference = np.abs((probability[:, 0] if probability.ndim == 2 else probability) - reference)
         _check_agreement(name, POINTWISE, difference)
-    if EXPLAIN in own:
-        _check_agreement(EXPLAIN, RANK, np.abs(own[EXPLAIN] - own[RANK]))
+    for name in (EXPLAIN, RANK_FROM_STATE):
+        if name in own:
+            _check_agreement(name, RANK, np.abs(own[name] - own[RANK]))
 
 
-class Executor(base_executor.BaseExecutor):
+class InfraValidatorExecutor(base_executor.BaseExecutor):
     """Starts a model server on the model and sends it real requests."""
 
     def Do(  # noqa: N802
@@ -186,8 +195,8 @@ class LocalInfraValidatorSpec(ComponentSpec):
 class LocalInfraValidator(tfx.types.BaseComponent):
     """TFX's InfraValidator for a machine without containers: a model server in a process on this machine.
 
-    It sends real impressions of the eval split to every signature. The model is blessed if all of them answer with
-    probabilities that agree to 1e-5.
+    It sends real impressions of the eval split to every signature. The model is blessed if all of them answer, with
+    probabilities that agree to 1e-5, whatever its interest units explain and whether they have user states.
 
     Args:
         model: channel of the Model to try.
@@ -198,7 +207,7 @@ class LocalInfraValidator(tfx.types.BaseComponent):
     """
 
     SPEC_CLASS = LocalInfraValidatorSpec
-    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(InfraValidatorExecutor)
 
     def __init__(
         self,
@@ -225,15 +234,10 @@ def _eval_records(examples: Any) -> Iterator[bytes]:
     yield from dataset.take(_NUM_EXAMPLES).as_numpy_iterator()
 
 
-def _padded(rows: Sequence[Sequence[Any]], dtype: Any) -> np.ndarray:
-    """The rows as one array, filled up with the first value there is."""
-    values = [value for row in rows for value in row]
-    if not values:
-        return np.empty((len(rows), 0), dtype)
-    padded = np.full((len(rows), max(map(len, rows))), values[0], dtype)
-    for number, row in enumerate(rows):
-        padded[number, : len(row)] = row
-    return padded
+def _padded(column: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """A sequence's column, filled up behind its lengths with the first behaviour there is."""
+    real = np.arange(column.shape[1]) < lengths[:, None]
+    return np.where(real.reshape(real.shape + (1,) * (column.ndim - 2)), column, column[real][:1])
 
 
 def _check_probability(signature: str, outputs: Inputs, shape: tuple[int, ...]) -> None:
@@ -253,18 +257,51 @@ def _check_probability(signature: str, outputs: Inputs, shape: tuple[int, ...]) 
         )
 
 
+def _state_answers(
+    server: ModelServer, present: Mapping[str, Signature], ranking: Inputs, rows: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """What the signatures about user states answer: the states, ranking from them, and states that go on from them."""
+    answers: dict[str, dict[str, np.ndarray]] = {}
+    known = dict(ranking)
+    for name in (USER_STATE, RANK_FROM_STATE, UPDATE_STATE):
+        if name in present:
+            unknown = [column for column in present[name].inputs if column not in known]
+            if unknown:
+                raise UnservableModelError(f"`{name}` asks for {unknown}, which neither impressions nor states have.")
+            answers[name] = server.predict(name, {column: known[column] for column in present[name].inputs})
+        if name == USER_STATE:
+            known |= answers[name]
+    states = {column: x.shape for column, x in answers[USER_STATE].items()}
+    for name in (USER_STATE, UPDATE_STATE):
+        for column, x in answers.get(name, {}).items():
+            if x.shape != states.get(column) or x.shape[0] != rows:
+                raise UnservableModelError(f"`{name}` gives `{column}` of shape {list(x.shape)} for {rows} users.")
+            if not np.isfinite(x).all():
+                raise UnservableModelError(f"`{name}` gives `{column}` with values that are not finite.")
+    return answers
+
+
 def _check_explanation(outputs: Inputs, lengths: np.ndarray) -> None:
-    for name in (POSITIONS, DISTANCES, WEIGHTS):
-        if name not in outputs:
-            raise UnservableModelError(f"`{EXPLAIN}` gives no `{name}`, but {sorted(outputs)}.")
-        shape, expected = outputs[name].shape, outputs[PROBABILITY].shape
-        if shape != outputs[POSITIONS].shape or shape[:-1] != expected:
-            raise UnservableModelError(f"`{EXPLAIN}` gives `{name}` of shape {list(shape)} for {list(expected)}.")
-    positions, weights = outputs[POSITIONS], outputs[WEIGHTS]
-    if ((positions < -1) | (positions >= lengths[:, None, None])).any():
-        raise UnservableModelError(f"`{EXPLAIN}` gives `{POSITIONS}` outside of the histories.")
-    if not np.isfinite(weights).all():
-        raise UnservableModelError(f"`{EXPLAIN}` gives `{WEIGHTS}` that are not finite.")
+    """Checks the positions of each unit, and what goes with them: weights, and the unit's scores if it has any."""
+    prefixes = [name.removesuffix(POSITIONS) for name in outputs if name.endswith(POSITIONS)]
+    if not prefixes:
+        raise UnservableModelError(f"`{EXPLAIN}` gives no `{POSITIONS}`, but {sorted(outputs)}.")
+    for prefix in prefixes:
+        if prefix + WEIGHTS not in outputs:
+            raise UnservableModelError(f"`{EXPLAIN}` gives no `{prefix}{WEIGHTS}`, but {sorted(outputs)}.")
+    expected = outputs[PROBABILITY].shape
+    for name, x in outputs.items():
+        if name == PROBABILITY:
+            continue
+        # Units of which one's name begins with another's: the longer one is meant.
+        unit = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default="")
+        positions = outputs.get(unit + POSITIONS)
+        if positions is None or x.shape != positions.shape or x.shape[:-1] != expected:
+            raise UnservableModelError(f"`{EXPLAIN}` gives `{name}` of shape {list(x.shape)} for {list(expected)}.")
+        if not np.isfinite(x).all():
+            raise UnservableModelError(f"`{EXPLAIN}` gives `{name}` with values that are not finite.")
+        if name == unit + POSITIONS and ((x < -1) | (x >= lengths[:, None, None])).any():
+            raise UnservableModelError(f"`{EXPLAIN}` gives `{name}` outside of the histories.")
 
 
 def _check_agreement(signature: str, other: str, difference: np.ndarray) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -52,6 +52,13 @@ if os.getppid() == int(sys.argv[1]):
 
 class UnservableModelError(Exception):
     """The model can't be served; the message says what went wrong."""
+
+
+class Signature(NamedTuple):
+    """Names of what a signature takes and gives, sorted."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 class ModelServer:
@@ -113,8 +120,8 @@ class ModelServer:
         """The server's."""
         return self._process.pid
 
-    def signatures(self) -> tuple[str, ...]:
-        """Names of the model's signatures, sorted.
+    def signatures(self) -> dict[str, Signature]:
+        """The model's signatures by name, sorted.
 
         Raises:
             UnservableModelError: if the server does not tell.
@@ -124,8 +131,12 @@ class ModelServer:
         response = self._call(self._prediction.GetModelMetadata, request, "its signatures")
         signatures = get_model_metadata_pb2.SignatureDefMap()
         response.metadata["signature_def"].Unpack(signatures)
-        # Those that TensorFlow keeps for itself, such as `__saved_model_init_op`, are not for calls.
-        return tuple(sorted(name for name in signatures.signature_def if not name.startswith("__")))
+        return {
+            name: Signature(tuple(sorted(signature.inputs)), tuple(sorted(signature.outputs)))
+            for name, signature in sorted(signatures.signature_def.items())
+            # Those that TensorFlow keeps for itself, such as `__saved_model_init_op`, are not for calls.
+            if not name.startswith("__")
+        }
 
     def predict(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs of a signature.

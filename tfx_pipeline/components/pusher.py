@@ -107,7 +107,7 @@ def _push_remote(model_path: str, base: str, digest: str, note: str) -> int:
     return version
 
 
-class Executor(tfx_pusher.Executor):
+class AtomicPusherExecutor(tfx_pusher.Executor):
     """Pushes the model if both its blessings say so."""
 
     def Do(  # noqa: N802
@@ -145,7 +145,7 @@ class AtomicPusher(tfx.components.Pusher):
         push_destination: the directory of the versions.
     """
 
-    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(AtomicPusherExecutor)
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 from tfx.utils import io_utils
 
 from keras_eta.export import EXAMPLES, PROBABILITY
+from keras_eta.export.examples import LISTS
 from keras_eta.features import LABEL, TIMESTAMP
 from tfx_pipeline.config import EVAL, HISTORY_BUCKET, PipelineConfig
 from tfx_pipeline.ingestion.interactions import value_dtype
@@ -25,15 +26,14 @@ from tfx_pipeline.layouts import USER_ID
 
 FILE_PREFIX = "scores"
 
-_LISTS = {"int64": "int64_list", "string": "bytes_list", "float": "float_list"}
-_ARROW = {"int64": pa.int64(), "string": pa.string(), "float": pa.float32()}
-_KINDS = {int: "int64", bytes: "string", float: "float"}
+_ARROW = {"int64": pa.int64(), "string": pa.string(), "float32": pa.float32()}
+_DTYPES = {int: "int64", bytes: "string", float: "float32"}
 
 
-class Scores(tfx.dsl.Artifact):
-    """Parquet files, one row an impression."""
+class ScoredImpressions(tfx.dsl.Artifact):
+    """Parquet files, one row per impression."""
 
-    TYPE_NAME = "keras_eta.Scores"
+    TYPE_NAME = "keras_eta.ScoredImpressions"
 
 
 def bulk_scores(
@@ -74,19 +74,19 @@ def bulk_scores(
 
 
 def score_columns(config: PipelineConfig) -> dict[str, str]:
-    """The columns of the scores and their types, `"int64"`, `"string"` or `"float"`.
+    """The columns of the scores and their types, `"int64"`, `"string"` or `"float32"`.
 
     User, candidate, timestamp, label, what evaluation slices by, and the probability of a click.
     """
     layout = config.layout
     names = (USER_ID, layout.features.item_id.name, TIMESTAMP, *config.slice_columns)
-    columns = {name: _KINDS[value_dtype(layout, name)] for name in names}
+    columns = {name: _DTYPES[value_dtype(layout, name)] for name in names}
     if PROBABILITY in layout.row_columns:
         raise ValueError(f"A column of the impressions is named {PROBABILITY!r}, as the scores are. Rename it.")
-    return {**columns, HISTORY_BUCKET: "string", LABEL: "int64", PROBABILITY: "float"}
+    return {**columns, HISTORY_BUCKET: "string", LABEL: "int64", PROBABILITY: "float32"}
 
 
-class Executor(base_beam_executor.BaseBeamExecutor):
+class ScoresWriterExecutor(base_beam_executor.BaseBeamExecutor):
     """Writes columns of tf.Examples as Parquet."""
 
     def Do(  # noqa: N802
@@ -101,7 +101,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             logging.warning("There are no scores: the model is not blessed.")
             return
         files = io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], EVAL))
-        schema = pa.schema([pa.field(name, _ARROW[kind], nullable=False) for name, kind in columns.items()])
+        schema = pa.schema([pa.field(name, _ARROW[dtype], nullable=False) for name, dtype in columns.items()])
         with self._make_beam_pipeline() as pipeline:
             _ = (
                 pipeline
@@ -119,7 +119,7 @@ class ScoresWriterSpec(ComponentSpec):
 
     PARAMETERS = {"columns": ExecutionParameter(type=str)}  # noqa: RUF012
     INPUTS = {"examples": ChannelParameter(type=tfx.types.standard_artifacts.Examples)}  # noqa: RUF012
-    OUTPUTS = {"scores": ChannelParameter(type=Scores)}  # noqa: RUF012
+    OUTPUTS = {"scores": ChannelParameter(type=ScoredImpressions)}  # noqa: RUF012
 
 
 class ScoresWriter(tfx.types.BaseBeamComponent):
@@ -131,12 +131,12 @@ class ScoresWriter(tfx.types.BaseBeamComponent):
     """
 
     SPEC_CLASS = ScoresWriterSpec
-    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(ScoresWriterExecutor)
 
     def __init__(self, examples: tfx.types.BaseChannel, columns: Mapping[str, str]) -> None:
         super().__init__(
             spec=ScoresWriterSpec(
-                examples=examples, columns=json.dumps(dict(columns)), scores=tfx.dsl.Channel(type=Scores)
+                examples=examples, columns=json.dumps(dict(columns)), scores=tfx.dsl.Channel(type=ScoredImpressions)
             )
         )
 
@@ -145,9 +145,9 @@ def _row(record: bytes, columns: Mapping[str, str]) -> dict[str, Any]:
     """The columns of one example."""
     features = tf.train.Example.FromString(record).features.feature
     row: dict[str, Any] = {}
-    for name, kind in columns.items():
-        values: Sequence[Any] = getattr(features[name], _LISTS[kind]).value
+    for name, dtype in columns.items():
+        values: Sequence[Any] = getattr(features[name], LISTS[dtype]).value
         if len(values) != 1:
-            raise ValueError(f"Column {name!r} of an impression must hold one {kind}. Received: {features[name]}")
-        row[name] = values[0].decode() if kind == "string" else values[0]
+            raise ValueError(f"Column {name!r} of an impression must hold one {dtype}. Received: {features[name]}")
+        row[name] = values[0].decode() if dtype == "string" else values[0]
     return row

@@ -118,7 +118,7 @@ def _uncounted(statistics: statistics_pb2.DatasetFeatureStatisticsList, schema: 
     return [name for name in numeric if any(c.HasField("infinity_norm") for c in comparators.get(name, ()))]
 
 
-class Executor(BaseExecutor):
+class ImpressionValidatorExecutor(BaseExecutor):
     """Validates, and raises on any anomaly, so that nothing of the execution is published."""
 
     def Do(  # noqa: N802
@@ -183,7 +183,7 @@ class ImpressionValidator(tfx.types.BaseComponent):
     """
 
     SPEC_CLASS = ImpressionValidatorSpec
-    EXECUTOR_SPEC = ExecutorClassSpec(Executor)
+    EXECUTOR_SPEC = ExecutorClassSpec(ImpressionValidatorExecutor)
 
     def __init__(
         self,

@@ -121,7 +121,7 @@ class _Driver(FileBasedDriver):
         return exec_properties
 
 
-class Executor(BaseBeamExecutor):
+class ImpressionGenExecutor(BaseBeamExecutor):
     """Runs the Beam pipeline and judges its report."""
 
     def Do(  # noqa: N802
@@ -174,7 +174,7 @@ class Executor(BaseBeamExecutor):
 class ImpressionGen(FileBasedExampleGen):
     """An example generator of impressions. `impression_gen` makes it."""
 
-    EXECUTOR_SPEC = BeamExecutorSpec(Executor)
+    EXECUTOR_SPEC = BeamExecutorSpec(ImpressionGenExecutor)
     DRIVER_CLASS = _Driver
 
 

@@ -11,6 +11,7 @@ import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 
+from keras_eta.export.examples import LISTS
 from keras_eta.features import LABEL, TIMESTAMP, length_name
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, history_bucket
 from tfx_pipeline.ingestion.interactions import CountingDoFn
@@ -167,7 +168,7 @@ class MakeExamples(CountingDoFn):
     def process(self, log: UserLog, cuts: Cuts) -> Iterator[beam.pvalue.TaggedOutput]:
         timestamps, ends, labels = (column.tolist() for column in (log.timestamps, log.ends, log.labels))
         row = [(name, kind, log.values[index]) for name, kind, index in self._row]
-        row += [(TIMESTAMP, "int64_list", timestamps), (LABEL, "int64_list", labels)]
+        row += [(TIMESTAMP, LISTS["int64"], timestamps), (LABEL, LISTS["int64"], labels)]
         sequences = [self._behaviours(log, number) for number in range(len(self._sequences))]
 
         def serialize(position: int) -> bytes:
@@ -205,7 +206,7 @@ class MakeExamples(CountingDoFn):
             (name, kind, [log.values[index][position] for position in chosen], self._names[index] in self._several)
             for name, kind, index in columns
         ]
-        found.append((sequence.timestamp, "int64_list", log.timestamps[chosen].tolist(), False))
+        found.append((sequence.timestamp, LISTS["int64"], log.timestamps[chosen].tolist(), False))
         return sequence.max_length, log.ends_of(number).tolist(), found
 
 
@@ -225,7 +226,7 @@ def _packed(examples: Sequence[bytes]) -> bytes:
     return tf.train.BytesList(value=examples).SerializeToString()
 
 
-_KINDS = {int: "int64_list", float: "float_list", bytes: "bytes_list"}
+_KINDS = {int: LISTS["int64"], float: LISTS["float32"], bytes: LISTS["string"]}
 
 
 def _column(layout: Layout, names: Sequence[str], name: str, output_name: str) -> tuple[str, str, int]:

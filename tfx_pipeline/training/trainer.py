@@ -1,4 +1,4 @@
-"""Trains ETA on transformed impressions and exports it: what the Trainer component runs."""
+"""Trains a ranker on transformed impressions and exports it: what the Trainer component runs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 import keras_eta
-from keras_eta import ETA, FeatureLookup
+from keras_eta import Ranker
 from keras_eta.export import export_model
 from keras_eta.names import scope_name
 from tfx_pipeline.config import PipelineConfig
+from tfx_pipeline.ranker import make_ranker
+from tfx_pipeline.training.accumulators import save_accumulators
 from tfx_pipeline.training.backups import MONITORED, Backups, Progress, State
 from tfx_pipeline.training.batches import Part, measure, transformed_batches
 from tfx_pipeline.training.warm_start import warm_start
@@ -94,7 +96,7 @@ def run_fn(fn_args: Any) -> None:
 
 def load_trained_model(
     model_run_dir: str, transform_output: str | tft.TFTransformOutput, config: PipelineConfig
-) -> ETA:
+) -> Ranker:
     """The Keras model that a Trainer execution trained.
 
     Args:
@@ -113,7 +115,7 @@ def load_trained_model(
 
 
 def _fit(
-    model: ETA, state: State, backups: Backups, train: Part, validation: Part, config: PipelineConfig, fn_args: Any
+    model: Ranker, state: State, backups: Backups, train: Part, validation: Part, config: PipelineConfig, fn_args: Any
 ) -> None:
     """Trains from `state` until the epochs or steps are over or the validation AUC gets worse; keeps the best epoch."""
     training, features = config.training, config.layout.features
@@ -134,8 +136,10 @@ def _fit(
             seed=training.seed + state.epoch,
             skip=state.step,
         )
+        remaining = num_steps - state.step
         logs = model.fit(
-            batches.take(num_steps - state.step),
+            # Where the end comes unexpected, Keras counts one more step, of no batch, which Adam's corrections read.
+            batches.take(remaining).apply(tf.data.experimental.assert_cardinality(remaining)),
             validation_data=validation_batches,
             initial_epoch=state.epoch,
             epochs=state.epoch + 1,
@@ -174,17 +178,16 @@ def _fit(
     )
 
 
-def _make_model(config: PipelineConfig, transform_output: tft.TFTransformOutput) -> ETA:
+def _make_model(config: PipelineConfig, transform_output: tft.TFTransformOutput) -> Ranker:
     """The model, built and compiled, with a lookup that holds the vocabularies of Transform."""
-    lookup = FeatureLookup(config.layout.features)
-    for feature in config.layout.features.all_features:
-        if feature.is_id:
-            # As objects: NumPy's own strings of bytes lose zero bytes at the end.
-            ids = np.array(transform_output.vocabulary_by_name(scope_name(feature.name)), object)
-            lookup.set_vocabulary(feature.name, ids)
-    training = config.training
-    model = ETA(lookup=lookup, seed=training.seed, **dataclasses.asdict(config.model))
-    model.build()
+    features, training = config.layout.features, config.training
+    vocabularies = {
+        # As objects: NumPy's own strings of bytes lose zero bytes at the end.
+        feature.name: np.array(transform_output.vocabulary_by_name(scope_name(feature.name)), object)
+        for feature in features.all_features
+        if feature.is_id
+    }
+    model = make_ranker(config.model, features, vocabularies)
     optimizer = model.default_optimizer(training.embedding_learning_rate, training.dense_learning_rate)
     # Before the first step, so that every restored checkpoint is checked against the optimisers' variables too.
     for part, variables in zip(
@@ -210,8 +213,8 @@ def _fingerprint(fn_args: Any, config: PipelineConfig) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _publish(model: ETA, serving_model_dir: str, model_name: str) -> None:
-    """Exports the model to a directory, which appears when it is whole."""
+def _publish(model: Ranker, serving_model_dir: str, model_name: str) -> None:
+    """Exports the model, with its accumulators, to a directory, which appears when it is whole."""
     remote = "://" in serving_model_dir
     if remote:
         workspace = Path(tempfile.mkdtemp())
@@ -222,6 +225,7 @@ def _publish(model: ETA, serving_model_dir: str, model_name: str) -> None:
     try:
         # The name goes into the warm-up requests.
         exported = export_model(model, workspace / model_name, version=1)
+        save_accumulators(model, exported)
         if remote:
             _copy(exported, serving_model_dir)
         else:

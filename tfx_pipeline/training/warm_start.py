@@ -6,30 +6,41 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from keras_eta import Ranker
 from keras_eta.features import HISTORY_AGE, Feature, Features
 from keras_eta.versions import versions
+from tfx_pipeline.training.accumulators import accumulators, saved_accumulators
 
 _logger = logging.getLogger(__name__)
+
+
+class _Rows(NamedTuple):
+    """Rows of this model's tables, and those of the base's that they continue, int [n] each."""
+
+    ours: np.ndarray
+    theirs: np.ndarray
 
 
 def warm_start(model: Ranker, serving_dir: str) -> int | None:
     """Gives a new model the weights of the latest version in a serving directory.
 
-    Embeddings are carried over by id, since every training has vocabularies of its own: an id that both models know
-    keeps its embedding, an id that the version lacks keeps the model's initial one, and the rows of padding and of the
-    out-of-vocabulary buckets keep their place. Planes, in use and learned, follow where their number of bits is the
-    same, whatever their period, and the other weights where the architecture is. Fingerprints are exact afterwards.
+    Rows are carried over by id, since every training has vocabularies of its own: an id that both models know keeps its
+    embeddings, in the shared tables and in those of single units, with Adagrad's accumulators and what units keep by
+    row. An id that the version lacks keeps the model's initial ones; the rows of padding and of the out-of-vocabulary
+    buckets keep their place. Planes, in use and learned, follow where their number of bits is the same, whatever their
+    period, and the other weights and statistics where the architecture is. What units derive is exact afterwards.
 
     Nothing happens, but for a line in the log, where there is no version or its features are others.
 
     Args:
-        model: built, with a `lookup`.
+        model: built, with a `lookup`; its optimiser's variables exist, or it is not compiled.
         serving_dir: directory of versions, as TF Serving's `--model_base_path`.
 
     Returns:
@@ -56,26 +67,39 @@ def warm_start(model: Ranker, serving_dir: str) -> int | None:
         if source is not None and source.shape == planes.shape:
             planes.assign(source)
     id_features = [feature for feature in base_features.all_features if feature.is_id]
-    tables = dict(zip(id_features, base.vocabularies, strict=True))
+    rows = {
+        feature.name: _common_rows(model, feature, table)
+        for feature, table in zip(id_features, base.vocabularies, strict=True)
+    }
+    if model.features.age is not None:
+        buckets = np.arange(model.features.age.num_indices)
+        rows[HISTORY_AGE] = _Rows(buckets, buckets)
+    ours, theirs = accumulators(model), saved_accumulators(path)
     for embedding in (model.feature_embedding, *model.own_embeddings.values()):
-        for feature, table in tables.items():
-            if feature.name in embedding.tables:
-                _carry_over(model, feature, table, named, embedding.tables[feature.name].embeddings)
-        if HISTORY_AGE in embedding.tables:
-            ages = embedding.tables[HISTORY_AGE].embeddings
-            if ages.name in named:
-                ages.assign(named[ages.name])
-    features = {feature.name: feature for feature in tables}
+        for feature_name, table in embedding.tables.items():
+            name = table.embeddings.name
+            if name not in named:
+                _logger.info("%s: the base has no %s.", feature_name, name)
+                continue
+            _carry_over(rows[feature_name], named[name].numpy(), table.embeddings)
+            accumulator = theirs(name)
+            if accumulator is not None and name in ours:
+                _carry_over(rows[feature_name], accumulator, ours[name])
+    same = _carry_learned_over(model, base.model_variables)
     for unit in model.interests:
-        for name, variables in unit.row_state().items():
+        by_row = unit.row_state()
+        if by_row:
+            # New ids, and a base that lacks this state, get what the unit makes of the weights of the moment.
+            unit.after_step(tf.constant(0, tf.int64))
+        for feature_name, variables in by_row.items():
             for variable in variables:
-                _carry_over(model, features[name], tables[features[name]], named, variable)
+                if variable.name in named:
+                    _carry_over(rows[feature_name], named[variable.name].numpy(), variable)
+    if same:
+        _carry_statistics_over(model, base.model_variables)
     model.refresh()
 
-    ours, theirs = _dense(_variables(model)), _dense(base.model_variables)
-    if list(map(_signature, ours)) == list(map(_signature, theirs)):
-        for variable, source in zip(ours, theirs, strict=True):
-            variable.assign(source)
+    if same:
         _logger.info("Warm start from version %d in %s.", version, serving_dir)
     else:
         _logger.warning(
@@ -102,13 +126,8 @@ def _without_sizes(features: Features) -> dict[str, Any]:
     return cleared
 
 
-def _carry_over(
-    model: Ranker, feature: Feature, base_table: Any, named: Mapping[str, tf.Variable], variable: tf.Variable
-) -> None:
-    """Gives a variable with a row per index the base's rows where the base knows the id. Row 0 is padding."""
-    if variable.name not in named:
-        _logger.info("%s: the base has no %s.", feature.name, variable.name)
-        return
+def _common_rows(model: Ranker, feature: Feature, base_table: Any) -> _Rows:
+    """The rows of padding, of the out-of-vocabulary buckets and of the ids that both models know."""
     lookup: Any = model.lookup
     ids, places = lookup.tables[feature.name].lookup_table.export()
     # A restored table has a handle, but no methods.
@@ -116,13 +135,41 @@ def _carry_over(
         table_handle=base_table.resource_handle, keys=ids, default_value=tf.constant(-1, tf.int64)
     ).numpy()
     known = base_places >= 0
-    source, result = named[variable.name].numpy(), variable.numpy()
-    reserved = 1 + feature.num_oov_indices
-    result[:reserved] = source[:reserved]
-    # Tables count from 1.
-    result[1 + places.numpy()[known]] = source[1 + base_places[known]]
+    _logger.info("%s: %d of %d ids are known to the base.", feature.name, known.sum(), known.size)
+    reserved = np.arange(1 + feature.num_oov_indices)
+    # Tables count from 1: row 0 is padding.
+    return _Rows(
+        np.concatenate([reserved, 1 + places.numpy()[known]]), np.concatenate([reserved, 1 + base_places[known]])
+    )
+
+
+def _carry_over(rows: _Rows, source: np.ndarray, variable: tf.Variable) -> None:
+    """Gives the rows of a variable those of the base."""
+    result = variable.numpy()
+    result[rows.ours] = source[rows.theirs]
     variable.assign(result)
-    _logger.info("%s: %d of %d ids carried over.", feature.name, known.sum(), known.size)
+
+
+def _carry_learned_over(model: Ranker, base_variables: Iterable[tf.Variable]) -> bool:
+    """Gives the model what the base has learned besides embeddings and planes; false if the architecture is another."""
+    ours, theirs = _dense(_variables(model)), _dense(base_variables)
+    if list(map(_signature, ours)) != list(map(_signature, theirs)):
+        return False
+    for variable, source in zip(ours, theirs, strict=True):
+        variable.assign(source)
+    return True
+
+
+def _carry_statistics_over(model: Ranker, base_variables: Iterable[tf.Variable]) -> None:
+    """Gives the model what the base keeps without learning it, such as moving averages, and not by row."""
+    done = {id(variable) for unit in model.interests for by_row in unit.row_state().values() for variable in by_row}
+    by_signature = defaultdict(list)
+    for variable in filter(_is_statistic, base_variables):
+        by_signature[_signature(variable)].append(variable)
+    for variable in filter(_is_statistic, _variables(model)):
+        sources = by_signature[_signature(variable)]
+        if sources and id(variable) not in done:
+            variable.assign(sources.pop(0))
 
 
 def _variables(model: Ranker) -> list[tf.Variable]:
@@ -132,6 +179,10 @@ def _variables(model: Ranker) -> list[tf.Variable]:
 
 def _is_planes(variable: tf.Variable) -> bool:
     return variable.name.endswith(("/planes:0", "/learned_planes:0"))
+
+
+def _is_statistic(variable: tf.Variable) -> bool:
+    return not (variable.trainable or _is_planes(variable) or variable.name.endswith("/fingerprints:0"))
 
 
 def _dense(variables: Iterable[tf.Variable]) -> list[tf.Variable]:

@@ -28,8 +28,13 @@ from keras_eta.features import Features
 from tests.tfx_pipeline import servable
 from tests.tfx_pipeline.servable import LAYOUT, MAX_HISTORY
 from tfx_pipeline.components import model_server
-from tfx_pipeline.components.infra_validator import Executor, LocalInfraValidator, check_signatures, serving_requests
-from tfx_pipeline.components.model_server import ModelServer, UnservableModelError
+from tfx_pipeline.components.infra_validator import (
+    InfraValidatorExecutor,
+    LocalInfraValidator,
+    check_signatures,
+    serving_requests,
+)
+from tfx_pipeline.components.model_server import ModelServer, Signature, UnservableModelError
 
 ROWS = 5
 
@@ -71,7 +76,9 @@ def validate(
     )
     blessing = standard_artifacts.InfraBlessing()
     blessing.uri = str(folder / "blessing")
-    Executor().Do({"model": [model], "examples": [examples]}, {"blessing": [blessing]}, component.exec_properties)
+    InfraValidatorExecutor().Do(
+        {"model": [model], "examples": [examples]}, {"blessing": [blessing]}, component.exec_properties
+    )
     return blessing
 
 
@@ -166,7 +173,11 @@ def test_empty_eval_split_is_an_error(model, tmp_path):
 @pytest.mark.slow
 def test_every_signature_is_asked_and_checked(server, records):
     requests = serving_requests(records, LAYOUT.features)
-    assert server.signatures() == ("examples", "explain", "rank", "serving_default")
+    signatures = server.signatures()
+    assert list(signatures) == ["examples", "explain", "rank", "serving_default"]
+    assert signatures["examples"] == (("examples",), ("probability",))
+    assert {"distances", "positions", "recent_interest_weights"} <= set(signatures["explain"].outputs)
+    assert "user_id" in signatures["rank"].inputs
     check_signatures(server, requests)
     # The lengths count: padded with real behaviours, the histories would otherwise say something else.
     lengths = np.full_like(requests["rank"]["history_length"], MAX_HISTORY)
@@ -362,13 +373,13 @@ def test_examples_that_do_not_fit_the_features(column, value, message):
 
 
 class StubServer:
-    """Gives prepared answers."""
+    """Gives prepared answers, and says that it gives those of good ones."""
 
-    def __init__(self, answers: dict[str, dict[str, np.ndarray]]) -> None:
-        self.answers = answers
+    def __init__(self, answers: dict[str, dict[str, np.ndarray]], inputs: tuple[str, ...] = ()) -> None:
+        self.answers, self.inputs = answers, inputs
 
-    def signatures(self) -> tuple[str, ...]:
-        return tuple(sorted(self.answers))
+    def signatures(self) -> dict[str, Signature]:
+        return {name: Signature(self.inputs, tuple(sorted({**GOOD, **STATES}[name]))) for name in sorted(self.answers)}
 
     def predict(self, signature: str, inputs: Any) -> dict[str, np.ndarray]:
         return self.answers[signature]
@@ -384,7 +395,15 @@ GOOD = {
         "positions": np.array([[[-1, -1]] * 2, [[5, 0]] * 2]),
         "distances": np.array([[[-1, -1]] * 2, [[7, 9]] * 2]),
         "weights": np.array([[[0.0, 0.0]] * 2, [[0.4, 0.6]] * 2]),
+        # A unit that attends to fewer behaviours, without scores.
+        "recent_interest_positions": np.array([[[-1]] * 2, [[0]] * 2]),
+        "recent_interest_weights": np.array([[[0.0]] * 2, [[1.0]] * 2]),
     },
+}
+STATES = {
+    "user_state": {"mimn_memory": np.ones((2, 3, 4), np.float32)},
+    "rank_from_state": {"probability": PROBABILITY},
+    "update_state": {"mimn_memory": np.zeros((2, 3, 4), np.float32)},
 }
 
 
@@ -393,12 +412,43 @@ def test_good_answers_pass(records):
     check_signatures(StubServer(GOOD), requests)  # type: ignore[arg-type]
     without = {name: outputs for name, outputs in GOOD.items() if name != "explain"}
     check_signatures(StubServer(without), requests)  # type: ignore[arg-type]
+    check_signatures(StubServer({**without, **STATES}), requests)  # type: ignore[arg-type]
+    del without["rank"]
+    with pytest.raises(UnservableModelError, match="The model lacks the signatures"):
+        check_signatures(StubServer(without), requests)  # type: ignore[arg-type]
+
+
+def test_state_signatures_get_columns_and_states(records):
+    asked = []
+
+    class Recording(StubServer):
+        def predict(self, signature: str, inputs: Any) -> dict[str, np.ndarray]:
+            asked.append((signature, sorted(inputs)))
+            return super().predict(signature, inputs)
+
+        def signatures(self) -> dict[str, Signature]:
+            found = super().signatures()
+            found["user_state"] = found["user_state"]._replace(inputs=("history_item_id", "history_length"))
+            found["rank_from_state"] = found["rank_from_state"]._replace(inputs=("item_id", "mimn_memory"))
+            found["update_state"] = found["update_state"]._replace(inputs=("history_length", "mimn_memory"))
+            return found
+
+    requests = serving_requests(records[:2], LAYOUT.features)
+    check_signatures(Recording({**GOOD, **STATES}), requests)  # type: ignore[arg-type]
+    assert asked[-3:] == [
+        ("user_state", ["history_item_id", "history_length"]),
+        ("rank_from_state", ["item_id", "mimn_memory"]),
+        ("update_state", ["history_length", "mimn_memory"]),
+    ]
+    message = r"`user_state` asks for \['nothing'\], which neither impressions nor states have\."
+    with pytest.raises(UnservableModelError, match=message):
+        check_signatures(StubServer({**GOOD, **STATES}, inputs=("nothing",)), requests)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("signature", "output", "value", "message"),
     [
-        ("rank", None, None, r"The model lacks the signatures \['rank'\]\. It has \['examples', 'explain', 'serving_d"),
+        ("rank", None, None, r"The model lacks the signatures \['rank'\]\. It has \['examples', 'explain', 'rank_from"),
         ("rank", "probability", None, r"`rank` gives no `probability`, but \[\]\."),
         (
             "rank",
@@ -439,11 +489,53 @@ def test_good_answers_pass(records):
             np.array([[[0, -1]] * 2, [[5, 0]] * 2]),
             r"`explain` gives `positions` outside of the histories\.",
         ),
-        ("explain", "weights", np.full((2, 2, 2), np.nan), r"`explain` gives `weights` that are not finite\."),
+        (
+            "explain",
+            "weights",
+            np.full((2, 2, 2), np.nan),
+            r"`explain` gives `weights` with values that are not finite",
+        ),
+        ("explain", "recent_interest_weights", None, r"`explain` gives no `recent_interest_weights`, but "),
+        (
+            "explain",
+            "recent_interest_weights",
+            np.zeros((2, 2, 2)),
+            r"`explain` gives `recent_interest_weights` of shape \[2, 2, 2\] for \[2, 2\]",
+        ),
+        (
+            "explain",
+            "recent_interest_positions",
+            np.array([[[0]] * 2, [[0]] * 2]),
+            r"`explain` gives `recent_interest_positions` outside of the histories\.",
+        ),
+        (
+            "explain",
+            "distances",
+            np.full((2, 2, 2), np.inf),
+            r"`explain` gives `distances` with values that are not fini",
+        ),
+        (
+            "rank_from_state",
+            "probability",
+            np.array([[0.1, 0.2], [0.4, 0.3001]]),
+            r"`rank_from_state` and `rank` differ by 0\.0001",
+        ),
+        (
+            "user_state",
+            "mimn_memory",
+            np.full((2, 3, 4), np.nan),
+            r"`user_state` gives `mimn_memory` with values that are not finite\.",
+        ),
+        (
+            "update_state",
+            "mimn_memory",
+            np.zeros((2, 4, 3)),
+            r"`update_state` gives `mimn_memory` of shape \[2, 4, 3\] for 2 users\.",
+        ),
     ],
 )
 def test_bad_answers_are_named(records, signature, output, value, message):
-    answers: dict[str, dict[str, Any]] = copy.deepcopy(GOOD)
+    answers: dict[str, dict[str, Any]] = copy.deepcopy({**GOOD, **STATES})
     if output is None:
         del answers[signature]
     elif value is None:

@@ -23,7 +23,7 @@ from tfx.types import standard_artifacts
 
 from tests.tfx_pipeline import servable
 from tfx_pipeline.components import pusher
-from tfx_pipeline.components.pusher import AtomicPusher, Executor, push
+from tfx_pipeline.components.pusher import AtomicPusher, AtomicPusherExecutor, push
 
 FILES = {
     "saved_model.pb": b"graph",
@@ -303,7 +303,7 @@ def execute(model: Path, base: Path, tmp_path: Path, *, evaluator: int | None = 
     pushed = standard_artifacts.PushedModel()
     pushed.uri = str(tmp_path / "pushed")
     os.makedirs(pushed.uri, exist_ok=True)
-    Executor().Do(inputs, {"pushed_model": [pushed]}, component.exec_properties)
+    AtomicPusherExecutor().Do(inputs, {"pushed_model": [pushed]}, component.exec_properties)
     return pushed
 
 

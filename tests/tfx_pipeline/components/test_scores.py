@@ -20,7 +20,7 @@ from keras_eta import Feature
 from keras_eta.features import Features
 from tests.tfx_pipeline import servable
 from tests.tfx_pipeline.servable import CONFIG, LAYOUT
-from tfx_pipeline.components.scores import Executor, Scores, bulk_scores, score_columns
+from tfx_pipeline.components.scores import ScoredImpressions, ScoresWriterExecutor, bulk_scores, score_columns
 from tfx_pipeline.layouts import Layout
 
 ROWS = 203
@@ -50,12 +50,12 @@ def score(model: Any, examples: Any, folder: Path, blessed: int) -> list[Path]:
     blessing.set_int_custom_property("blessed", blessed)
     scored = standard_artifacts.Examples()
     scored.uri = str(folder / "scored")
-    scores = Scores()
+    scores = ScoredImpressions()
     scores.uri = str(folder / "scores")
     Path(scores.uri).mkdir()
     inputs = {"examples": [examples], "model": [model], "model_blessing": [blessing]}
     bulk_inferrer.Executor().Do(inputs, {"output_examples": [scored]}, inferrer.exec_properties)
-    Executor().Do({"examples": [scored]}, {"scores": [scores]}, writer.exec_properties)
+    ScoresWriterExecutor().Do({"examples": [scored]}, {"scores": [scores]}, writer.exec_properties)
     return sorted(Path(scores.uri).iterdir())
 
 
@@ -101,7 +101,7 @@ def test_components_score_the_eval_split_by_the_examples_signature():
     assert inferrer.exec_properties["data_spec"].replace("\n", "").replace(" ", "") == '{"example_splits":["eval"]}'
     assert '"examples"' in inferrer.exec_properties["model_spec"]
     assert writer.inputs["examples"] is inferrer.outputs["output_examples"]
-    assert writer.outputs["scores"].type is Scores
+    assert writer.outputs["scores"].type is ScoredImpressions
 
 
 def test_user_id_that_is_no_feature_is_text():
@@ -113,7 +113,7 @@ def test_user_id_that_is_no_feature_is_text():
         "timestamp": "int64",
         "history_bucket": "string",
         "label": "int64",
-        "probability": "float",
+        "probability": "float32",
     }
 
 
@@ -132,8 +132,8 @@ def test_impression_without_a_column_is_an_error(tmp_path, value):
     if value is None:
         del impression["label"]
     examples = servable.examples_artifact(tmp_path / "examples", [servable.serialized(impression)])
-    scores = Scores()
+    scores = ScoredImpressions()
     scores.uri = str(tmp_path / "scores")
     _, writer = components()
     with pytest.raises(ValueError, match=r"Column 'label' of an impression must hold one int64\."):
-        Executor().Do({"examples": [examples]}, {"scores": [scores]}, writer.exec_properties)
+        ScoresWriterExecutor().Do({"examples": [examples]}, {"scores": [scores]}, writer.exec_properties)

@@ -35,12 +35,13 @@ from keras_eta import Feature, Features
 from keras_eta.datasets import Impressions, Interactions
 from keras_eta.datasets import taobao as taobao_data
 from tfx_pipeline.config import SPLITS, PipelineConfig, Split, Training
+from tfx_pipeline.custom_layout import custom
 from tfx_pipeline.ingestion import interactions, values
 from tfx_pipeline.ingestion.files import log_files
-from tfx_pipeline.ingestion.impression_gen import Executor, GenerateImpressions, impression_gen
+from tfx_pipeline.ingestion.impression_gen import GenerateImpressions, ImpressionGenExecutor, impression_gen
 from tfx_pipeline.ingestion.impressions import read_block
 from tfx_pipeline.ingestion.log_checks import check_data
-from tfx_pipeline.layouts import Label, Layout, custom, movielens, taobao
+from tfx_pipeline.layouts import Label, Layout, movielens, taobao
 
 Row = Mapping[str, Any]
 
@@ -110,8 +111,10 @@ def ingest(
     artifact.uri = f"{config.output}/examples/1"
     shutil.rmtree(artifact.uri, ignore_errors=True)
     properties = {**impression_gen(config).exec_properties, "span": 0}
-    context = Executor.Context(beam_pipeline_args=list(beam_args), pipeline_run_id="run") if beam_args else None
-    Executor(context).Do({}, {"examples": [artifact]}, properties)
+    context = (
+        ImpressionGenExecutor.Context(beam_pipeline_args=list(beam_args), pipeline_run_id="run") if beam_args else None
+    )
+    ImpressionGenExecutor(context).Do({}, {"examples": [artifact]}, properties)
     assert artifact.split_names == '["train", "validation", "eval"]'
     report = json.loads(Path(artifact.uri, "report.json").read_text())
     return report, {split: read_split(artifact.uri, split) for split in splits}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +17,18 @@ import pytest
 import tensorflow as tf
 from tfx import v1 as tfx
 
-from keras_eta import ETA, Age, Feature, FeatureLookup, Features, ops
+from keras_eta import Age, Feature, Features, Ranker, ops
 from keras_eta.export import export_model
+from keras_eta.interest import MIMN, SDIM, TWIN, InterestUnit, RecentInterest, SIMSoft
 from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transform, serialized
-from tfx_pipeline.config import Model, PipelineConfig, Training
+from tfx_pipeline.components.infra_validator import check_signatures, serving_requests
+from tfx_pipeline.components.model_server import ModelServer
+from tfx_pipeline.config import ETAUnits, Model, PipelineConfig, Training
 from tfx_pipeline.layouts import Label, Layout
+from tfx_pipeline.ranker import make_ranker
 from tfx_pipeline.schema import make_schema
 from tfx_pipeline.training import trainer
+from tfx_pipeline.training.accumulators import accumulators
 from tfx_pipeline.training.batches import transformed_batches
 from tfx_pipeline.training.trainer import TRAINING_REPORT, load_trained_model, run_fn
 from tfx_pipeline.training.warm_start import warm_start
@@ -35,7 +41,8 @@ FEATURES = Features(
     age=Age((60, 3600), embedding_dim=2),
     max_history_length=6,
 )
-MODEL = Model(top_k=2, num_bits=16, short_history_length=2, num_heads=1, hidden_units=(8,))
+UNITS = ETAUnits(top_k=2, num_bits=16, short_history_length=2, num_heads=1)
+MODEL = Model(UNITS.make(), hidden_units=(8,))
 
 
 def make_impressions(count: int, first: int, seed: int) -> list[Impression]:
@@ -76,7 +83,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     return Data(directory, validation)
 
 
-def make_config(output: Path, **training: Any) -> PipelineConfig:
+def make_config(output: Path, model: Model = MODEL, **training: Any) -> PipelineConfig:
     training = {
         "batch_size": 32,
         "epochs": 3,
@@ -91,7 +98,7 @@ def make_config(output: Path, **training: Any) -> PipelineConfig:
         schema="",
         output=str(output),
         serving_dir=str(output / "served"),
-        model=MODEL,
+        model=model,
         training=Training(**training),
     )
 
@@ -112,7 +119,7 @@ def make_fn_args(data: Path, output: Path, config: PipelineConfig, **changes: An
 class Trained(NamedTuple):
     config: PipelineConfig
     output: Path
-    model: ETA
+    model: Ranker
     report: dict[str, Any]
 
     @property
@@ -132,11 +139,11 @@ def trained(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return train(data, tmp_path_factory.mktemp("trained"))
 
 
-def weights(model: ETA) -> list[np.ndarray]:
+def weights(model: Ranker) -> list[np.ndarray]:
     return [variable.numpy() for variable in (*model.embedding_variables(), *model.dense_variables())]
 
 
-def assert_exact_fingerprints(model: ETA) -> None:
+def assert_exact_fingerprints(model: Ranker) -> None:
     layer = model.embeddings["item_id"]
     np.testing.assert_array_equal(layer.fingerprints_table, ops.simhash(layer.embeddings, layer.hash.planes))
 
@@ -155,6 +162,7 @@ def test_served_scores_equal_the_trained_model_on_transformed_impressions(data: 
 def test_outputs_are_whole_and_nothing_is_left_behind(trained: Trained) -> None:
     assert (trained.served / "saved_model.pb").is_file()
     assert (trained.served / "assets.extra" / "features.json").is_file()
+    assert (trained.served / "assets.extra" / "adagrad.index").is_file()
     assert (trained.served / "assets.extra" / "tf_serving_warmup_requests").is_file()
     assert [path.name for path in trained.served.parent.iterdir()] == ["Format-Serving"]
     assert list((trained.output / "checkpoints").iterdir()) == []
@@ -184,6 +192,44 @@ def test_training_stops_early_and_keeps_the_best_epoch(data: Data, tmp_path: Pat
     assert len(aucs) == best + 1 + 2 < 30
     validation = transformed_batches([str(data.directory / "validation" / "*")], FEATURES, 32)
     assert overfit.model.evaluate(validation, return_dict=True, verbose=0)["auc"] == pytest.approx(aucs[best], abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("interests", "explained", "states"),
+    [
+        (
+            [RecentInterest(2), SDIM(), SIMSoft(2, index_period=2)],
+            {"positions", "weights", "inner_products", "recent_interest_positions", "recent_interest_weights"},
+            ["rank_from_state", "user_state"],
+        ),
+        (
+            [MIMN(max_length=6, own_embeddings=True), TWIN(2, projected_table=True)],
+            {"positions", "weights", "relevances"},
+            ["rank_from_state", "update_state", "user_state"],
+        ),
+    ],
+)
+def test_any_units_are_trained_exported_and_pass_the_infra_validator(
+    data: Data, tmp_path: Path, interests: list[Any], explained: set[str], states: list[str]
+) -> None:
+    units = [json.dumps(tf.keras.utils.serialize_keras_object(unit)) for unit in interests]
+    config = make_config(tmp_path, Model(units, hidden_units=(8,)), epochs=1)  # type: ignore[arg-type]
+    run_fn(make_fn_args(data.directory, tmp_path, config, train_steps=3))
+    model = load_trained_model(str(tmp_path / "model_run"), str(data.directory / "graph"), config)
+    assert [type(unit) for unit in model.interests] == [type(unit) for unit in interests]
+    assert model.optimizer.optimizers[0].iterations.numpy() == 3
+    requests = serving_requests([serialized(row, FEATURES) for row in data.validation[:4]], FEATURES)
+    with ModelServer(tmp_path / "model" / "Format-Serving", loading_seconds=200, request_seconds=60) as server:
+        signatures = server.signatures()
+        assert list(signatures) == sorted(["examples", "explain", "rank", "serving_default", *states])
+        assert set(signatures["explain"].outputs) == {"probability", *explained}
+        check_signatures(server, requests)
+        served = server.predict("serving_default", requests["serving_default"])["probability"]
+    columns = raw_columns(data.validation[:4], FEATURES)
+    assert model.lookup is not None
+    encoded = model.lookup({name: tf.constant(x) for name, x in columns.items()})
+    np.testing.assert_allclose(served, tf.sigmoid(model(encoded)), atol=1e-5)
 
 
 KILLED = """
@@ -230,7 +276,7 @@ def test_training_goes_on_after_a_kill_as_if_nothing_had_happened(
 def test_a_failed_export_leaves_nothing_and_the_next_execution_does_not_train_again(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full_disk(model: ETA, base: Path, version: int) -> None:
+    def full_disk(model: Ranker, base: Path, version: int) -> None:
         (base / "1").mkdir(parents=True)
         raise OSError(28, "No space left on device")
 
@@ -240,7 +286,7 @@ def test_a_failed_export_leaves_nothing_and_the_next_execution_does_not_train_ag
         with pytest.raises(OSError, match="No space left on device"):
             run_fn(fn_args)
     assert list((tmp_path / "model").iterdir()) == []
-    monkeypatch.setattr(ETA, "fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(Ranker, "fit", lambda *_, **__: pytest.fail("trained again"))
     again = train(data, tmp_path, fn_args)
     assert (again.served / "saved_model.pb").is_file()
     assert again.report["steps"] == again.report["resumed_at_step"] == 3
@@ -268,7 +314,7 @@ def test_a_part_without_impressions_is_refused(data: Data, tmp_path: Path, part:
 
 
 def test_a_loss_that_is_not_finite_is_refused(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ETA, "fit", lambda *_, **__: types.SimpleNamespace(history={"loss": [np.nan]}))
+    monkeypatch.setattr(Ranker, "fit", lambda *_, **__: types.SimpleNamespace(history={"loss": [np.nan]}))
     with pytest.raises(FloatingPointError, match=r"The loss is not finite in epoch 1\. Lower the learning rates"):
         run_fn(make_fn_args(data.directory, tmp_path, make_config(tmp_path)))
     assert not (tmp_path / "model").exists()
@@ -283,16 +329,16 @@ def test_a_model_reaches_remote_file_systems_whole(trained: Trained) -> None:
 
 
 def make_model(
-    ids: list[int], users: list[bytes], features: Features = FEATURES, planes_period: int = 1, **changes: Any
+    ids: list[int],
+    users: list[bytes],
+    features: Features = FEATURES,
+    hidden_units: tuple[int, ...] = (8,),
+    interests: Sequence[InterestUnit] = (),
+    **changes: Any,
 ) -> Any:
-    lookup = FeatureLookup(features)
-    lookup.set_vocabulary("item_id", ids)
-    lookup.set_vocabulary("user_id", np.array(users, object))
-    lookup.set_vocabulary("liked", [0, 1])
-    arguments = dataclasses.asdict(dataclasses.replace(MODEL, **changes))
-    model = ETA(lookup=lookup, planes_period=planes_period, **arguments)
-    model.build()
-    return model
+    units = interests or dataclasses.replace(UNITS, **changes).make()
+    vocabularies = {"item_id": ids, "user_id": np.array(users, object), "liked": [0, 1]}
+    return make_ranker(Model(units, hidden_units), features, vocabularies)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -425,4 +471,8 @@ def test_training_starts_from_the_latest_served_version(data: Data, trained: Tra
     finally:
         (tmp_path / "served" / "4").rename(trained.served)
     assert warm.report["base_version"] == 4
+    # Users' vocabularies are the same, and accumulators only grow.
+    ours, theirs = (accumulators(x.model)["embeddings/user_id/embeddings:0"].numpy() for x in (warm, trained))
+    assert (ours >= theirs).all()
+    assert theirs.max() > 0.11
     assert warm.report["history"]["log_loss"][0] < trained.report["history"]["log_loss"][0] - 0.03
