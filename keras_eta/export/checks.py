@@ -106,7 +106,8 @@ def parsed(examples: tf.Tensor, features: Features, dtypes: Mapping[str, tf.DTyp
     dense, checks = {}, []
     for sequence in features.all_sequences:
         first, *others = features.sequence_names(sequence)
-        dense[sequence.length] = lengths = columns[first].row_lengths()
+        lengths = columns[first].row_lengths()
+        dense[sequence.length] = tf.cast(lengths, tf.int64)
         for name in others:
             same = tf.reduce_all(tf.equal(columns[name].row_lengths(), lengths))
             message = f"`{name}` must be as long as `{first}` in every example. Received lengths:"
@@ -117,7 +118,8 @@ def parsed(examples: tf.Tensor, features: Features, dtypes: Mapping[str, tf.DTyp
             column = columns[name][..., :most]
             dense[name] = column.to_tensor(shape=[*[None] * (column.shape.rank - 1), most])
             lengths = column.row_lengths(axis=-1)
-            dense[length_name(name)] = lengths.to_tensor() if isinstance(lengths, tf.RaggedTensor) else lengths
+            lengths = lengths.to_tensor() if isinstance(lengths, tf.RaggedTensor) else lengths
+            dense[length_name(name)] = tf.cast(lengths, tf.int64)
         for name, column in columns.items():
             if name not in dense:
                 dense[name] = column.to_tensor() if isinstance(column, tf.RaggedTensor) else column
