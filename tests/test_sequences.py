@@ -64,7 +64,7 @@ def _lookup(features: Features = FEATURES) -> FeatureLookup:
     return lookup
 
 
-def _model(*units: Any, features: Features = FEATURES) -> Ranker:
+def make_model(*units: Any, features: Features = FEATURES) -> Ranker:
     tf.keras.utils.set_random_seed(1)
     model = Ranker(lookup=_lookup(features), interests=list(units), hidden_units=(5,))
     model.build()
@@ -73,7 +73,7 @@ def _model(*units: Any, features: Features = FEATURES) -> Ranker:
     return model
 
 
-def _expected(row: int) -> dict[str, Any]:
+def expected_columns(row: int) -> dict[str, Any]:
     """The raw columns of an impression, by a loop over both logs."""
     user, now = CLICKS["user_id"][row], CLICKS["timestamp"][row]
     columns: dict[str, Any] = {
@@ -115,7 +115,7 @@ def test_raw_batches_equal_a_loop_over_the_logs() -> None:
     (batch, _), *rest = _impressions().to_dataset(FEATURES, 8).as_numpy_iterator()
     assert not rest
     for row in range(8):
-        assert _unpadded(batch, row) == _expected(row)
+        assert _unpadded(batch, row) == expected_columns(row)
     assert batch["genres"].shape == (8, 2)
     assert batch["purchases_genres"].shape == (8, 3, 2)
 
@@ -135,7 +135,7 @@ def test_batches_of_indices_are_the_lookup_of_raw_batches() -> None:
 
 
 def test_interest_is_read_from_its_own_sequence_with_means_of_values() -> None:
-    model = _model(PoolingInterest(sequence="purchases"), RecentInterest(3))
+    model = make_model(PoolingInterest(sequence="purchases"), RecentInterest(3))
     (columns, _) = next(iter(_impressions().to_dataset(model.features, 8, lookup=model.lookup)))
     columns = {name: column.numpy() for name, column in columns.items()}
     tables = {name: table.embeddings.numpy() for name, table in model.embeddings.items()}
@@ -164,14 +164,14 @@ def _served(path: Path, model: Ranker) -> Any:
     return tf.saved_model.load(str(export_model(model, path))).signatures
 
 
-def _raw_batch() -> dict[str, np.ndarray]:
+def raw_batch() -> dict[str, np.ndarray]:
     (batch, _) = next(_impressions().to_dataset(FEATURES, 8).as_numpy_iterator())
     return dict(batch)
 
 
 def test_export_answers_as_the_model(tmp_path: Path) -> None:
-    model = _model(FullInterest(), SIMHard(2, "kind", sequence="purchases"))
-    signatures, batch = _served(tmp_path, model), _raw_batch()
+    model = make_model(FullInterest(), SIMHard(2, "kind", sequence="purchases"))
+    signatures, batch = _served(tmp_path, model), raw_batch()
     lookup = model.lookup
     assert lookup is not None
     expected = tf.sigmoid(model(lookup(batch))).numpy()
@@ -190,7 +190,7 @@ def test_export_answers_as_the_model(tmp_path: Path) -> None:
 
     records = []
     for row in range(8):
-        columns = _expected(row)
+        columns = expected_columns(row)
         lengths = {f"{s}_genres_length": [len(g) for g in columns[f"{s}_genres"]] for s in ("history", "purchases")}
         flat = {f"{s}_genres": [g for some in columns[f"{s}_genres"] for g in some] for s in ("history", "purchases")}
         columns = {
@@ -228,7 +228,7 @@ def test_export_answers_as_the_model(tmp_path: Path) -> None:
 )
 def test_export_refuses_what_does_not_fit(tmp_path_factory: Any, change: dict[str, Any], text: str) -> None:
     signatures = _shared_export(tmp_path_factory)
-    inputs = {**_raw_batch(), **change}
+    inputs = {**raw_batch(), **change}
     with pytest.raises(tf.errors.InvalidArgumentError, match=text):
         signatures["serving_default"](**{name: tf.constant(x) for name, x in inputs.items()})
 
@@ -238,13 +238,13 @@ _EXPORTS: list[Any] = []
 
 def _shared_export(tmp_path_factory: Any) -> Any:
     if not _EXPORTS:
-        _EXPORTS.append(_served(tmp_path_factory.mktemp("export"), _model(PoolingInterest(sequence="purchases"))))
+        _EXPORTS.append(_served(tmp_path_factory.mktemp("export"), make_model(PoolingInterest(sequence="purchases"))))
     return _EXPORTS[0]
 
 
 def test_states_need_only_the_sequence_of_their_unit(tmp_path: Path) -> None:
-    model = _model(PoolingInterest(sequence="purchases"), FullInterest())
-    signatures, batch = _served(tmp_path, model), _raw_batch()
+    model = make_model(PoolingInterest(sequence="purchases"), FullInterest())
+    signatures, batch = _served(tmp_path, model), raw_batch()
     inputs = {name: tf.constant(x) for name, x in batch.items()}
     wanted = signatures["user_state"].structured_input_signature[1]
     assert "purchases_price" in wanted
@@ -262,7 +262,7 @@ def test_states_need_only_the_sequence_of_their_unit(tmp_path: Path) -> None:
 
 
 def test_training_learns_every_table() -> None:
-    model = _model(PoolingInterest(sequence="purchases", own_embeddings=True), FullInterest())
+    model = make_model(PoolingInterest(sequence="purchases", own_embeddings=True), FullInterest())
     assert "store" in model.own_embeddings["pooling_interest"].tables
     assert "store" in model.embeddings
     assert "tags" not in model.own_embeddings["pooling_interest"].tables
@@ -320,9 +320,9 @@ def test_other_refusals() -> None:
     with pytest.raises(
         ValueError, match=r"Interest unit 'full_interest' needs one of the sequences.*\['history', 'purch"
     ):
-        _model(FullInterest(sequence="clusters"))
+        make_model(FullInterest(sequence="clusters"))
     with pytest.raises(ValueError, match="`category` among the item attributes that are ids with one value"):
-        _model(SIMHard(2, "genres"))
+        make_model(SIMHard(2, "genres"))
     clicks = Interactions.from_columns(CLICKS)
     impressions = Impressions.from_interactions(clicks, lambda log: np.zeros(len(log), int), min_history=0)
     with pytest.raises(ValueError, match="no sequence 'purchases', which `features` has"):
@@ -334,7 +334,7 @@ def test_other_refusals() -> None:
         ValueError, match="has `max_values`=None, but the column of the impressions holds several values"
     ):
         impressions.to_dataset(single, 2)
-    model = _model(PoolingInterest(sequence="purchases"))
+    model = make_model(PoolingInterest(sequence="purchases"))
     columns = next(iter(_impressions().to_dataset(model.features, 8, lookup=model.lookup)))[0]
     with pytest.raises(ValueError, match="purchases_item_id and purchases_price must hold as many behaviours"):
         model({**columns, "purchases_price": columns["purchases_price"][:, :2]})

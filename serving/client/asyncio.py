@@ -10,8 +10,9 @@ import grpc
 import numpy as np
 
 from serving.client.answers import Explanation, Metadata, Ranking, ServingError, VersionStatus
-from serving.client.conversation import Calls, Conversation, Conversations
-from serving.client.requests import Columns
+from serving.client.calls import Calls, Conversation
+from serving.client.conversation import Conversations
+from serving.client.requests import Columns, Sequences
 from serving.client.states import UserState
 
 _T = TypeVar("_T")
@@ -50,9 +51,10 @@ class AsyncRankingClient(Conversations):
         user: Columns | None = None,
         context: Columns | None = None,
         history_length: Any = None,
+        sequences: Sequences | None = None,
     ) -> Ranking:
         """As `RankingClient.rank`."""
-        return await self._run(self._rank(candidates, history, user, context, history_length))
+        return await self._run(self._rank(candidates, history, user, context, history_length, sequences))
 
     async def explain(
         self,
@@ -61,27 +63,33 @@ class AsyncRankingClient(Conversations):
         user: Columns | None = None,
         context: Columns | None = None,
         history_length: Any = None,
+        sequences: Sequences | None = None,
     ) -> Explanation:
         """As `RankingClient.explain`."""
-        return await self._run(self._explain(candidates, history, user, context, history_length))
+        return await self._run(self._explain(candidates, history, user, context, history_length, sequences))
 
     async def user_state(
-        self, history: Columns, context: Columns | None = None, history_length: Any = None
+        self,
+        history: Columns | None,
+        context: Columns | None = None,
+        history_length: Any = None,
+        sequences: Sequences | None = None,
     ) -> UserState:
         """As `RankingClient.user_state`."""
-        return await self._run(self._user_state(history, context, history_length))
+        return await self._run(self._user_state(context, history, history_length, sequences))
 
     async def update_state(
         self,
         state: UserState,
-        history: Columns,
+        history: Columns | None,
         context: Columns | None = None,
         history_length: Any = None,
+        sequences: Sequences | None = None,
         *,
         any_version: bool = False,
     ) -> UserState:
         """As `RankingClient.update_state`."""
-        return await self._run(self._update_state(state, any_version, history, context, history_length))
+        return await self._run(self._update_state(state, any_version, context, history, history_length, sequences))
 
     async def rank_from_state(
         self,
@@ -91,12 +99,13 @@ class AsyncRankingClient(Conversations):
         context: Columns | None = None,
         history: Columns | None = None,
         history_length: Any = None,
+        sequences: Sequences | None = None,
         *,
         any_version: bool = False,
     ) -> Ranking:
         """As `RankingClient.rank_from_state`."""
         return await self._run(
-            self._rank_from_state(state, any_version, candidates, history, user, context, history_length)
+            self._rank_from_state(state, any_version, candidates, history, user, context, history_length, sequences)
         )
 
     async def predict(self, inputs: Columns, signature_name: str = "serving_default") -> dict[str, np.ndarray]:

@@ -10,8 +10,9 @@ import grpc
 import numpy as np
 
 from serving.client.answers import Explanation, Metadata, Ranking, ServingError, VersionStatus
-from serving.client.conversation import Calls, Conversation, Conversations
-from serving.client.requests import Columns
+from serving.client.calls import Calls, Conversation
+from serving.client.conversation import Conversations
+from serving.client.requests import Columns, Sequences
 from serving.client.states import UserState
 
 _T = TypeVar("_T")
@@ -65,11 +66,13 @@ class RankingClient(Conversations):
         user: Columns | None = None,
         context: Columns | None = None,
         history_length: Any = None,
+        sequences: Sequences | None = None,
     ) -> Ranking:
         """Scores candidates for one user, or for R users at once.
 
         Columns go by the names of the data contract, those of the history without their prefix. One request has lists;
-        R requests have a list more around everything, with as many candidates each and histories of any length. No
+        R requests have a list more around everything, with as many candidates each and histories of any length. Where a
+        feature has several values, a list of them stands for the value. No
         candidates get empty answers, by the version that the server then has.
 
         Args:
@@ -78,6 +81,7 @@ class RankingClient(Conversations):
             user: by name, a value or R values.
             context: by name, a value or R values. A model with ages takes a `timestamp` here and one in the history.
             history_length: how many behaviours count, where the histories are padded already.
+            sequences: further sequences of behaviours by name, each as the history, where the model reads any.
 
         Returns:
             The probabilities, [C] or [R, C].
@@ -88,7 +92,7 @@ class RankingClient(Conversations):
                 Predict call is made.
             ServingError: if the server refuses the call or can't be reached, with the code and the server's message.
         """
-        return self._run(self._rank(candidates, history, user, context, history_length))
+        return self._run(self._rank(candidates, history, user, context, history_length, sequences))
 
     def explain(
         self,
@@ -97,17 +101,25 @@ class RankingClient(Conversations):
         user: Columns | None = None,
         context: Columns | None = None,
         history_length: Any = None,
+        sequences: Sequences | None = None,
     ) -> Explanation:
         """As `rank`, with the behaviours that each score rests on."""
-        return self._run(self._explain(candidates, history, user, context, history_length))
+        return self._run(self._explain(candidates, history, user, context, history_length, sequences))
 
-    def user_state(self, history: Columns, context: Columns | None = None, history_length: Any = None) -> UserState:
+    def user_state(
+        self,
+        history: Columns | None,
+        context: Columns | None = None,
+        history_length: Any = None,
+        sequences: Sequences | None = None,
+    ) -> UserState:
         """Computes what depends on the users alone, for a feature service to keep; see `UserState`.
 
         Args:
             history: by name, the behaviours of one user, most recent first, or R lists of them.
             context: by name, a value or R values: `timestamp`, where the model reads ages.
             history_length: how many behaviours count, where the histories are padded already.
+            sequences: as for `rank`. Where no unit with a state reads the history, it is `None`.
 
         Returns:
             The states, with a row per user, and the version that computed them.
@@ -116,14 +128,15 @@ class RankingClient(Conversations):
             ValueError: as `rank`; also if the model has no signature `user_state`.
             ServingError: as `rank`.
         """
-        return self._run(self._user_state(history, context, history_length))
+        return self._run(self._user_state(context, history, history_length, sequences))
 
     def update_state(
         self,
         state: UserState,
-        history: Columns,
+        history: Columns | None,
         context: Columns | None = None,
         history_length: Any = None,
+        sequences: Sequences | None = None,
         *,
         any_version: bool = False,
     ) -> UserState:
@@ -134,6 +147,7 @@ class RankingClient(Conversations):
             history: by name, the behaviours since, most recent first, or R lists of them.
             context: as for `user_state`.
             history_length: as for `user_state`.
+            sequences: as for `user_state`.
             any_version: whether the newest version may add to a state of another version; the state counts as that
                 other version's still. Default: the state's own version is asked.
 
@@ -146,7 +160,7 @@ class RankingClient(Conversations):
             ValueError: as `rank`; also if the state is of another model, or the model has no signature `update_state`.
             ServingError: as `rank`.
         """
-        return self._run(self._update_state(state, any_version, history, context, history_length))
+        return self._run(self._update_state(state, any_version, context, history, history_length, sequences))
 
     def rank_from_state(
         self,
@@ -156,6 +170,7 @@ class RankingClient(Conversations):
         context: Columns | None = None,
         history: Columns | None = None,
         history_length: Any = None,
+        sequences: Sequences | None = None,
         *,
         any_version: bool = False,
     ) -> Ranking:
@@ -168,6 +183,7 @@ class RankingClient(Conversations):
             context: as for `rank`; `timestamp` only where a unit reads the history.
             history: as for `rank`, where a unit without a state reads it as well; else `None`.
             history_length: as for `rank`.
+            sequences: as for `rank`, where a unit without a state reads them.
             any_version: whether the newest version may rank by a state of another version: vectors of two versions then
                 meet in one score. Default: the state's own version is asked.
 
@@ -181,7 +197,9 @@ class RankingClient(Conversations):
                 `rank_from_state`.
             ServingError: as `rank`.
         """
-        return self._run(self._rank_from_state(state, any_version, candidates, history, user, context, history_length))
+        return self._run(
+            self._rank_from_state(state, any_version, candidates, history, user, context, history_length, sequences)
+        )
 
     def predict(self, inputs: Columns, signature_name: str = "serving_default") -> dict[str, np.ndarray]:
         """Calls any signature, in one call however many rows and candidates there are.

@@ -17,10 +17,10 @@ from keras_eta.features import history_name
 from serving.client.answers import Signature
 from serving.client.states import UserState
 
-_COLUMNS = ("candidates", "history", "user", "context")
-_RANKING = {"candidates", "history"}, {"user", "context", "history_length"}
-_FROM_STATE = {"candidates"}, {"user", "context", "history", "history_length"}
-_STATE = {"history"}, {"context", "history_length"}
+_COLUMNS = ("candidates", "history", "user", "context", "sequences")
+_RANKING = {"candidates", "history"}, {"user", "context", "history_length", "sequences"}
+_FROM_STATE = {"candidates"}, {"user", "context", "history", "history_length", "sequences"}
+_STATE = {"history"}, {"context", "history_length", "sequences"}
 
 
 def read_json(path: str, *, command: str, from_state: bool = False) -> dict[str, Any]:

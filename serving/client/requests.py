@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_eta.features import HISTORY_LENGTH, history_name
+from keras_eta.features import HISTORY, length_name
 from serving.client.answers import Signature
+from serving.client.values import shown
 
 Columns = Mapping[str, Any]
+Sequences = Mapping[str, Columns]
 
 _FORMS = ("one value", "a list of values", "a list of lists, one for each request")
 
@@ -22,8 +24,11 @@ def ranking_inputs(
     user: Columns | None = None,
     context: Columns | None = None,
     history_length: Any = None,
+    sequences: Sequences | None = None,
 ) -> tuple[dict[str, tuple[str, Any]], bool]:
     """Brings one request, or several, to the form of the signatures `rank` and `explain`, and of those of user states.
+
+    A value may be a list of values itself, where a feature has several; see `values.with_value_lengths`.
 
     Args:
         candidates: by name, C values (one request) or R lists of C values. `None`: the signature takes none.
@@ -33,6 +38,7 @@ def ranking_inputs(
         user: by name, a value or R values.
         context: by name, a value or R values.
         history_length: behaviours that count, a number or R numbers. Default: as many as there are.
+        sequences: further sequences by name, each as `history`.
 
     Returns:
         By the signature's name, what an error message should call the input, and its values with one row per request.
@@ -41,19 +47,21 @@ def ranking_inputs(
     Raises:
         ValueError: if the numbers of requests, candidates or behaviours do not fit together.
     """
-    role, columns = ("history", history) if candidates is None else ("candidates", candidates)
+    behaviours = {**({} if history is None else {HISTORY: history}), **(sequences or {})}
+    role, columns = next(iter(behaviours.items()), (HISTORY, {})) if candidates is None else ("candidates", candidates)
     if not columns:
         raise ValueError(f"`{role}` must have at least one column. Received: {role}={{}}")
-    several = max(map(_depth, columns.values())) > 1
+    # A list more around a value is one of several values.
+    several = min(map(_depth, columns.values())) > 1
 
     def rows(argument: str, values: Any, depth: int) -> Any:
-        if _depth(values) != depth + several:
-            raise ValueError(f"`{argument}` must be {_FORMS[depth + several]}. Received: {_shown(values)}")
+        if _depth(values) not in (depth + several, depth + several + 1):
+            raise ValueError(f"`{argument}` must be {_FORMS[depth + several]}. Received: {shown(values)}")
         return values if several else [values]
 
     inputs: dict[str, tuple[str, Any]] = {}
-    for role, columns, depth in (("user", user, 0), ("context", context, 0), ("candidates", candidates, 1)):
-        for name, values in (columns or {}).items():
+    for role, given, depth in (("user", user, 0), ("context", context, 0), ("candidates", candidates, 1)):
+        for name, values in (given or {}).items():
             argument = f"{role}[{name!r}]"
             if name in inputs:
                 raise ValueError(f"`{argument}` and `{inputs[name][0]}` are the same input.")
@@ -63,28 +71,8 @@ def ranking_inputs(
         raise ValueError(
             f"`candidates` must have as many values in every column and request. Received: {sorted(counts)}"
         )
-
-    lengths: list[int] = []
-    for name, values in (history or {}).items():
-        argument = f"history[{name!r}]"
-        behaviours = rows(argument, values, 1)
-        found = [len(row) for row in behaviours]
-        if lengths and found != lengths:
-            raise ValueError(
-                "`history` must have one value per behaviour in every column. "
-                f"Received: {found} in `{argument}`, {lengths} in `history[{next(iter(history or ()))!r}]`"
-            )
-        lengths = found
-        inputs[history_name(name)] = argument, _padded(behaviours, max(lengths, default=0))
-    if history_length is not None:
-        chosen = typed_array("history_length", rows("history_length", history_length, 0), np.dtype(np.int64)).tolist()
-        if len(chosen) != len(lengths) or any(not 0 <= n <= most for n, most in zip(chosen, lengths, strict=True)):
-            raise ValueError(
-                f"`history_length` must be between 0 and the number of behaviours, {lengths}. Received: {chosen}"
-            )
-        lengths = chosen
-    if history:
-        inputs[HISTORY_LENGTH] = "history_length", lengths
+    for sequence, columns in behaviours.items():
+        inputs |= _sequence_inputs(sequence, columns, history_length if sequence == HISTORY else None, rows)
 
     requests = {argument: len(values) for argument, values in inputs.values()}
     if len(set(requests.values())) > 1 or 0 in requests.values():
@@ -94,11 +82,44 @@ def ranking_inputs(
     return inputs, several
 
 
+def _sequence_inputs(
+    sequence: str, columns: Columns, chosen_length: Any, rows: Callable[[str, Any, int], Any]
+) -> dict[str, tuple[str, Any]]:
+    """The inputs of a sequence's columns and its length."""
+    role = sequence if sequence == HISTORY else f"sequences[{sequence!r}]"
+    inputs: dict[str, tuple[str, Any]] = {}
+    lengths: list[int] = []
+    for name, values in columns.items():
+        argument = f"{role}[{name!r}]"
+        behaviours = rows(argument, values, 1)
+        found = [len(row) for row in behaviours]
+        if lengths and found != lengths:
+            raise ValueError(
+                f"`{role}` must have one value per behaviour in every column. "
+                f"Received: {found} in `{argument}`, {lengths} in `{role}[{next(iter(columns))!r}]`"
+            )
+        lengths = found
+        inputs[f"{sequence}_{name}"] = argument, _padded(behaviours, max(lengths, default=0))
+    if chosen_length is not None:
+        values = rows("history_length", chosen_length, 0)
+        chosen = typed_array("history_length", values, np.dtype(np.int64)).tolist()
+        if len(chosen) != len(lengths) or any(not 0 <= n <= most for n, most in zip(chosen, lengths, strict=True)):
+            raise ValueError(
+                f"`history_length` must be between 0 and the number of behaviours, {lengths}. Received: {chosen}"
+            )
+        lengths = chosen
+    if columns:
+        name = length_name(sequence)
+        inputs[name] = name, lengths
+    return inputs
+
+
 def signature_arrays(inputs: Mapping[str, tuple[str, Any]], signature: Signature) -> dict[str, np.ndarray]:
     """The inputs as a signature takes them, checked before they are sent: servers do not name every wrong one.
 
-    Where there is a `history_length`, the inputs `history_*` of rank 2 are histories. Empty ones get one column that
-    does not count: a server that joins calls to batches fails all calls of a batch in which one has an empty tensor.
+    Where there is a `history_length`, the inputs `history_*` whose second axis has no fixed size are histories, and so
+    for other sequences. Empty ones get one column that does not count: a server that joins calls to batches fails all
+    calls of a batch in which one has an empty tensor.
 
     Args:
         inputs: by name, what an error message should call the input, and its values.
@@ -125,34 +146,52 @@ def signature_arrays(inputs: Mapping[str, tuple[str, Any]], signature: Signature
             )
         return found
 
-    lengths = array(HISTORY_LENGTH) if HISTORY_LENGTH in inputs else None
-    prefix = history_name("")
-    arrays = {name: array(name, lengths if name.startswith(prefix) else None) for name in inputs}
+    sequences = _sequences(inputs, signature)
+    lengths = {name: array(name) for name in sequences}
+    sequence_of = {column: name for name, columns in sequences.items() for column in columns}
+    arrays = {
+        name: lengths[name] if name in lengths else array(name, lengths.get(sequence_of.get(name, "")))
+        for name in inputs
+    }
     # A first axis of a fixed size does not count requests.
     fixed = {name for name in inputs if (signature.inputs[name].shape or (None,))[0] is not None}
     rows = {name: len(found) for name, found in arrays.items() if found.ndim and name not in fixed}
     _check_equal("rows", rows, inputs)
-    if lengths is None:
-        return arrays
-    # A user state may have such a name, too, but is of a fixed size.
-    histories = [
-        name
-        for name, found in arrays.items()
-        if name.startswith(prefix) and found.ndim == 2 and (signature.inputs[name].shape or (None, None))[1] is None
-    ]
-    behaviours = {name: arrays[name].shape[1] for name in histories}
-    _check_equal("behaviours", behaviours, inputs)
-    most = next(iter(behaviours.values()), None)
-    if most is not None and ((lengths < 0) | (lengths > most)).any():
-        raise ValueError(
-            f"`{inputs[HISTORY_LENGTH][0]}` must be between 0 and the number of behaviours, {most}. "
-            f"Received: {_shown(lengths.tolist())}"
-        )
-    if most == 0:
-        for name in histories:
-            filler = b"" if arrays[name].dtype.kind == "O" else 0
-            arrays[name] = np.full((len(arrays[name]), 1), filler, arrays[name].dtype)
+    for name, columns in sequences.items():
+        behaviours = {column: arrays[column].shape[1] for column in columns if arrays[column].ndim > 1}
+        _check_equal("behaviours", behaviours, inputs)
+        most = next(iter(behaviours.values()), None)
+        if most is not None and ((lengths[name] < 0) | (lengths[name] > most)).any():
+            raise ValueError(
+                f"`{inputs[name][0]}` must be between 0 and the number of behaviours, {most}. "
+                f"Received: {shown(lengths[name].tolist())}"
+            )
+        for column in behaviours if most == 0 else ():
+            filler = b"" if arrays[column].dtype.kind == "O" else 0
+            shape = arrays[column].shape
+            arrays[column] = np.full((shape[0], 1, *shape[2:]), filler, arrays[column].dtype)
     return arrays
+
+
+def _sequences(inputs: Mapping[str, Any], signature: Signature) -> dict[str, list[str]]:
+    """By the name of each sequence's length, the names of its columns."""
+    found = {}
+    for name in inputs:
+        prefix = name.removesuffix(length_name(""))
+        if name == prefix or len(signature.inputs[name].shape or (None,)) != 1:
+            continue
+        # A user state may have such a name, too, but is of a fixed size.
+        columns = [
+            other
+            for other in inputs
+            if other.startswith(f"{prefix}_")
+            and other != name
+            and (signature.inputs[other].shape is None or len(signature.inputs[other].shape or ()) > 1)
+            and (signature.inputs[other].shape or (None, None))[1] is None
+        ]
+        if columns or name == length_name(HISTORY):
+            found[name] = columns
+    return found
 
 
 def typed_array(argument: str, values: Any, dtype: np.dtype, lengths: np.ndarray | None = None) -> np.ndarray:
@@ -173,7 +212,7 @@ def typed_array(argument: str, values: Any, dtype: np.dtype, lengths: np.ndarray
     try:
         array = np.asarray(values, dtype=object if dtype.kind == "O" else None)
     except ValueError:
-        raise ValueError(f"`{argument}` must have rows of one length. Received: {_shown(values)}") from None
+        raise ValueError(f"`{argument}` must have rows of one length. Received: {shown(values)}") from None
     if dtype.kind == "O":
         for value in array.flat:
             if not isinstance(value, (str, bytes)):
@@ -182,16 +221,16 @@ def typed_array(argument: str, values: Any, dtype: np.dtype, lengths: np.ndarray
             encoded = [value.encode() if isinstance(value, str) else value for value in array.flat]
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"`{argument}` must be text that UTF-8 can spell. Received: {_shown(error.object)}"
+                f"`{argument}` must be text that UTF-8 can spell. Received: {shown(error.object)}"
             ) from None
         return np.array(encoded, dtype).reshape(array.shape)
     integers = array.dtype.kind in "iu" and dtype.kind in "iu"
     if array.size and not integers and not np.can_cast(array.dtype, dtype, casting="same_kind"):
-        raise ValueError(f"`{argument}` must be {dtype}. Received: {_shown(values)}")
+        raise ValueError(f"`{argument}` must be {dtype}. Received: {shown(values)}")
     with np.errstate(over="ignore"):
         converted = array.astype(dtype)
     if integers and (converted != array).any():
-        raise ValueError(f"`{argument}` must fit into {dtype}. Received: {_shown(values)}")
+        raise ValueError(f"`{argument}` must fit into {dtype}. Received: {shown(values)}")
     if dtype.kind == "f":
         wrong = ~np.isfinite(converted)
         if lengths is not None and wrong.ndim == 2 and lengths.shape == wrong.shape[:1]:
@@ -229,10 +268,6 @@ def _depth(values: Any) -> int:
 def _padded(rows: Any, length: int) -> Any:
     if all(len(row) == length for row in rows):
         return rows
-    filler = "" if any(len(row) and isinstance(row[0], (str, bytes)) for row in rows) else 0
+    first = next((row[0] for row in rows if len(row)), 0)
+    filler: Any = [] if _depth(first) else "" if isinstance(first, (str, bytes)) else 0
     return [[*row, *[filler] * (length - len(row))] for row in rows]
-
-
-def _shown(values: Any) -> str:
-    text = repr(values)
-    return text if len(text) <= 80 else f"{text[:77]}..."

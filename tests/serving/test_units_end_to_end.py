@@ -19,8 +19,8 @@ import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from keras_eta import Age, Feature, FeatureLookup, Features, Ranker, interest
-from keras_eta.datasets import Interactions, taobao
+from keras_eta import Age, Feature, FeatureLookup, Features, Ranker, Sequence, interest
+from keras_eta.datasets import Interactions, cluster_log, regular_snapshots, taobao
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.export import export_model
 from keras_eta.export.examples import make_example
@@ -40,8 +40,9 @@ FEATURES = Features(
     user=(Feature("user_id", embedding_dim=4),),
     age=Age((60, 3_600, 86_400), embedding_dim=3),
     max_history_length=12,
+    sequences=(Sequence("clusters", (Feature("size", "float32"),), max_length=4),),
 )
-HISTORY = FEATURES.history_names
+COLUMNS = {sequence.name: FEATURES.sequence_names(sequence) for sequence in FEATURES.all_sequences}
 NUM_USERS, NUM_CATEGORIES, ITEMS_PER_CATEGORY = 120, 10, 6
 CANDIDATES = 5
 TOLERANCE = 1e-5
@@ -91,7 +92,10 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Interactions:
 
 @pytest.fixture(scope="module")
 def impressions(log: Interactions) -> Impressions:
-    return taobao.paper_impressions(log, num_positives=2)
+    items = np.arange(100, 100 + NUM_CATEGORIES * ITEMS_PER_CATEGORY)
+    vectors = np.random.default_rng(3).normal(size=[len(items), 4])
+    clusters = cluster_log(log, items, vectors, snapshots=regular_snapshots(log, 2 * 86_400), max_size=3)
+    return taobao.paper_impressions(log, num_positives=2).with_sequence("clusters", clusters)
 
 
 @pytest.fixture(scope="module")
@@ -136,18 +140,18 @@ def rows(impressions: Impressions) -> Arrays:
 
 def behaviours(rows: Arrays, start: int, end: int | None = None) -> Arrays:
     """The columns of the history alone, of the behaviours from `start`, the most recent being 0, to `end`."""
-    columns = {name: x[:, start:end] for name, x in rows.items() if name in HISTORY}
+    columns = {name: x[:, start:end] for name, x in rows.items() if name in COLUMNS["history"]}
     lengths = np.clip(rows[HISTORY_LENGTH] - start, 0, next(iter(columns.values())).shape[1])
     return {**columns, HISTORY_LENGTH: lengths, "timestamp": rows["timestamp"]}
 
 
-def history_of(columns: Arrays) -> dict[str, Any]:
-    """The history as a caller of the client has it."""
-    lengths = columns[HISTORY_LENGTH]
+def sequence_of(columns: Arrays, sequence: str = "history") -> dict[str, Any]:
+    """A sequence as a caller of the client has it."""
+    lengths = columns[f"{sequence}_length"]
     return {
-        name.removeprefix("history_"): [row[:length].tolist() for row, length in zip(x, lengths, strict=True)]
+        name.removeprefix(f"{sequence}_"): [row[:length].tolist() for row, length in zip(x, lengths, strict=True)]
         for name, x in columns.items()
-        if name in HISTORY
+        if name in COLUMNS[sequence]
     }
 
 
@@ -159,6 +163,8 @@ def encoded(model: Ranker, columns: Arrays) -> dict[str, tf.Tensor]:
         "user_id": np.zeros(size, int),
         "item_id": np.zeros([size, 0], int),
         "category_id": np.zeros([size, 0], int),
+        **{name: np.zeros([size, 0], np.float32 if name.endswith("size") else int) for name in COLUMNS["clusters"]},
+        "clusters_length": np.zeros(size, int),
     }
     return model.lookup({name: tf.constant(x) for name, x in {**absent, **columns}.items()})
 
@@ -182,7 +188,8 @@ def test_unit_over_grpc(served: dict[str, Served], rows: Arrays, name: str) -> N
     assert expected.std() > 1e-3
     candidates = {column: rows[column] for column in ("item_id", "category_id")}
     users = {"user": {"user_id": rows["user_id"]}, "context": {"timestamp": rows["timestamp"]}}
-    request = {"candidates": candidates, "history": history_of(rows), **users}
+    request = {"candidates": candidates, "history": sequence_of(rows), **users}
+    request["sequences"] = {"clusters": sequence_of(rows, "clusters")}
     # All candidates of all users in one call, and in parts.
     for limits in ({}, {"max_candidates": 3, "max_rows": 2}):
         with RankingClient(address, model_name, timeout=60, **limits) as client:
@@ -234,13 +241,13 @@ def check_states(
     ranking = client.rank_from_state(request["candidates"], state, request["user"])
     np.testing.assert_allclose(ranking.probability, expected, atol=TOLERANCE)
     older, newer = behaviours(rows, 2), behaviours(rows, 0, 2)
-    before = client.user_state(history_of(older), context)
+    before = client.user_state(sequence_of(older), context)
     if not all(unit.updates_state for unit in model.interests):
         with pytest.raises(ValueError, match="has no signature 'update_state'"):
-            client.update_state(before, history_of(newer), context)
+            client.update_state(before, sequence_of(newer), context)
         return
     tensors = {name: tf.constant(array) for name, array in before.arrays.items()}
-    after = client.update_state(before, history_of(newer), context)
+    after = client.update_state(before, sequence_of(newer), context)
     check_arrays(after, model.update_state(tensors, encoded(model, newer)))
 
 
@@ -252,13 +259,14 @@ def check_arrays(state: UserState, expected: dict[str, tf.Tensor]) -> None:
 
 def check_examples(client: RankingClient, rows: Arrays, expected: np.ndarray) -> None:
     """The first candidate of each user as a tf.Example."""
-    history = history_of(rows)
+    sequences = {sequence: sequence_of(rows, sequence) for sequence in COLUMNS}
     examples = []
     for row in range(len(expected)):
         columns = {name: rows[name][row] for name in ("user_id", "timestamp")}
         columns |= {name: rows[name][row, 0] for name in ("item_id", "category_id")}
-        columns |= {f"history_{name}": values[row] for name, values in history.items()}
-        dtypes = {name: object if name == "history_action" else np.int64 for name in columns}
+        for sequence, values in sequences.items():
+            columns |= {f"{sequence}_{name}": column[row] for name, column in values.items()}
+        dtypes = {name: np.int64 for name in columns} | {"history_action": object, "clusters_size": np.float32}
         example = make_example({name: np.atleast_1d(np.array(x, dtypes[name])) for name, x in columns.items()})
         examples.append(example.SerializeToString())
     outputs = client.predict({"examples": examples}, "examples")

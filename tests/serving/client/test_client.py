@@ -84,7 +84,9 @@ def test_rank_string_ids(contract_servers: dict[str, str]) -> None:
 
 
 def test_rank_arrays(client: RankingClient) -> None:
-    request = {role: {name: np.array(values) for name, values in columns.items()} for role, columns in REQUEST.items()}
+    request: dict[str, Any] = {
+        role: {name: np.array(values) for name, values in columns.items()} for role, columns in REQUEST.items()
+    }
     np.testing.assert_allclose(client.rank(**request).probability, SCORES, rtol=1e-6)
 
 
