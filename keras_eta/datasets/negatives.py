@@ -23,7 +23,7 @@ Weighting = Literal["uniform", "popularity"]
 Period = Literal["earlier", "all"]
 Exclusion = Literal["moment", "user"]
 
-# Draws in one round, and pairs of a positive and an item that its user took that are counted at once.
+# Draws in one round, about, and pairs of a positive and an item that its user took that are counted at once.
 _DRAWS = 2**20
 _PAIRS = 2**23
 
@@ -175,12 +175,12 @@ def draw_negatives(
     positives: np.ndarray,
     rate: int,
     *,
-    same_attributes: Sequence[str],
-    same_context: Sequence[str],
-    by: Weighting,
-    candidates: Period,
-    exclude: Exclusion,
     generator: np.random.Generator,
+    same_attributes: Sequence[str] = (),
+    same_context: Sequence[str] = (),
+    by: Weighting = "uniform",
+    candidates: Period = "earlier",
+    exclude: Exclusion = "moment",
 ) -> Draws:
     """The draws of `sample_negatives`, whose arguments these are.
 
@@ -188,12 +188,12 @@ def draw_negatives(
         log: the interactions.
         positives: int64 [P], log rows.
         rate: draws per positive.
+        generator: the source of randomness.
         same_attributes: those of `same` that describe the item.
         same_context: those of `same` that describe the moment.
         by: the weights of candidates.
         candidates: which rows count.
         exclude: what is no candidate.
-        generator: the source of randomness.
     """
     moments, time = np.unique(log.timestamps, return_inverse=True)
     span = len(moments) + 1
@@ -252,15 +252,17 @@ def draw_negatives(
 
     drawn = np.full(len(positives) * rate, -1)
     left = np.flatnonzero(np.repeat(allowed > 0, rate))
+    tries = 1
     while len(left):
         of = left // rate
-        tries = max(1, _DRAWS // len(left))
         places = generator.integers(start[of][:, None], end[of][:, None], (len(left), tries))
         tried = item[pool[places]]
         free = _find(taken, owner[of][:, None] * num_items + tried) < 0
         hit = free.any(axis=1)
         drawn[left[hit]] = tried[hit, free[hit].argmax(axis=1)]
         left = left[~hit]
+        # Where most of a pool is taken, few draws count: the fewer positives are left, the more each tries.
+        tries = min(4 * tries, _DRAWS // max(len(left), 1) + 1)
 
     def probability(items: np.ndarray, of: np.ndarray) -> np.ndarray:
         return shelf.count(group[of] * num_items + items, until[of]) / np.maximum(allowed[of], 1)
@@ -290,8 +292,8 @@ class _Shelves:
     def count(self, keys: np.ndarray, until: np.ndarray) -> np.ndarray:
         """int64 [m], how many rows of shelf `keys` [m] come before time `until` [m]."""
         shelf = _find(self._keys, keys)
-        low, high = (np.searchsorted(self._rows, shelf * self._span + bound) for bound in (0, until))
-        return np.where(shelf >= 0, high - low, 0)
+        before = np.searchsorted(self._rows, shelf * self._span + until)
+        return np.where(shelf >= 0, before - np.searchsorted(self._rows, shelf * self._span), 0)
 
 
 def _find(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
