@@ -99,13 +99,7 @@ def sample_negatives(
         ... )
     """
     check_positive_integers(rate=rate)
-    for name, value, choices in (
-        ("by", by, Weighting),
-        ("candidates", candidates, Period),
-        ("exclude", exclude, Exclusion),
-    ):
-        if value not in get_args(choices):
-            raise ValueError(f"`{name}` must be one of {get_args(choices)}. Received: {name}={value!r}")
+    check_choices(by=by, candidates=candidates, exclude=exclude)
     _check_names(log, item_attributes, context, same)
     rows = _checked_rows(log, positives)
     draws = draw_negatives(
@@ -168,6 +162,17 @@ def corrected_logits(logits: np.ndarray, sampling_probability: np.ndarray, rate:
     if wrong.any():
         raise ValueError(f"`sampling_probability` must lie in (0, 1]. Received: {probability[wrong][:5].tolist()}")
     return logits + np.log(rate * probability)
+
+
+def check_choices(by: str = "uniform", candidates: str = "earlier", exclude: str = "moment") -> None:
+    """Raises ValueError unless each argument of `sample_negatives` of that name is one of its choices."""
+    for name, value, choices in (
+        ("by", by, Weighting),
+        ("candidates", candidates, Period),
+        ("exclude", exclude, Exclusion),
+    ):
+        if value not in get_args(choices):
+            raise ValueError(f"`{name}` must be one of {get_args(choices)}. Received: {name}={value!r}")
 
 
 def draw_negatives(
