@@ -23,7 +23,7 @@ Weighting = Literal["uniform", "popularity"]
 Period = Literal["earlier", "all"]
 Exclusion = Literal["moment", "user"]
 
-# Draws in one round, and pairs of a positive and an item that its user took that are counted at once.
+# Draws in one round, about, and pairs of a positive and an item that its user took that are counted at once.
 _DRAWS = 2**20
 _PAIRS = 2**23
 
@@ -99,13 +99,7 @@ def sample_negatives(
         ... )
     """
     check_positive_integers(rate=rate)
-    for name, value, choices in (
-        ("by", by, Weighting),
-        ("candidates", candidates, Period),
-        ("exclude", exclude, Exclusion),
-    ):
-        if value not in get_args(choices):
-            raise ValueError(f"`{name}` must be one of {get_args(choices)}. Received: {name}={value!r}")
+    check_choices(by=by, candidates=candidates, exclude=exclude)
     _check_names(log, item_attributes, context, same)
     rows = _checked_rows(log, positives)
     draws = draw_negatives(
@@ -170,17 +164,28 @@ def corrected_logits(logits: np.ndarray, sampling_probability: np.ndarray, rate:
     return logits + np.log(rate * probability)
 
 
+def check_choices(by: str = "uniform", candidates: str = "earlier", exclude: str = "moment") -> None:
+    """Raises ValueError unless each argument of `sample_negatives` of that name is one of its choices."""
+    for name, value, choices in (
+        ("by", by, Weighting),
+        ("candidates", candidates, Period),
+        ("exclude", exclude, Exclusion),
+    ):
+        if value not in get_args(choices):
+            raise ValueError(f"`{name}` must be one of {get_args(choices)}. Received: {name}={value!r}")
+
+
 def draw_negatives(
     log: Interactions,
     positives: np.ndarray,
     rate: int,
     *,
-    same_attributes: Sequence[str],
-    same_context: Sequence[str],
-    by: Weighting,
-    candidates: Period,
-    exclude: Exclusion,
     generator: np.random.Generator,
+    same_attributes: Sequence[str] = (),
+    same_context: Sequence[str] = (),
+    by: Weighting = "uniform",
+    candidates: Period = "earlier",
+    exclude: Exclusion = "moment",
 ) -> Draws:
     """The draws of `sample_negatives`, whose arguments these are.
 
@@ -188,12 +193,12 @@ def draw_negatives(
         log: the interactions.
         positives: int64 [P], log rows.
         rate: draws per positive.
+        generator: the source of randomness.
         same_attributes: those of `same` that describe the item.
         same_context: those of `same` that describe the moment.
         by: the weights of candidates.
         candidates: which rows count.
         exclude: what is no candidate.
-        generator: the source of randomness.
     """
     moments, time = np.unique(log.timestamps, return_inverse=True)
     span = len(moments) + 1
@@ -208,22 +213,16 @@ def draw_negatives(
     item_attribute = attribute[earliest]
     situation = _codes(log, same_context)
 
-    # The pool: rows in the order of group and time. The candidates of a positive are the range start:end of it.
+    # A group is what the candidates of a positive have in common.
     wanted = attribute[positives]
     groups, group = np.unique(situation[positives] * num_attributes + wanted, return_inverse=True)
     # An item's earliest row tells all of it where rows count but once and in any situation.
-    pool = np.arange(len(item)) if by == "popularity" or same_context else earliest
-    pool_group = _find(groups, situation[pool] * num_attributes + item_attribute[item[pool]])
-    pool, pool_group = pool[pool_group >= 0], pool_group[pool_group >= 0]
-    order = np.lexsort((time[pool], pool_group))
-    pool, pool_group = pool[order], pool_group[order]
-    if by == "uniform":
-        kept = np.sort(np.unique(pool_group * num_items + item[pool], return_index=True)[1])
-        pool, pool_group = pool[kept], pool_group[kept]
+    rows = np.arange(len(item)) if by == "popularity" or same_context else earliest
+    row_group = _find(groups, situation[rows] * num_attributes + item_attribute[item[rows]])
+    rows, row_group = rows[row_group >= 0], row_group[row_group >= 0]
+    pool = _Pool(row_group, item[rows], time[rows], num_items, span, distinct=by == "uniform")
     until = time[positives] if candidates == "earlier" else np.full(len(positives), span - 1)
-    start = np.searchsorted(pool_group, group)
-    end = np.searchsorted(pool_group * span + time[pool], group * span + until)
-    shelf = _Shelves(pool_group * num_items + item[pool], time[pool], span)
+    start, end = pool.bounds(group, until)
 
     owner_key = _codes(log, (USER_ID,))
     if exclude == "moment":
@@ -246,24 +245,26 @@ def draw_negatives(
         pair = np.repeat(part, lengths[part])
         within = np.arange(len(pair)) - np.repeat(np.cumsum(lengths[part]) - lengths[part], lengths[part])
         at = first[pair]
-        counts = shelf.count(group[at] * num_items + taken_item[low[pair] + within], until[at])
+        counts = pool.count(group[at], taken_item[low[pair] + within], until[at])
         removed[part] = np.bincount(pair - part[0], counts, len(part)) if len(part) else 0
     allowed = end - start - removed[cell]
 
     drawn = np.full(len(positives) * rate, -1)
     left = np.flatnonzero(np.repeat(allowed > 0, rate))
+    tries = 1
     while len(left):
         of = left // rate
-        tries = max(1, _DRAWS // len(left))
         places = generator.integers(start[of][:, None], end[of][:, None], (len(left), tries))
-        tried = item[pool[places]]
+        tried = pool.items[places]
         free = _find(taken, owner[of][:, None] * num_items + tried) < 0
         hit = free.any(axis=1)
         drawn[left[hit]] = tried[hit, free[hit].argmax(axis=1)]
         left = left[~hit]
+        # Where most of a pool is taken, few draws count: the fewer positives are left, the more each tries.
+        tries = min(4 * tries, _DRAWS // max(len(left), 1) + 1)
 
     def probability(items: np.ndarray, of: np.ndarray) -> np.ndarray:
-        return shelf.count(group[of] * num_items + items, until[of]) / np.maximum(allowed[of], 1)
+        return pool.count(group[of], items, until[of]) / np.maximum(allowed[of], 1)
 
     rows = np.where(drawn >= 0, earliest[drawn], -1).reshape(-1, rate)
     every = np.arange(len(positives))
@@ -273,25 +274,42 @@ def draw_negatives(
     return Draws(rows, drawn_probability.reshape(-1, rate), np.minimum(own, 1))
 
 
-class _Shelves:
-    """How many rows lie on a shelf, which holds one item of one group, before a time.
+class _Pool:
+    """The rows whose items are candidates, in the order of group and time: those of a positive are one range of them.
 
     Args:
-        keys: int64 [n], the shelf of each row.
+        group: int64 [n].
+        item: int64 [n], below `num_items`.
         time: int64 [n], below `span`.
+        num_items: more than any item.
         span: more than any time.
+        distinct: whether to keep only the earliest row of each item in a group.
     """
 
-    def __init__(self, keys: np.ndarray, time: np.ndarray, span: int) -> None:
-        self._span = span
-        self._keys, shelf = np.unique(keys, return_inverse=True)
-        self._rows = np.sort(shelf * span + time)
+    def __init__(
+        self, group: np.ndarray, item: np.ndarray, time: np.ndarray, num_items: int, span: int, *, distinct: bool
+    ) -> None:
+        order = np.lexsort((time, group))
+        if distinct:
+            order = order[np.sort(np.unique((group * num_items + item)[order], return_index=True)[1])]
+        group, time = group[order], time[order]
+        self.items = item[order]
+        self._num_items, self._span = num_items, span
+        self._moments = group * span + time
+        # A shelf holds the rows of one item in one group.
+        self._shelves, shelf = np.unique(group * num_items + self.items, return_inverse=True)
+        self._shelf_moments = np.sort(shelf * span + time)
 
-    def count(self, keys: np.ndarray, until: np.ndarray) -> np.ndarray:
-        """int64 [m], how many rows of shelf `keys` [m] come before time `until` [m]."""
-        shelf = _find(self._keys, keys)
-        low, high = (np.searchsorted(self._rows, shelf * self._span + bound) for bound in (0, until))
-        return np.where(shelf >= 0, high - low, 0)
+    def bounds(self, group: np.ndarray, until: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [m] twice, the range of `items` of `group` [m] before the times `until` [m]."""
+        first = np.searchsorted(self._moments, group * self._span)
+        return first, np.searchsorted(self._moments, group * self._span + until)
+
+    def count(self, group: np.ndarray, item: np.ndarray, until: np.ndarray) -> np.ndarray:
+        """int64 [m], how many rows of `item` [m] in `group` [m] come before the times `until` [m]."""
+        shelf = _find(self._shelves, group * self._num_items + item)
+        before = np.searchsorted(self._shelf_moments, shelf * self._span + until)
+        return np.where(shelf >= 0, before - np.searchsorted(self._shelf_moments, shelf * self._span), 0)
 
 
 def _find(keys: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from keras_eta.datasets.columns import ITEM_ID, USER_ID, Column, id_numbers, par
 from keras_eta.datasets.delimited import WRONG_COLUMNS, parse_lines
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions, Rejection
+from keras_eta.datasets.negatives import draw_negatives
 from keras_eta.features import TIMESTAMP, Feature, Features
 
 CATEGORY_ID = "category_id"
@@ -124,7 +125,7 @@ def paper_impressions(log: Interactions, num_positives: int = 1, seed: int = 0) 
     `temporal_split(impressions, timestamps=impressions.columns["timestamp"])`.
 
     Args:
-        log: interactions with a column `category_id`. An item's category is that of its first row.
+        log: interactions with a column `category_id`. An item's category is that of its earliest row.
         num_positives: positives a user; all behaviours of a user who has fewer.
         seed: of the draw.
 
@@ -139,33 +140,25 @@ def paper_impressions(log: Interactions, num_positives: int = 1, seed: int = 0) 
         raise ValueError(f"`num_positives` must be a positive integer. Received: num_positives={num_positives!r}")
     if CATEGORY_ID not in log.columns:
         raise ValueError(f"The log lacks the column {CATEGORY_ID!r}. Present: {list(log.columns)}")
-    user, user_row = _factorize(log, USER_ID)
-    item, item_row = _factorize(log, ITEM_ID)
-    category, category_row = _factorize(log, CATEGORY_ID)
-    num_items = len(item_row)
-
-    # Items in the order of their category: a category is the range [category_start, category_end) of shelf places.
-    shelf = np.argsort(category[item_row], kind="stable")
-    place = np.empty(num_items, "int64")
-    place[shelf] = np.arange(num_items)
-    category_end = np.cumsum(np.bincount(category[item_row], minlength=len(category_row)))
-    category_start = np.append(0, category_end[:-1])
-    touched = np.unique(user * num_items + place[item])
-
-    user_end = np.append(user_row[1:], len(log))
-    positive = np.flatnonzero(user_end[user] - np.arange(len(log)) <= num_positives)
+    users = id_numbers(log.columns[USER_ID])
+    user_end = np.searchsorted(users, users, side="right")
+    positive = np.flatnonzero(user_end - np.arange(len(log)) <= num_positives)
     generator = np.random.default_rng(seed)
-    base = user[positive] * num_items
-    of = category[positive]
-    drawn = _draw_absent(touched, base + category_start[of], base + category_end[of], generator)
-    elsewhere = drawn < 0
-    drawn[elsewhere] = _draw_absent(touched, base[elsewhere], base[elsewhere] + num_items, generator)
-    found = drawn >= 0
+
+    def draw(rows: np.ndarray, *same: str) -> np.ndarray:
+        return draw_negatives(
+            log, rows, 1, same_attributes=same, candidates="all", exclude="user", generator=generator
+        ).rows[:, 0]
+
+    negative = draw(positive, CATEGORY_ID)
+    elsewhere = negative < 0
+    if elsewhere.any():
+        negative[elsewhere] = draw(positive[elsewhere])
+    found = negative >= 0
     if not found.any():
         raise ValueError("Every user has touched every item of the log, so there are no negatives to draw.")
 
-    positive, drawn = positive[found], drawn[found]
-    negative = item_row[shelf[drawn % num_items]]
+    positive, negative = positive[found], negative[found]
     candidate = np.stack([positive, negative], axis=1).ravel()
     moment = np.repeat(positive, 2)
     columns = {name: log.columns[name][candidate] for name in (ITEM_ID, CATEGORY_ID)}
@@ -185,33 +178,3 @@ def _blocks(path: Path) -> Iterator[bytes]:
             content += file.readline()
             bar.update(len(content))
             yield content
-
-
-def _factorize(log: Interactions, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int64 of a column's values, in the order of their first appearance, and the first log row of each code."""
-    codes, values = pd.factorize(id_numbers(log.columns[name]))
-    first = np.empty(len(values), "int64")
-    # Written backwards, so the first row of a code is what stays.
-    first[codes[::-1]] = np.arange(len(codes))[::-1]
-    return codes.astype("int64"), first
-
-
-def _draw_absent(taken: np.ndarray, low: np.ndarray, high: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """For each range, an integer of [low, high) that is not in `taken`, uniformly; -1 if there is none.
-
-    Args:
-        taken: int64, ascending, without repeats.
-        low: int64 [n].
-        high: int64 [n], not below `low`.
-        generator: the source of randomness.
-
-    Returns:
-        int64 [n].
-    """
-    before = np.searchsorted(taken, low)
-    absent = high - low - (np.searchsorted(taken, high) - before)
-    rank = generator.integers(0, np.maximum(absent, 1))
-    # taken[k] - k grows by the number of absent integers between neighbours, so the rank-th absent one follows exactly
-    # those taken ones for which it does not exceed the rank.
-    passed = np.searchsorted(taken - np.arange(len(taken)), low - before + rank, side="right") - before
-    return np.where(absent > 0, low + rank + passed, -1)

@@ -119,3 +119,30 @@ def clusters(
             row["timestamp"] = sum(past[i]["timestamp"] for i in members) // size
             result.append((row["timestamp"], max(members), {**row, "snapshot": snapshot, "size": size}))
     return [row for _, _, row in sorted(result, key=lambda entry: entry[:2])]
+
+
+def candidate_weights(
+    log: Sequence[Row],
+    positive: Row,
+    same_attributes: Sequence[str],
+    same_context: Sequence[str],
+    by: str,
+    candidates: str,
+    exclude: str,
+) -> tuple[dict[Any, int], int]:
+    """The weight of each candidate for a negative of `positive`, and that of the positive's own item.
+
+    A row stands for its item with the attributes of the item's earliest row.
+    """
+    weights: dict[Any, int] = {}
+    for row in log:
+        earliest = min((other for other in log if other["item_id"] == row["item_id"]), key=lambda r: r["timestamp"])
+        fits = all(earliest[name] == positive[name] for name in same_attributes)
+        fits = fits and all(row[name] == positive[name] for name in same_context)
+        if fits and (candidates == "all" or row["timestamp"] < positive["timestamp"]):
+            weights[row["item_id"]] = weights.get(row["item_id"], 0) + 1 if by == "popularity" else 1
+    own = weights.get(positive["item_id"], 0)
+    for row in log:
+        if row["user_id"] == positive["user_id"] and (exclude == "user" or row["timestamp"] == positive["timestamp"]):
+            weights.pop(row["item_id"], None)
+    return weights, own
