@@ -581,7 +581,7 @@ def test_export_without_serving_stubs_says_what_to_install(model, tmp_path, monk
         ([RecentInterest], {"positions", "weights"}),
         ([lambda: RecentInterest(2), FullInterest], {"recent_interest_positions", "recent_interest_weights"}),
         ([lambda: InnerProductInterest(3)], {"positions", "inner_products", "weights"}),
-        ([lambda: InnerProductInterest(3, cosine=True), PoolingInterest], {"positions", "cosines", "weights"}),
+        ([lambda: InnerProductInterest(3, normalize=True), PoolingInterest], {"positions", "cosines", "weights"}),
     ],
 )
 def test_explain_has_the_outputs_of_the_units_that_attend(tmp_path, units, outputs):

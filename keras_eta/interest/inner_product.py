@@ -22,7 +22,7 @@ class InnerProductInterest(TopKUnit):
 
     Args:
         top_k: K, behaviours to retrieve.
-        cosine: whether embeddings are L2-normalised first.
+        normalize: whether embeddings are L2-normalised first.
         index_period: steps between two snapshots of the embeddings, by which it searches: the lag of an offline index.
             `None`: it searches by the embeddings of the moment.
         **kwargs: as `AttentionUnit`.
@@ -34,18 +34,20 @@ class InnerProductInterest(TopKUnit):
         ETA, arXiv 2108.04468, Section 4.5; SIM, arXiv 2006.05639, Section 3.2 (soft search, on pre-trained embeddings).
     """
 
-    def __init__(self, top_k: int = 48, cosine: bool = False, index_period: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, top_k: int = 48, normalize: bool = False, index_period: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(top_k, **kwargs)
         if index_period is not None:
             check_positive_integers(index_period=index_period)
-        self.cosine = cosine
+        self.normalize = normalize
         self.index_period = index_period
         self.snapshot: EmbeddingSnapshot | None = None
 
     @property
     def score_name(self) -> str:  # type: ignore[override]
         """What `Retrieved.scores` are: the name of that output of `explain`."""
-        return "cosines" if self.cosine else "inner_products"
+        return "cosines" if self.normalize else "inner_products"
 
     def bind(self, features: Features, tables: Tables) -> None:
         super().bind(features, tables)
@@ -66,7 +68,7 @@ class InnerProductInterest(TopKUnit):
     def _vectors(self, columns: Columns) -> tf.Tensor:
         by_name: Tensors = columns.by_name if self.snapshot is None else self.snapshot.lookup(columns.ids)
         vectors = tf.concat([by_name[name] for name in self.searched], axis=-1)
-        return tf.math.l2_normalize(vectors, axis=-1) if self.cosine else vectors
+        return tf.math.l2_normalize(vectors, axis=-1) if self.normalize else vectors
 
     def row_state(self) -> dict[str, list[tf.Variable]]:
         return {} if self.snapshot is None else {name: [copy] for name, copy in self.snapshot.copies.items()}
@@ -76,4 +78,4 @@ class InnerProductInterest(TopKUnit):
             self.snapshot.after_step(step)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "cosine": self.cosine, "index_period": self.index_period}
+        return {**super().get_config(), "normalize": self.normalize, "index_period": self.index_period}

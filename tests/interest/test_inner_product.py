@@ -76,10 +76,10 @@ def test_negative_products_rank_above_padding() -> None:
 
 
 def test_config_holds_every_argument() -> None:
-    config = tf.keras.utils.serialize_keras_object(InnerProductInterest(3, cosine=True, index_period=2))
+    config = tf.keras.utils.serialize_keras_object(InnerProductInterest(3, normalize=True, index_period=2))
     assert config["registered_name"] == "keras_eta>InnerProductInterest"
     unit = tf.keras.utils.deserialize_keras_object(config)
-    assert (unit.top_k, unit.cosine, unit.index_period) == (3, True, 2)
+    assert (unit.top_k, unit.normalize, unit.index_period) == (3, True, 2)
 
 
 @pytest.mark.parametrize("top_k", [0, 1.0, True, None])

@@ -90,7 +90,7 @@ def _inner_product(unit: Any, row: Row) -> Expected:
         # The snapshot was taken before the weights were set.
         table = unit.snapshot.copies["item_id"].numpy()
         candidate, behaviours = table[row.candidate_ids["item_id"]], table[row.behaviour_ids["item_id"]]
-    if unit.cosine:
+    if unit.normalize:
         candidate, behaviours = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (candidate, behaviours))
     positions, scores = reference.largest([float(candidate @ behaviour) for behaviour in behaviours], unit.top_k)
     return _attended(unit, row, positions, scores)
@@ -189,7 +189,7 @@ UNITS: dict[str, tuple[Callable[[], InterestUnit], Reference]] = {
     ),
     "eta with own embeddings": (lambda: ETAInterest(3, num_bits=16, own_embeddings=True), _eta),
     "inner product": (lambda: InnerProductInterest(3), _inner_product),
-    "cosine": (lambda: InnerProductInterest(3, cosine=True), _inner_product),
+    "cosine": (lambda: InnerProductInterest(3, normalize=True), _inner_product),
     "inner product on a snapshot": (lambda: InnerProductInterest(3, index_period=2), _inner_product),
     "sim hard": (lambda: SIMHard(3), _sim_hard),
     "sim soft": (lambda: SIMSoft(3), _sim_soft),

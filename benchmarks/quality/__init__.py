@@ -1,0 +1,1 @@
+"""What the long history is worth: every system of the field on one protocol."""

@@ -1,0 +1,62 @@
+"""Does the long history pay? Every system of the field on one data set, under one protocol.
+
+    python -m benchmarks.quality movielens --units recent eta full --seeds 0 1 2 --json build/quality/movielens.json
+
+All contestants share the features, the last 16 behaviours, the MLP, the optimisers and the tasks; they differ in what
+they read of the long history. Each trains until its validation AUC no longer rises and is judged by its best weights.
+Nothing is tuned on the test part. A run that was interrupted goes on where it stopped: results are in the JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.quality.protocols import LOADERS
+from benchmarks.quality.results import print_table, read_results, write_results
+from benchmarks.quality.training import run
+from benchmarks.quality.units import UNITS
+
+
+def main() -> None:
+    """Trains each contestant with each seed and prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.quality"
+    )
+    parser.add_argument("data_set", choices=LOADERS)
+    parser.add_argument("--units", nargs="+", choices=UNITS, default=["recent", "eta"], help="default: recent eta")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--epochs", type=int, default=12, help="at most (default: 12)")
+    parser.add_argument("--no-task", dest="task", action="store_false", help="train without the retrieval task")
+    parser.add_argument("--no-cosine", dest="cosine", action="store_false", help="attend by inner products")
+    parser.add_argument("--max_history_length", type=int, metavar="L", help="default: 512; complete_journey 1,024")
+    parser.add_argument("--max_rows", type=int, metavar="N", help="rows of each part, for a quick look; default: all")
+    parser.add_argument("--data", metavar="PATH", help="of the data set; default: fetched")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="results, read first and written after each run")
+    flags = parser.parse_args()
+
+    load, longest = LOADERS[flags.data_set]
+    data = load(flags.data, flags.max_history_length or longest, flags.max_rows)
+    results = read_results(flags.json) if flags.json else []
+    known = {result.setting for result in results}
+    console, shown = Console(), []
+    runs = [(seed, unit) for seed in flags.seeds for unit in flags.units]
+    for number, (seed, unit) in enumerate(runs, 1):
+        setting = data.name, unit, seed, flags.task, flags.cosine, data.features.max_history_length, len(data.train)
+        if setting in known:
+            shown += [result for result in results if result.setting == setting]
+            continue
+        console.print(f"{number} of {len(runs)}: {unit}, seed {seed}")
+        result = run(data, unit, seed, flags.task, flags.cosine, flags.epochs)
+        results.append(result)
+        shown.append(result)
+        console.print(f"test AUC {result.auc:.4f}, grouped {result.grouped_auc:.4f}, best epoch {result.epochs}")
+        if flags.json:
+            write_results(flags.json, results)
+    print_table(shown)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The data sets of the benchmark, each in three parts by time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from keras_eta import Feature, FeatureLookup, Features, Positives
+from keras_eta.datasets import complete_journey, movielens, taobao
+from keras_eta.datasets.impressions import Impressions, temporal_split
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """A data set as all contestants see it.
+
+    Args:
+        name: of the data set.
+        train: impressions of the first part.
+        validation: of the second, by which training stops.
+        test: of the last, which nothing is tuned on.
+        lookup: vocabularies of the training part.
+        category: the item attribute that SIM's hard search goes by.
+        long_history: earlier behaviours from which a history counts as long.
+    """
+
+    name: str
+    train: Impressions
+    validation: Impressions
+    test: Impressions
+    lookup: FeatureLookup
+    category: str
+    long_history: int
+
+    @property
+    def features(self) -> Features:
+        """The columns, with known vocabulary sizes."""
+        return self.lookup.features
+
+
+def load_movielens(path: str | None, max_history_length: int, max_rows: int | None) -> Protocol:
+    """MovieLens-1M: every rating is an impression, 4 and 5 are positive; behaviours carry their rating."""
+    data = movielens.load(path)
+    features = Features(
+        item_id=Feature("item_id", "string", 32),
+        item_attributes=(Feature("genre", "string", 8),),
+        behaviour_attributes=(Feature("rating", "int64", 8),),
+        max_history_length=max_history_length,
+        positives=Positives("rating", values=(4, 5)),
+    )
+    parts = temporal_split(movielens.impressions(data))
+    return _protocol("movielens", parts, features, "genre", 200, max_rows)
+
+
+def load_complete_journey(path: str | None, max_history_length: int, max_rows: int | None) -> Protocol:
+    """Complete Journey: a quarter of the purchases, one negative of the same category, store and week each."""
+    data = complete_journey.load(path)
+    features = complete_journey.features(max_history_length=max_history_length)
+    parts = temporal_split(complete_journey.impressions(data, share=0.25))
+    return _protocol("complete_journey", parts, features, "category", 1_000, max_rows)
+
+
+def load_taobao(path: str | None, max_history_length: int, max_rows: int | None) -> Protocol:
+    """Taobao's log, by the protocol of the papers."""
+    if path is None:
+        raise ValueError("taobao needs --data: the path of UserBehavior.csv, which can't be fetched.")
+    impressions = taobao.paper_impressions(taobao.load(path))
+    features = taobao.features(max_history_length=max_history_length)
+    features = dataclasses.replace(features, user=())
+    parts = temporal_split(impressions, timestamps=impressions.timestamps)
+    return _protocol("taobao", parts, features, "category_id", 200, max_rows)
+
+
+LOADERS: dict[str, tuple[Callable[[str | None, int, int | None], Protocol], int]] = {
+    "movielens": (load_movielens, 512),
+    "complete_journey": (load_complete_journey, 1_024),
+    "taobao": (load_taobao, 512),
+}
+"""Of each data set, its loader and the history that it is read with by default."""
+
+
+def _protocol(
+    name: str,
+    parts: tuple[Impressions, Impressions, Impressions],
+    features: Features,
+    category: str,
+    long_history: int,
+    max_rows: int | None,
+) -> Protocol:
+    if max_rows is not None:
+        parts = tuple(part.sample(min(max_rows, len(part))) for part in parts)  # type: ignore[assignment]
+    train = parts[0]
+    log, lookup = train.log, FeatureLookup(features)
+    # Whoever and whatever comes after the training period is out of vocabulary, as in production.
+    past = log.timestamps <= train.timestamps.max()
+    lookup.adapt(
+        {
+            feature.name: np.asarray(log.columns[feature.name][past])
+            for feature in features.all_features
+            if feature.is_id
+        }
+    )
+    return Protocol(name, *parts, lookup=lookup, category=category, long_history=long_history)

@@ -1,0 +1,109 @@
+"""Results of the benchmark: rows of JSON, and a table with mean and spread."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+SCORES = ("auc", "grouped_auc", "log_loss", "calibration", "auc_long", "grouped_auc_long")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One trained contestant, judged on the test part.
+
+    Args:
+        data: name of the data set.
+        unit: name of the contestant.
+        seed: of its initial weights and of the order of batches.
+        task: whether it had a retrieval task.
+        cosine: whether its attention went by cosines.
+        max_history_length: behaviours that it could read.
+        rows: of the training part.
+        epochs: passes over the training part up to the best.
+        validation_auc: by which training stopped.
+        auc: of the test part, as are the others.
+        grouped_auc: within users, weighted by their impressions.
+        log_loss: mean.
+        calibration: mean probability by mean label.
+        auc_long: of impressions with a long history alone.
+        grouped_auc_long: likewise.
+        training_seconds: of all epochs, tracing and validation included.
+        request_ms: median time of 500 candidates over one longest history.
+    """
+
+    data: str
+    unit: str
+    seed: int
+    task: bool
+    cosine: bool
+    max_history_length: int
+    rows: int
+    epochs: int
+    validation_auc: float
+    auc: float
+    grouped_auc: float
+    log_loss: float
+    calibration: float
+    auc_long: float
+    grouped_auc_long: float
+    training_seconds: float
+    request_ms: float
+
+    @property
+    def setting(self) -> tuple[object, ...]:
+        """What a run is told by: a result of the same need not be computed again."""
+        return self.data, self.unit, self.seed, self.task, self.cosine, self.max_history_length, self.rows
+
+
+def read_results(path: Path) -> list[Result]:
+    """The results in a file; none if there is no file."""
+    if not path.exists():
+        return []
+    try:
+        return [Result(**row) for row in json.loads(path.read_text())]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} holds no results of this benchmark: {error}") from error
+
+
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Writes results in place of what the file held, at once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
+        json.dump([dataclasses.asdict(result) for result in results], file, indent=1)
+    os.replace(file.name, path)
+
+
+def print_table(results: Sequence[Result], console: Console | None = None) -> None:
+    """A row per contestant: the mean over its seeds and, where there are several, their standard deviation."""
+    table = Table(title=f"{results[0].data}, test part", caption="mean ± standard deviation over seeds")
+    for name in ("unit", "task", "seeds", "epochs", *SCORES, "training", "request"):
+        table.add_column(name.replace("_", " "), justify="left" if name in ("unit", "task") else "right")
+    for unit, task, cosine in dict.fromkeys((r.unit, r.task, r.cosine) for r in results):
+        own = [r for r in results if (r.unit, r.task, r.cosine) == (unit, task, cosine)]
+        cells = [_spread([getattr(result, score) for result in own]) for score in SCORES]
+        epochs = "-".join(str(n) for n in sorted({min(r.epochs for r in own), max(r.epochs for r in own)}))
+        table.add_row(
+            unit + (" (cosine)" if cosine else ""),
+            "yes" if task else "no",
+            str(len(own)),
+            epochs,
+            *cells,
+            f"{np.mean([r.training_seconds for r in own]):.0f} s",
+            f"{np.mean([r.request_ms for r in own]):.1f} ms",
+        )
+    (console or Console(width=180)).print(table)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"

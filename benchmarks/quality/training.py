@@ -1,0 +1,87 @@
+"""Training until validation stops, and judging on the test part."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.quality.protocols import Protocol
+from benchmarks.quality.results import Result
+from benchmarks.quality.units import make_ranker, request_milliseconds
+from keras_eta import Ranker, metrics
+from keras_eta.datasets.impressions import Impressions
+
+BATCH_SIZE = 512
+PATIENCE = 1
+
+
+def run(data: Protocol, unit: str, seed: int, task: bool, cosine: bool, max_epochs: int) -> Result:
+    """Trains a contestant until its validation AUC no longer rises, and judges its best weights.
+
+    Args:
+        data: the data set.
+        unit: name of the contestant.
+        seed: of initial weights and of the order of batches.
+        task: whether it has a retrieval task.
+        cosine: whether its attention goes by cosines.
+        max_epochs: passes over the training part at most.
+    """
+    tf.keras.utils.set_random_seed(seed)
+    model = make_ranker(unit, data, task, cosine)
+    model.compile()
+    train = data.train.to_dataset(data.features, BATCH_SIZE, lookup=data.lookup, shuffle=True, seed=seed)
+    validation = data.validation.to_dataset(data.features, 8 * BATCH_SIZE, lookup=data.lookup)
+    best = tf.keras.callbacks.EarlyStopping("val_auc", mode="max", patience=PATIENCE, restore_best_weights=True)
+    start = time.perf_counter()
+    history = model.fit(
+        train,
+        validation_data=validation,
+        epochs=max_epochs,
+        callbacks=[best],
+        verbose=1 if sys.stdout.isatty() else 2,
+    ).history
+    seconds = time.perf_counter() - start
+    # Keras puts the best weights back only where it stops early.
+    if best.best_weights is not None:
+        model.set_weights(best.best_weights)
+    aucs = history["val_auc"]
+    return Result(
+        data=data.name,
+        unit=unit,
+        seed=seed,
+        task=task,
+        cosine=cosine,
+        max_history_length=data.features.max_history_length,
+        rows=len(data.train),
+        epochs=int(np.argmax(aucs)) + 1,
+        validation_auc=float(max(aucs)),
+        **_scores(model, data),
+        training_seconds=seconds,
+        request_ms=request_milliseconds(model, data),
+    )
+
+
+def _scores(model: Ranker, data: Protocol) -> dict[str, float]:
+    test, logits = data.test, _predict(model, data, data.test)
+    probability = 1 / (1 + np.exp(-logits))
+    users = test.columns["user_id"]
+    scores = {
+        "auc": metrics.auc(test.label, logits),
+        "grouped_auc": metrics.grouped_auc(test.label, logits, users),
+        "log_loss": metrics.log_loss(test.label, logits),
+        "calibration": float(probability.mean() / test.label.mean()),
+    }
+    long = np.flatnonzero(test.history_counts >= data.long_history)
+    return {
+        **scores,
+        "auc_long": metrics.auc(test.label[long], logits[long]),
+        "grouped_auc_long": metrics.grouped_auc(test.label[long], logits[long], users[long]),
+    }
+
+
+def _predict(model: Ranker, data: Protocol, impressions: Impressions) -> np.ndarray:
+    batches = impressions.to_dataset(data.features, 8 * BATCH_SIZE, lookup=data.lookup)
+    return np.ravel(model.predict(batches, verbose=0))

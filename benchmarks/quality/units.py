@@ -1,0 +1,86 @@
+"""The contestants: one ranker each, all alike but for what they read of the long history."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from benchmarks.quality.protocols import Protocol
+from benchmarks.timing import measure
+from keras_eta import Ranker
+from keras_eta.interest import (
+    MIMN,
+    SDIM,
+    TWIN,
+    ETAInterest,
+    FullInterest,
+    InnerProductInterest,
+    InterestUnit,
+    PoolingInterest,
+    RecentInterest,
+    SIMHard,
+    SIMSoft,
+)
+from keras_eta.models import RetrievalTask
+
+TOP_K, NUM_BITS, SHORT_HISTORY = 48, 64, 16
+DISTANCE_EDGES = (0, 1, 3, 6, 9, 12, 16, 20, 26)
+
+LEARNED: dict[str, Any] = {"similarity_bias": True, "trainable_planes": True, "planes_period": 8}
+
+# Beside the last 16, which every contestant attends to.
+UNITS: dict[str, Callable[[Protocol, dict[str, Any]], list[InterestUnit]]] = {
+    "recent": lambda data, attention: [],
+    "recent-64": lambda data, attention: [RecentInterest(SHORT_HISTORY + TOP_K, name="recent_64", **attention)],
+    "pooling": lambda data, attention: [PoolingInterest()],
+    "full": lambda data, attention: [FullInterest(**attention)],
+    "eta": lambda data, attention: [ETAInterest(TOP_K, NUM_BITS, **LEARNED, **attention)],
+    "eta-counts": lambda data, attention: [
+        ETAInterest(TOP_K, NUM_BITS, distance_edges=DISTANCE_EDGES, **LEARNED, **attention)
+    ],
+    "eta-fixed-planes": lambda data, attention: [ETAInterest(TOP_K, NUM_BITS, **attention)],
+    "inner-product": lambda data, attention: [InnerProductInterest(TOP_K, **attention)],
+    "cosine": lambda data, attention: [InnerProductInterest(TOP_K, normalize=True, **attention)],
+    "sim-hard": lambda data, attention: [SIMHard(TOP_K, data.category, **attention)],
+    "sim-soft": lambda data, attention: [SIMSoft(TOP_K, **attention)],
+    "sdim": lambda data, attention: [SDIM(own_embeddings=True)],
+    "twin": lambda data, attention: [TWIN(TOP_K)],
+    "mimn": lambda data, attention: [MIMN(max_length=100)],
+}
+
+
+def make_ranker(name: str, data: Protocol, task: bool, cosine: bool) -> Ranker:
+    """The ranker of a contestant.
+
+    Args:
+        name: of `UNITS`.
+        data: the data set.
+        task: whether the embeddings of items learn by a retrieval task as well.
+        cosine: whether attention goes by cosines.
+    """
+    attention = {"cosine": cosine}
+    return Ranker(
+        lookup=data.lookup,
+        interests=[RecentInterest(SHORT_HISTORY, **attention), *UNITS[name](data, attention)],
+        retrieval_task=RetrievalTask() if task else None,
+        hidden_units=(128, 64),
+        name=name.replace("-", "_"),
+    )
+
+
+def request_milliseconds(model: Ranker, data: Protocol, candidates: int = 500, repeats: int = 15) -> float:
+    """The median time to score candidates against one history as long as the model reads."""
+    inputs: dict[str, tf.Tensor] = {}
+    for sequence in model.features.all_sequences:
+        inputs[sequence.length] = tf.constant([sequence.max_length])
+    longest = data.test[[int(data.test.history_counts.argmax())]]
+    (columns, _) = next(iter(longest.to_dataset(model.features, 1, lookup=data.lookup)))
+    inputs |= {name: column for name, column in columns.items()}
+    for feature in model.features.item_features:
+        inputs[feature.name] = tf.repeat(inputs[feature.name][:, tf.newaxis], candidates, axis=1)
+    score = tf.function(lambda x: model.score(x).logits, autograph=False)
+    (times,) = measure({model.name: lambda: score(inputs).numpy()}, repeats).values()
+    return statistics.median(times)
