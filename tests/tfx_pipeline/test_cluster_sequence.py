@@ -179,7 +179,7 @@ def test_sizes_are_not_asked_of_the_file_and_the_layout_is_the_same_after_json()
     old = json.loads(json.dumps(custom("*.csv", Label("action")).to_dict()))
     del old["clusters"]
     assert Layout.from_dict(old) == custom("*.csv", Label("action"))
-    check_ranker(Model([TWINV2(2)]), layout.features)
+    check_ranker(Model((TWINV2(2),)), layout.features)  # type: ignore[arg-type]
 
 
 def test_flags_make_clusters() -> None:
