@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow_metadata.proto.v0 import statistics_pb2
 from tfx.types import standard_artifacts
 
 from keras_eta import Feature, Sequence
@@ -25,6 +26,7 @@ from tfx_pipeline.ingestion.clusters import _snapshots
 from tfx_pipeline.ingestion.impression_gen import ImpressionGenExecutor, impression_gen
 from tfx_pipeline.ingestion.log_checks import check_data
 from tfx_pipeline.layouts import ClusterSequence, Label, Layout, Selection
+from tfx_pipeline.propose_schema import propose_schema
 from tfx_pipeline.ranker import check_ranker
 from tfx_pipeline.schema import make_schema
 
@@ -179,7 +181,20 @@ def test_sizes_are_not_asked_of_the_file_and_the_layout_is_the_same_after_json()
     old = json.loads(json.dumps(custom("*.csv", Label("action")).to_dict()))
     del old["clusters"]
     assert Layout.from_dict(old) == custom("*.csv", Label("action"))
-    check_ranker(Model((TWINV2(2),)), layout.features)  # type: ignore[arg-type]
+    check_ranker(Model((TWINV2(2),)), layout.features)
+
+
+def test_drafted_schemas_bound_no_ids_and_times_of_behaviours() -> None:
+    statistics = statistics_pb2.DatasetFeatureStatisticsList()
+    names = ["clusters_item_id", "clusters_timestamp", "purchases_item_id", "purchases_timestamp", "history_timestamp"]
+    dataset = statistics.datasets.add()
+    for name in names:
+        found = dataset.features.add(type=statistics_pb2.FeatureNameStatistics.INT)
+        found.path.step.append(name)
+        found.num_stats.max = 5
+    schema = propose_schema(_layout(), statistics)
+    assert {column.name for column in schema.feature} >= {*names}
+    assert not [column.name for column in schema.feature if column.name in names and column.HasField("int_domain")]
 
 
 def test_flags_make_clusters() -> None:

@@ -27,7 +27,7 @@ def test_file_holds_the_embeddings_of_the_version(
     features = Features(Feature("item id", dtype, 2), (Feature("brand", embedding_dim=2),), user=(Feature("user_id"),))
     features = features.with_vocabulary_sizes({"item id": 3, "brand": 1, "user_id": 2})
     vocabularies = {"item id": ids, "brand": [4], "user_id": [1, 2]}
-    model = make_ranker(Model((unit,), hidden_units=(2,)), features, vocabularies)  # type: ignore[arg-type]
+    model = make_ranker(Model((unit,), hidden_units=(2,)), features, vocabularies)
     version, file = export_model(model, tmp_path / "served", 3, warmup=False), tmp_path / "items.npz"
     assert main(["--version_dir", str(version), "--file", str(file)]) == 0
     assert capsys.readouterr().out == f"{file} written: 3 items. Run the pipeline with --clusters {file}\n"
