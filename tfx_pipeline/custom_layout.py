@@ -6,9 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from keras_eta.datasets.clustering import SIZE
 from keras_eta.features import DTYPES, HISTORY, Age, Feature, Features
 from keras_eta.features import Sequence as BehaviourSequence
-from tfx_pipeline.layouts import AGE_BOUNDARIES, CSV, USER_ID, Label, Layout, Selection
+from tfx_pipeline.layouts import AGE_BOUNDARIES, CSV, USER_ID, ClusterSequence, Label, Layout, Selection
+
+_CLUSTERS = "clusters"
 
 
 def custom(
@@ -32,6 +35,9 @@ def custom(
     sequences: Sequence[str] = (),
     sequence_attributes: Sequence[str] = (),
     list_separator: str = "|",
+    clusters: str = "",
+    snapshot_period: int | None = None,
+    group_by: str | None = None,
 ) -> Layout:
     """A layout of one's own, by a mapping of columns.
 
@@ -62,9 +68,14 @@ def custom(
             `"purchases=action:buy"`.
         sequence_attributes: features of their behaviours, as `"purchases=price:float32"`.
         list_separator: between the values of a feature of several.
+        clusters: `item_vectors` of a `ClusterSequence` of the name `"clusters"`. Its attributes are `size` and those of
+            `sequence_attributes`, of which float32 ones are means over the cluster. Empty: there is none.
+        snapshot_period: of the clusters.
+        group_by: of the clusters, e.g. `"rating"`.
 
     Raises:
-        ValueError: if a feature or sequence is not written so, or as `Layout`.
+        ValueError: if a feature or sequence is not written so, `snapshot_period` or `group_by` come without `clusters`,
+            or as `Layout` and `ClusterSequence`.
     """
     selections = [_selection(HISTORY, history)] if history else []
     attributes: dict[str, list[Feature]] = {}
@@ -72,6 +83,13 @@ def custom(
         name, _, rule = text.partition("=")
         selections.append(_selection(name, rule))
         attributes[name] = []
+    if clusters:
+        attributes[_CLUSTERS] = [_feature(f"{SIZE}:float32", embedding_dim=8)]
+    elif snapshot_period is not None or group_by is not None:
+        raise ValueError(
+            "`snapshot_period` and `group_by` must go with `clusters`. "
+            f"Received: snapshot_period={snapshot_period!r}, group_by={group_by!r}"
+        )
     for text in sequence_attributes:
         name, _, attribute = text.partition("=")
         if name not in attributes or not attribute:
@@ -102,7 +120,16 @@ def custom(
         slice_columns=tuple(slice_columns),
         selections=tuple(selections),
         list_separator=list_separator,
+        clusters=_cluster_sequence(clusters, snapshot_period, group_by, attributes[_CLUSTERS]) if clusters else None,
     )
+
+
+def _cluster_sequence(
+    item_vectors: str, snapshot_period: int | None, group_by: str | None, attributes: Sequence[Feature]
+) -> ClusterSequence:
+    means = tuple(feature.name for feature in attributes if feature.dtype == "float32" and feature.name != SIZE)
+    # `ClusterSequence` refuses None.
+    return ClusterSequence(item_vectors, snapshot_period, _CLUSTERS, group_by, means=means)  # type: ignore[arg-type]
 
 
 def _selection(sequence: str, text: str) -> Selection:

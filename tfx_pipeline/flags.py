@@ -93,6 +93,22 @@ _LAYOUT_FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
         "list_separator",
         {"help": "between the values of a feature of several (genres:string[6])"},
     ),
+    "clusters": (
+        "clusters",
+        {
+            "metavar": "FILE",
+            "help": "adds the sequence 'clusters' of clustered behaviours, for TWINV2, made of the vectors of items in "
+            "this file of keras_eta.datasets.save_item_vectors",
+        },
+    ),
+    "snapshot_period": (
+        "snapshot_period",
+        {"type": int, "metavar": "TIME", "help": "between two clusterings, in the log's units, e.g. 1209600 seconds"},
+    ),
+    "group_by": (
+        "group_by",
+        {"metavar": "NAME", "help": "feature of numbers whose quantiles clusters keep apart; one group if not said"},
+    ),
     "slice_columns": (
         "slice_column",
         {"nargs": "+", "metavar": "NAME", "help": "further columns to slice metrics by"},

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from keras_eta.datasets.clustering import SIZE, SNAPSHOT, Clustering
 from keras_eta.datasets.taobao import END_TIMESTAMP, FIRST_TIMESTAMP
-from keras_eta.features import LABEL, TIMESTAMP, Age, Feature, Features
-from keras_eta.validation import is_number
+from keras_eta.features import LABEL, TIMESTAMP, Age, Feature, Features, Sequence
+from keras_eta.validation import check_positive_integers, is_number
 
 USER_ID = "user_id"
 
@@ -86,6 +87,47 @@ class Selection:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClusterSequence:
+    """A sequence of clusters of the history's behaviours, for `keras_eta.interest.TWINV2`.
+
+    An impression has the clusters of the latest snapshot that is not later than it, as
+    `keras_eta.datasets.cluster_log` makes them.
+
+    Args:
+        item_vectors: path of a file of `keras_eta.datasets.save_item_vectors`, local or remote.
+        snapshot_period: time between two snapshots, in the unit of the log's timestamps. The first is that long after
+            the first behaviour, as in `keras_eta.datasets.regular_snapshots`.
+        sequence: name of the sequence. Its attributes are `size`, float32, and columns of the history's behaviours.
+        group_by: as in `cluster_log`; a feature of numbers.
+        num_groups: as in `cluster_log`.
+        max_size: as in `cluster_log`.
+        means: as in `cluster_log`; float32 features.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    item_vectors: str
+    snapshot_period: int
+    sequence: str = "clusters"
+    group_by: str | None = None
+    num_groups: int = 5
+    max_size: int = 20
+    means: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "means", tuple(self.means))
+        if not self.item_vectors:
+            raise ValueError(f"`item_vectors` must name a file. Received: item_vectors={self.item_vectors!r}")
+        check_positive_integers(snapshot_period=self.snapshot_period)
+        self.clustering((0,))
+
+    def clustering(self, snapshots: tuple[int, ...]) -> Clustering:
+        """How behaviours become the clusters of some snapshots."""
+        return Clustering(snapshots, self.group_by, self.num_groups, self.max_size, means=self.means)
+
+
+@dataclasses.dataclass(frozen=True)
 class ItemTable:
     """A small CSV file with further columns of items, joined to the interactions by the item's id.
 
@@ -140,6 +182,7 @@ class Layout:
         end_timestamp: rows from it on are malformed.
         selections: which interactions are behaviours of which sequence, where not all of them are.
         list_separator: between the values of a feature with `max_values`. (Parquet files hold lists.)
+        clusters: the sequence that holds clusters of behaviours, where there is one.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -159,6 +202,7 @@ class Layout:
     end_timestamp: int | None = None
     selections: tuple[Selection, ...] = ()
     list_separator: str = "|"
+    clusters: ClusterSequence | None = None
 
     def __post_init__(self) -> None:
         for name in ("header", "slice_columns", "selections"):
@@ -178,7 +222,9 @@ class Layout:
             raise ValueError(f"`header` must name each column once. Received: header={self.header}")
         if not self.list_separator:
             raise ValueError(f"`list_separator` must be a character or more. Received: {self.list_separator!r}")
-        sequences = [sequence.name for sequence in self.features.all_sequences]
+        if self.clusters is not None:
+            self._check_clusters(self.clusters)
+        sequences = [sequence.name for sequence in self.log_sequences]
         selected = [selection.sequence for selection in self.selections]
         if not {*selected} <= {*sequences} or len({*selected}) < len(selected):
             raise ValueError(f"`selections` must name each of the sequences {sequences} once. Received: {selected}")
@@ -190,6 +236,47 @@ class Layout:
         if missing:
             raise ValueError(f"`header` {self.header} lacks columns that the layout reads: {missing}")
 
+    def _check_clusters(self, clusters: ClusterSequence) -> None:
+        own = {sequence.name: sequence for sequence in self.features.sequences}
+        if clusters.sequence not in own:
+            raise ValueError(
+                f"`sequence` of the clusters must be one of the features' sequences {list(own)}. "
+                f"Received: sequence={clusters.sequence!r}"
+            )
+        sizes = [feature for feature in own[clusters.sequence].attributes if feature.name == SIZE]
+        if not sizes or sizes[0].dtype != "float32":
+            raise ValueError(
+                f"Sequence {clusters.sequence!r} of clusters must have an attribute {SIZE!r} of dtype 'float32'. "
+                f"Received: attributes={own[clusters.sequence].attributes}"
+            )
+        if clusters.sequence in [selection.sequence for selection in self.selections]:
+            raise ValueError(
+                "`selections` must not name the sequence of clusters, which holds those of the history. "
+                f"Received: {clusters.sequence!r}"
+            )
+        taken = [name for name in (SIZE, SNAPSHOT) if name in (*self.row_columns, *self.behaviour_columns)]
+        if taken:
+            raise ValueError(f"The log must not have columns that clusters add. Received: {taken}")
+        columns = {*self.row_columns, *self.behaviour_columns} - {USER_ID, self.features.item_id.name}
+        features = [f for f in self.features.all_features if f.name in columns and not f.max_values]
+        numbers = [feature.name for feature in features if feature.dtype != "string"]
+        if clusters.group_by is not None and clusters.group_by not in numbers:
+            raise ValueError(
+                f"`group_by` of the clusters must name a feature of numbers, among {numbers}. "
+                f"Received: group_by={clusters.group_by!r}"
+            )
+        floats = [feature.name for feature in features if feature.dtype == "float32"]
+        if not {*clusters.means} <= {*floats}:
+            raise ValueError(
+                f"`means` of the clusters must name float32 features, among {floats}. Received: means={clusters.means}"
+            )
+
+    @property
+    def log_sequences(self) -> tuple[Sequence, ...]:
+        """The sequences whose behaviours are interactions, the history first: all but that of clusters."""
+        clusters = None if self.clusters is None else self.clusters.sequence
+        return tuple(sequence for sequence in self.features.all_sequences if sequence.name != clusters)
+
     @property
     def row_columns(self) -> tuple[str, ...]:
         """The contract's columns with one value an impression, besides label and history."""
@@ -198,9 +285,11 @@ class Layout:
 
     @property
     def behaviour_columns(self) -> tuple[str, ...]:
-        """The contract's columns that only behaviours have, of all sequences."""
-        sequences = self.features.all_sequences
-        return tuple(dict.fromkeys(feature.name for sequence in sequences for feature in sequence.attributes))
+        """The contract's columns that only behaviours have, of all sequences; the sizes of clusters are made."""
+        names = {sequence.name: [f.name for f in sequence.attributes] for sequence in self.features.all_sequences}
+        if self.clusters is not None:
+            names[self.clusters.sequence].remove(SIZE)
+        return tuple(dict.fromkeys(name for attributes in names.values() for name in attributes))
 
     def source(self, name: str) -> str:
         """The file's column that holds a column of the contract."""
@@ -224,11 +313,14 @@ class Layout:
         """The layout that `to_dict` wrote."""
         values = dict(values)
         items = values.pop("items")
+        # Older descriptions lack them.
+        clusters = values.pop("clusters", None)
         return cls(
             features=Features.from_dict(values.pop("features")),
             label=Label(**values.pop("label")),
             items=None if items is None else ItemTable(**items),
             selections=tuple(Selection(**selection) for selection in values.pop("selections", ())),
+            clusters=None if clusters is None else ClusterSequence(**clusters),
             **values,
         )
 

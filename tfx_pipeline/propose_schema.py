@@ -24,7 +24,7 @@ from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
 from tfx_bsl.public import tfxio
 
-from keras_eta.features import LABEL, TIMESTAMP, history_name
+from keras_eta.features import LABEL, TIMESTAMP
 from tfx_pipeline.components.validator import statistics_options
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, PipelineConfig
 from tfx_pipeline.flags import add_layout_flags, layout_from_flags
@@ -53,7 +53,8 @@ def propose_schema(layout: Layout, statistics: statistics_pb2.DatasetFeatureStat
     """
     schema = make_schema(layout)
     ids = (USER_ID, layout.features.item_id.name, TIMESTAMP)
-    fixed = {*ids, *map(history_name, ids), LABEL, HISTORY_BUCKET}
+    of_behaviours = (sequence.column(name) for sequence in layout.features.all_sequences for name in ids)
+    fixed = {*ids, *of_behaviours, LABEL, HISTORY_BUCKET}
     found = _by_column(statistics)
     for column in schema.feature:
         if column.name in fixed or column.name not in found:

@@ -31,6 +31,7 @@ from tfx.utils import proto_utils
 
 from tfx_pipeline.config import SPLITS, Evaluation, Model, PipelineConfig, Training
 from tfx_pipeline.ingestion import impressions, interactions
+from tfx_pipeline.ingestion.clusters import ClusterUserLog, Snapshots
 from tfx_pipeline.ingestion.files import log_files, log_spans
 from tfx_pipeline.ingestion.log_checks import check_data, listed
 from tfx_pipeline.ingestion.quantiles import ExactQuantiles
@@ -62,11 +63,13 @@ def impression_gen(config: PipelineConfig) -> FileBasedExampleGen:
     | `history_<name>` of the item and behaviour features, `history_timestamp` | at most L, most recent first |
 
     A history holds the user's behaviours strictly before the impression; behaviours of the same moment are in the
-    descending order of their values, so the output does not depend on the runner. `report.json` lies beside the splits.
-    Malformed rows go to `config.dead_letter_dir`.
+    descending order of their values, so the output does not depend on the runner. Further sequences have columns like
+    the history's; one of clusters holds those of the latest snapshot. `report.json` lies beside the splits. Malformed
+    rows go to `config.dead_letter_dir`.
 
     A pattern with a `{SPAN}` (or `{YYYY}`, `{MM}`, `{DD}`) reads the newest span and all before it. The component runs
-    again when a file of the log, of any span, or the item table has changed, and when an argument that it reads has.
+    again when a file of the log, of any span, the item table or the item vectors change, and when an argument that it
+    reads does.
 
     Args:
         config: of the pipeline.
@@ -114,6 +117,8 @@ class _Driver(FileBasedDriver):
         paths = sorted(spans)
         if config.layout.items is not None:
             paths.append(os.path.join(config.data, config.layout.items.file))
+        if config.layout.clusters is not None:
+            paths.append(config.layout.clusters.item_vectors)
         prints = [f"{os.path.relpath(path, config.data)} {_size_and_time(path)}" for path in paths]
         exec_properties[SPAN_PROPERTY_NAME] = max(spans.values(), default=0)
         exec_properties[VERSION_PROPERTY_NAME] = None
@@ -204,7 +209,13 @@ class GenerateImpressions(beam.PTransform):
             )
         )
         cuts = self._cuts(pipeline, logs["logs"])
-        examples = logs["logs"] | "MakeExamples" >> beam.ParDo(
+        clustered = logs["logs"]
+        if config.layout.clusters is not None:
+            snapshots = logs["logs"] | "TakeSnapshots" >> Snapshots(config.layout.clusters)
+            clustered = logs["logs"] | "Cluster" >> beam.ParDo(
+                ClusterUserLog(config.layout, config.layout.clusters), beam.pvalue.AsSingleton(snapshots)
+            )
+        examples = clustered | "MakeExamples" >> beam.ParDo(
             impressions.MakeExamples(config.layout, config.min_history), beam.pvalue.AsSingleton(cuts)
         ).with_outputs(*SPLITS, interactions.COUNTS)
         malformed = (

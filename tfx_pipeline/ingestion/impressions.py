@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 
+from keras_eta.datasets.clustering import SNAPSHOT
 from keras_eta.export.examples import LISTS
 from keras_eta.features import LABEL, TIMESTAMP, length_name
+from keras_eta.features import Sequence as BehaviourSequence
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, history_bucket
 from tfx_pipeline.ingestion.interactions import CountingDoFn
 from tfx_pipeline.ingestion.rows import Interaction, Scalar, UserId, value_dtype, value_names
@@ -43,7 +45,7 @@ class UserLog(NamedTuple):
         ends: int64 [n], how many behaviours of the history lie strictly before each.
         labels: int64 [n].
         values: for each of `value_names` a list of n values; of a feature of several, tuples.
-        sequences: bool [n] for each sequence, whether the interaction is one of its behaviours.
+        sequences: bool [n] for each of `Layout.log_sequences`, whether the interaction is one of its behaviours.
     """
 
     user: UserId
@@ -73,6 +75,26 @@ def ends_before(timestamps: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         int64 [n].
     """
     return np.append(0, np.cumsum(chosen))[np.searchsorted(timestamps, timestamps)]
+
+
+class ClusteredLog(NamedTuple):
+    """All interactions of a user, and the clusters of those that are behaviours of the history, c of them.
+
+    Args:
+        log: the interactions.
+        columns: `timestamp`, `snapshot`, `size` and the columns of `value_names`, lists of c values by name; of a
+            feature of several, tuples. They ascend by snapshot, then time.
+    """
+
+    log: UserLog
+    columns: Mapping[str, list[Any]]
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the clusters lie that are known at each interaction: int64 [n] twice, equal where there are none."""
+        snapshots = np.array(self.columns[SNAPSHOT], "int64")
+        latest = np.searchsorted(snapshots, self.log.timestamps, side="right")
+        first = np.searchsorted(snapshots, snapshots)
+        return np.append(0, first)[latest], latest
 
 
 class Cuts(NamedTuple):
@@ -139,7 +161,8 @@ def impression_times(log: UserLog, min_history: int) -> np.ndarray:
 
 
 class MakeExamples(CountingDoFn):
-    """`UserLog` -> compressed blocks of tf.Examples under the tag of their split; sums under `COUNTS`.
+    """`UserLog`, or `ClusteredLog` where the layout has clusters, -> compressed blocks of tf.Examples under the tag of
+    their split; sums under `COUNTS`.
 
     A block holds up to 32 successive impressions of the user. A history is a slice of lists that are made once a user,
     so the time is n * L at most and the memory that of the user's log and one block.
@@ -147,7 +170,7 @@ class MakeExamples(CountingDoFn):
     Args:
         layout: of the log.
         min_history: interactions with fewer behaviours before them are left out, and counted.
-    """
+    """  # noqa: D205
 
     def __init__(self, layout: Layout, min_history: int) -> None:
         super().__init__()
@@ -158,18 +181,25 @@ class MakeExamples(CountingDoFn):
         self._user_kind = _KINDS[value_dtype(layout, USER_ID)]
         by_name = {feature.name: feature for feature in features.all_features}
         self._several = {name for name, feature in by_name.items() if feature.max_values}
-        self._row = [_column(layout, names, name, name) for name in layout.row_columns if name in names]
-        self._sequences = []
-        for sequence in features.all_sequences:
-            own = features.sequence_features(sequence)
-            columns = [_column(layout, names, feature.name, sequence.column(feature.name)) for feature in own]
-            self._sequences.append((sequence, columns))
+        self._row = [
+            (name, _KINDS[value_dtype(layout, name)], names.index(name)) for name in layout.row_columns if name in names
+        ]
+        self._columns = {
+            sequence: [
+                *((feature.name, LISTS[feature.dtype]) for feature in features.sequence_features(sequence)),
+                (TIMESTAMP, LISTS["int64"]),
+            ]
+            for sequence in features.all_sequences
+        }
+        self._log_sequences = layout.log_sequences
 
-    def process(self, log: UserLog, cuts: Cuts) -> Iterator[beam.pvalue.TaggedOutput]:
+    def process(self, log: UserLog | ClusteredLog, cuts: Cuts) -> Iterator[beam.pvalue.TaggedOutput]:
+        clustered = ClusteredLog(log, {}) if isinstance(log, UserLog) else log
+        log = clustered.log
         timestamps, ends, labels = (column.tolist() for column in (log.timestamps, log.ends, log.labels))
         row = [(name, kind, log.values[index]) for name, kind, index in self._row]
         row += [(TIMESTAMP, LISTS["int64"], timestamps), (LABEL, LISTS["int64"], labels)]
-        sequences = [self._behaviours(log, number) for number in range(len(self._sequences))]
+        sequences = [self._behaviours(clustered, sequence) for sequence in self._columns]
 
         def serialize(position: int) -> bytes:
             example = tf.train.Example()
@@ -178,11 +208,9 @@ class MakeExamples(CountingDoFn):
             feature[HISTORY_BUCKET].bytes_list.value.append(history_bucket(ends[position]).encode())
             for name, kind, values in row:
                 _extend(getattr(feature[name], kind), values[position] if name in self._several else [values[position]])
-            for max_length, before, columns in sequences:
-                # Reversed, the behaviours before the impression are the last ones.
+            for starts, stops, columns in sequences:
                 for name, kind, values, several in columns:
-                    start = len(values) - before[position]
-                    found = values[start : start + max_length]
+                    found = values[starts[position] : stops[position]]
                     if several:
                         _extend(feature[length_name(name)].int64_list, map(len, found))
                         found = [value for some in found for value in some]
@@ -198,16 +226,24 @@ class MakeExamples(CountingDoFn):
                 block = [serialize(position) for position in part[start : start + _BLOCK_SIZE].tolist()]
                 yield beam.pvalue.TaggedOutput(split, zlib.compress(_packed(block), _COMPRESSION_LEVEL))
 
-    def _behaviours(self, log: UserLog, number: int) -> tuple[int, list[int], list[tuple[str, str, list[Any], bool]]]:
-        """Of a sequence: its length, how many behaviours lie before each row, and the columns, most recent first."""
-        sequence, columns = self._sequences[number]
-        chosen = np.flatnonzero(log.sequences[number])[::-1].tolist()
-        found = [
-            (name, kind, [log.values[index][position] for position in chosen], self._names[index] in self._several)
-            for name, kind, index in columns
+    def _behaviours(
+        self, clustered: ClusteredLog, sequence: BehaviourSequence
+    ) -> tuple[list[int], list[int], list[tuple[str, str, list[Any], bool]]]:
+        """Of a sequence: its columns, most recent first, and where the behaviours of each row begin and end in them."""
+        log, table = clustered
+        if sequence in self._log_sequences:
+            number = self._log_sequences.index(sequence)
+            table = dict(zip(self._names, log.values, strict=True)) | {TIMESTAMP: log.timestamps.tolist()}
+            chosen, last = np.flatnonzero(log.sequences[number]), log.ends_of(number)
+            first = np.zeros_like(last)
+        else:
+            chosen, (first, last) = np.arange(len(table[TIMESTAMP])), clustered.bounds()
+        columns = [
+            (sequence.column(name), kind, [table[name][row] for row in chosen[::-1].tolist()], name in self._several)
+            for name, kind in self._columns[sequence]
         ]
-        found.append((sequence.timestamp, LISTS["int64"], log.timestamps[chosen].tolist(), False))
-        return sequence.max_length, log.ends_of(number).tolist(), found
+        starts, stops = len(chosen) - last, len(chosen) - first
+        return starts.tolist(), np.minimum(stops, starts + sequence.max_length).tolist(), columns
 
 
 def _extend(values: Any, new: Iterable[Any]) -> None:
@@ -227,8 +263,3 @@ def _packed(examples: Sequence[bytes]) -> bytes:
 
 
 _KINDS = {int: LISTS["int64"], float: LISTS["float32"], bytes: LISTS["string"]}
-
-
-def _column(layout: Layout, names: Sequence[str], name: str, output_name: str) -> tuple[str, str, int]:
-    """A column's name in a tf.Example, the kind of its list there, and its position among the values of a row."""
-    return output_name, _KINDS[value_dtype(layout, name)], names.index(name)

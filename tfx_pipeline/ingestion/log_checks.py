@@ -12,6 +12,7 @@ from tfx.dsl.io import fileio
 
 from keras_eta.features import TIMESTAMP
 from tfx_pipeline.config import PipelineConfig
+from tfx_pipeline.ingestion.clusters import read_item_vectors
 from tfx_pipeline.ingestion.files import log_files, read_header
 from tfx_pipeline.layouts import PARQUET, Layout
 
@@ -25,9 +26,9 @@ def check_data(config: PipelineConfig) -> None:
         config: of the pipeline.
 
     Raises:
-        FileNotFoundError: if the directory, the log's files or the item table are missing.
-        ValueError: if a file lacks a column that the layout reads or holds it in a type that can't be read, or if the
-            log is empty.
+        FileNotFoundError: if the directory, the log's files, the item table or the item vectors are missing.
+        ValueError: if a file lacks a column that the layout reads or holds it in a type that can't be read, if the item
+            vectors can't be read or are of ids of another type, or if the log is empty.
     """
     layout = config.layout
     if not fileio.isdir(config.data):
@@ -42,6 +43,8 @@ def check_data(config: PipelineConfig) -> None:
         path = os.path.join(config.data, layout.items.file)
         if not fileio.exists(path):
             raise FileNotFoundError(f"The layout's table of items is missing: {path}")
+    if layout.clusters is not None:
+        read_item_vectors(layout.clusters.item_vectors, layout.features.item_id)
     check = _check_parquet if layout.file_format == PARQUET else _check_csv
     if not any([check(path, layout) for path in files]):
         raise ValueError(f"The log is empty: {listed(files)} have no rows.")

@@ -35,7 +35,7 @@ class Interaction(NamedTuple):
         values: those of `value_names`; of a feature of several values a tuple.
         label: 0 or 1.
         outcome: the value that the label was made of.
-        sequences: of each sequence of the features, whether the row is one of its behaviours.
+        sequences: of each of the layout's `log_sequences`, whether the row is one of its behaviours.
         file: number of the file.
     """
 
@@ -132,7 +132,7 @@ class RowParser:
             (_Cell(positions[chosen.column], chosen.column, bytes, False), {value.encode() for value in chosen.values})
             if (chosen := selections.get(sequence.name))
             else None
-            for sequence in layout.features.all_sequences
+            for sequence in layout.log_sequences
         ]
         ids = [cell for cell in (self._user, *self._values) if cell.is_id and not cell.max_values]
         self._string_ids = [cell for cell in ids if cell.dtype is bytes]

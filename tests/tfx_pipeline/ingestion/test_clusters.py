@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import random
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ import tensorflow as tf
 from apache_beam.testing import test_pipeline
 
 from keras_eta import Feature, Features
+from keras_eta import Sequence as BehaviourSequence
 from keras_eta.datasets import Interactions, cluster_log, save_item_vectors
-from keras_eta.datasets.clustering import Clustering
 from tfx_pipeline.ingestion import impressions
-from tfx_pipeline.ingestion.clusters import ClusteredLog, ClusterUserLog
+from tfx_pipeline.ingestion.clusters import ClusterUserLog
+from tfx_pipeline.ingestion.impressions import ClusteredLog
 from tfx_pipeline.ingestion.interactions import COUNTS, MALFORMED
 from tfx_pipeline.ingestion.rows import Interaction, value_dtype, value_names
-from tfx_pipeline.layouts import Label, Layout
+from tfx_pipeline.layouts import ClusterSequence, Label, Layout
 
 STRINGS = Layout(
     Features(
@@ -30,6 +30,7 @@ STRINGS = Layout(
         item_attributes=(Feature("brand"), Feature("genres", "string", max_values=2)),
         behaviour_attributes=(Feature("played", "float32"), Feature("device", "string")),
         user=(Feature("user_id", "string"),),
+        sequences=(BehaviourSequence("clusters", (Feature("size", "float32"),)),),
     ),
     pattern="*.csv",
     label=Label("clicked"),
@@ -38,8 +39,8 @@ INTEGERS = dataclasses.replace(
     STRINGS,
     features=dataclasses.replace(STRINGS.features, item_id=Feature("item_id"), user=(Feature("user_id"),)),
 )
+SNAPSHOTS = (3, 8, 9, 60)
 OPTIONS: dict[str, Any] = {
-    "snapshots": (3, 8, 9, 60),
     "group_by": "played",
     "num_groups": 2,
     "max_size": 4,
@@ -80,6 +81,8 @@ def _raw(value: Any) -> Any:
 
 
 def _by_beam(layout: Layout, columns: dict[str, list[Any]], path: str) -> list[ClusteredLog]:
+    clusters = ClusterSequence(path, 1, **OPTIONS)
+    layout = dataclasses.replace(layout, clusters=clusters)
     users: dict[Any, list[Interaction]] = {}
     in_history = _in_history(columns)
     for row in range(len(columns["user_id"])):
@@ -95,7 +98,7 @@ def _by_beam(layout: Layout, columns: dict[str, list[Any]], path: str) -> list[C
                 impressions.ITEMS, MALFORMED, COUNTS, main="logs"
             )
         )
-        clustered = logs["logs"] | beam.ParDo(ClusterUserLog(layout, Clustering(**OPTIONS), path))
+        clustered = logs["logs"] | beam.ParDo(ClusterUserLog(layout, clusters), SNAPSHOTS)
         clustered | beam.Map(pickle.dumps) | beam.io.WriteToTFRecord(records, shard_name_template="")
     found = map(pickle.loads, tf.data.TFRecordDataset(records).as_numpy_iterator())
     return sorted(found, key=lambda clustered: clustered.log.user)
@@ -119,7 +122,7 @@ def test_clusters_equal_those_of_the_library(layout: Layout, tmp_path: Path) -> 
     path, ids, vectors = _file(columns, tmp_path)
     kept = np.flatnonzero(_in_history(columns))
     log = Interactions.from_columns({name: [column[row] for row in kept] for name, column in columns.items()})
-    expected = cluster_log(log, ids, vectors, **OPTIONS)
+    expected = cluster_log(log, ids, vectors, snapshots=SNAPSHOTS, **OPTIONS)
     users = sorted(set(columns["user_id"]))
     names = ["item_id", "brand", "genres", "played", "device", "timestamp", "snapshot", "size"]
     found = _by_beam(layout, columns, path)
@@ -149,12 +152,20 @@ def test_bounds_by_hand() -> None:
 
 def test_vectors_do_not_travel_with_the_dofn(tmp_path: Path) -> None:
     save_item_vectors(tmp_path / "items", range(10_000), np.zeros([10_000, 8]))
-    assert len(pickle.dumps(ClusterUserLog(INTEGERS, Clustering((5,)), str(tmp_path / "items")))) < 5_000
+    assert len(pickle.dumps(ClusterUserLog(INTEGERS, ClusterSequence(str(tmp_path / "items"), 5)))) < 5_000
 
 
-@pytest.mark.parametrize("arguments", [{"group_by": "device"}, {"means": ("clicks",)}])
-def test_columns_without_numbers_are_refused(arguments: dict[str, Any]) -> None:
-    refused = next(iter(arguments.values()))
-    message = f"among ['brand', 'played']. Received: ['{refused if isinstance(refused, str) else refused[0]}']"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        ClusterUserLog(STRINGS, Clustering((5,), **arguments), "items.npz")
+def test_only_clusters_that_the_sequence_has_room_for_are_kept(tmp_path: Path) -> None:
+    """Of each snapshot the most recent two clusters, here of one behaviour each."""
+    save_item_vectors(tmp_path / "items.npz", [99], [[0.0]])
+    clusters = ClusterSequence(str(tmp_path / "items.npz"), 1, max_size=1)
+    sequences = (BehaviourSequence("clusters", (Feature("size", "float32"),), max_length=2),)
+    layout = Layout(Features(Feature("item_id"), sequences=sequences), "*", Label("clicked"), clusters=clusters)
+    times = np.arange(5)
+    log = impressions.UserLog(1, times, times, times, ([10, 11, 12, 13, 14],), (np.ones(5, bool),))
+    cluster = ClusterUserLog(layout, clusters)
+    cluster.setup()
+    (found,) = cluster.process(log, (1, 4))
+    assert found.columns == {
+        "item_id": [10, 12, 13], "timestamp": [0, 2, 3], "snapshot": [1, 4, 4], "size": [1.0, 1.0, 1.0]
+    }  # fmt: skip
