@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_eta.datasets.taobao import END_TIMESTAMP, FIRST_TIMESTAMP
-from keras_eta.features import LABEL, TIMESTAMP, Age, Feature, Features
+from keras_eta.features import LABEL, TIMESTAMP, Age, Feature, Features, Positives
 from keras_eta.validation import is_number
 
 USER_ID = "user_id"
@@ -242,6 +242,7 @@ def movielens(max_history_length: int = 512) -> Layout:
             user=(Feature(USER_ID),),
             age=Age(AGE_BOUNDARIES),
             max_history_length=max_history_length,
+            positives=Positives("liked", (1,)),
         ),
         pattern="ratings.dat",
         label=Label("rating", minimum=4),
@@ -274,6 +275,7 @@ def taobao(max_history_length: int = 512) -> Layout:
             user=(Feature(USER_ID),),
             age=Age(AGE_BOUNDARIES),
             max_history_length=max_history_length,
+            positives=Positives("action", ("buy", "cart", "fav")),
         ),
         pattern="UserBehavior.csv",
         label=Label("action", positives=("buy", "cart", "fav"), negatives=("pv",)),
