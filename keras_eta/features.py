@@ -212,7 +212,8 @@ class Positives:
         minimum: values from here on are positive, of a float32.
 
     Raises:
-        ValueError: if not just one of `values` and `minimum` is given.
+        TypeError: if `values` are one text.
+        ValueError: if not just one of `values` and `minimum` is given, or `minimum` is no finite number.
     """
 
     attribute: str
@@ -220,6 +221,8 @@ class Positives:
     minimum: float | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.values, (str, bytes)):
+            raise TypeError(f"`values` must be a tuple of raw ids. Received: values={self.values!r}")
         object.__setattr__(self, "values", tuple(self.values))
         if bool(self.values) == (self.minimum is not None):
             raise ValueError(
@@ -263,7 +266,7 @@ class Features:
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if names collide, `hashed` names no id of the item that has one value, the item id has several, a
-            length is not positive, or `positives` do not go with a behaviour attribute.
+            length is not positive, or `positives` do not go with a behaviour attribute and its dtype.
     """
 
     item_id: Feature
@@ -332,6 +335,12 @@ class Features:
             raise ValueError(
                 f"`positives` must have `values` of an id and a `minimum` of a float32. Received: {self.positives} of "
                 f"{feature.dtype}"
+            )
+        text = feature.dtype == "string"
+        wrong = [x for x in self.positives.values if not (isinstance(x, str) if text else is_integer(x))]
+        if wrong:
+            raise ValueError(
+                f"`positives` must have values of {feature.dtype}, the dtype of {feature.name!r}. Received: {wrong}"
             )
 
     def _check_attributes(self) -> None:

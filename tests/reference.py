@@ -95,6 +95,47 @@ def softmax(logits: Sequence[float]) -> list[float]:
     return [exponential / sum(exponentials) for exponential in exponentials]
 
 
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """The cosine of two vectors, 0 where one of them is zero."""
+    lengths = math.sqrt(sum(float(x) ** 2 for x in a)) * math.sqrt(sum(float(x) ** 2 for x in b))
+    return sum(float(x) * float(y) for x, y in zip(a, b, strict=True)) / lengths if lengths else 0.0
+
+
+def retrieval_loss(
+    candidates: np.ndarray,
+    behaviours: np.ndarray,
+    items: Sequence[int],
+    weights: Sequence[float],
+    drawn: Mapping[int, int],
+    temperature: float,
+) -> float:
+    """The in-batch sampled softmax of candidates [N, D] and the behaviours [N, D] that were drawn for them.
+
+    `items` are those of the behaviours, `weights` 0 for rows that do not take part, `drawn` how often each item was
+    drawn before.
+    """
+    rows = [i for i in range(len(items)) if weights[i] > 0]
+    counts = collections.Counter(drawn)
+    for i in rows:
+        counts[items[i]] += 1
+    total = 0.0
+    for i in rows:
+        rivals = [i, *(j for j in rows if items[j] != items[i])]
+        logits = [cosine(candidates[i], behaviours[j]) / temperature - math.log(counts[items[j]]) for j in rivals]
+        total -= weights[i] * math.log(softmax(logits)[0])
+    return total / sum(weights[i] for i in rows) if rows else 0.0
+
+
+def log_counts(distances: Sequence[float], edges: Sequence[int]) -> list[float]:
+    """log(1 + n) of the distances up to each edge and beyond the one before."""
+    counts = [0] * len(edges)
+    for distance in distances:
+        reached = [place for place, edge in enumerate(edges) if distance <= edge]
+        if reached:
+            counts[reached[0]] += 1
+    return [math.log(1 + count) for count in counts]
+
+
 def target_attention(
     query: np.ndarray,
     behaviours: np.ndarray,
@@ -106,7 +147,8 @@ def target_attention(
     """Interest [H * key_dim] and weights [H, K] of one query [D] over its behaviours [K, D'].
 
     `weights` holds the kernels and biases `query_kernel`, `query_bias`, `key_kernel`, `key_bias`, `value_kernel`,
-    `value_bias`, `output_kernel`, and `similarity_scale` [H] where `similarity` [K] is given.
+    `value_bias`, `output_kernel`, and `similarity_scale` [H] where `similarity` [K] is given. With `cosine_scale` [H]
+    among them the logits are cosines of queries and keys, these without a bias, by that scale.
     """
     width = weights["query_kernel"].shape[1]
     key_dim = width // num_heads
@@ -118,8 +160,12 @@ def target_attention(
         columns = slice(head * key_dim, (head + 1) * key_dim)
         logits = []
         for i in real:
-            key = (behaviours[i] @ weights["key_kernel"] + weights["key_bias"])[columns]
-            logit = float(q[columns] @ key) / math.sqrt(key_dim)
+            if "cosine_scale" in weights:
+                key = (behaviours[i] @ weights["key_kernel"])[columns]
+                logit = float(weights["cosine_scale"][head]) * cosine(q[columns], key)
+            else:
+                key = (behaviours[i] @ weights["key_kernel"] + weights["key_bias"])[columns]
+                logit = float(q[columns] @ key) / math.sqrt(key_dim)
             if similarity is not None:
                 logit += float(weights["similarity_scale"][head] * similarity[i])
             logits.append(logit)
@@ -144,6 +190,8 @@ def attention_weights(layer: Any) -> dict[str, np.ndarray]:
     }
     if layer.similarity_bias:
         weights["similarity_scale"] = layer.similarity_scale.numpy()
+    if layer.cosine:
+        weights["cosine_scale"] = layer.cosine_scale.numpy()
     return weights
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from keras_eta import Age, Feature, Features
+from keras_eta import Age, Feature, Features, Positives
 from keras_eta.features import history_name
 
 ITEM = Feature("item_id", vocabulary_size=100)
@@ -307,6 +307,95 @@ def test_from_dict_reads_descriptions_from_before_there_was_an_age() -> None:
     description = features.to_dict()
     del description["age"]
     assert Features.from_dict(description) == features
+
+
+# Positives
+
+ACTION, RATING = Feature("action", "string"), Feature("rating", "float32")
+
+
+@pytest.mark.parametrize(
+    "positives", [Positives("action", ("buy", "cart")), Positives("rating", minimum=3.5), Positives("stars", [4, 5])]
+)
+def test_positives_survive_json_and_new_vocabularies(positives: Positives) -> None:
+    features = Features(item_id=ITEM, behaviour_attributes=(ACTION, RATING, Feature("stars")), positives=positives)
+    read = Features.from_dict(json.loads(json.dumps(features.to_dict())))
+    assert read == features
+    assert read.positives == positives
+    assert features.with_vocabulary_sizes({"action": 3}).positives == positives
+
+
+def test_from_dict_reads_descriptions_from_before_there_were_positives() -> None:
+    features = Features(item_id=ITEM)
+    description = features.to_dict()
+    del description["positives"]
+    assert Features.from_dict(description) == features
+
+
+@pytest.mark.parametrize(
+    ("positives", "error", "message"),
+    [
+        (
+            lambda: Positives("action"),
+            ValueError,
+            "Give either `values` or a `minimum` of positive behaviours. Received: values=(), minimum=None",
+        ),
+        (
+            lambda: Positives("action", ("buy",), 1.0),
+            ValueError,
+            "Give either `values` or a `minimum` of positive behaviours. Received: values=('buy',), minimum=1.0",
+        ),
+        (
+            lambda: Positives("rating", minimum=float("nan")),
+            ValueError,
+            "`minimum` must be a finite number or None. Received: minimum=nan",
+        ),
+        (lambda: Positives("action", "buy"), TypeError, "`values` must be a tuple of raw ids. Received: values='buy'"),
+        (
+            lambda: "action",
+            TypeError,
+            "`positives` must be a keras_eta.Positives or None. Received: positives='action'",
+        ),
+        (
+            lambda: Positives("item_id", (1,)),
+            ValueError,
+            "`positives` must go by a behaviour attribute with one value, among ['action', 'rating', 'stars']. "
+            f"Received: {Positives('item_id', (1,))}",
+        ),
+        (
+            lambda: Positives("tags", ("a",)),
+            ValueError,
+            "`positives` must go by a behaviour attribute with one value, among ['action', 'rating', 'stars']. "
+            f"Received: {Positives('tags', ('a',))}",
+        ),
+        (
+            lambda: Positives("rating", (4,)),
+            ValueError,
+            "`positives` must have `values` of an id and a `minimum` of a float32. "
+            f"Received: {Positives('rating', (4,))} of float32",
+        ),
+        (
+            lambda: Positives("stars", minimum=4),
+            ValueError,
+            "`positives` must have `values` of an id and a `minimum` of a float32. "
+            f"Received: {Positives('stars', minimum=4)} of int64",
+        ),
+        (
+            lambda: Positives("stars", (4, "5", True)),
+            ValueError,
+            "`positives` must have values of int64, the dtype of 'stars'. Received: ['5', True]",
+        ),
+        (
+            lambda: Positives("action", ("buy", 3)),
+            ValueError,
+            "`positives` must have values of string, the dtype of 'action'. Received: [3]",
+        ),
+    ],
+)
+def test_positives_that_no_behaviour_can_have_are_refused(positives: Any, error: Any, message: str) -> None:
+    attributes = (ACTION, RATING, Feature("stars"), Feature("tags", "string", max_values=3))
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        Features(item_id=ITEM, behaviour_attributes=attributes, positives=positives())
 
 
 def test_with_vocabulary_sizes_fills_every_role() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_eta.interest import ETAInterest, InterestUnit, RecentInterest
+from keras_eta.models import RetrievalTask
 from keras_eta.models.mlp import check_activation
 from keras_eta.validation import (
     check_hidden_units,
@@ -93,6 +94,15 @@ class ETAUnits:
     key_dim: int | None = _option(
         None, "width of a head (default: the candidate's width divided by the heads)", type=int, metavar="D"
     )
+    cosine: bool = _option(False, "whether the logits of both attentions are scaled cosines")
+    distance_edges: tuple[int, ...] = _option(
+        (),
+        "count what is retrieved up to each of these distances and beyond the one before, for the MLP (default: no "
+        "counts)",
+        type=int,
+        nargs="+",
+        metavar="DISTANCE",
+    )
 
     def __post_init__(self) -> None:
         check_integers_from_zero(short_history_length=self.short_history_length)
@@ -106,7 +116,7 @@ class ETAUnits:
         """
         arguments = dataclasses.asdict(self)
         short_history_length = arguments.pop("short_history_length")
-        heads = {name: arguments[name] for name in ("num_heads", "key_dim")}
+        heads = {name: arguments[name] for name in ("num_heads", "key_dim", "cosine")}
         recent = [RecentInterest(short_history_length, **heads)] if short_history_length else []
         return (*recent, ETAInterest(seed=seed, **arguments))
 
@@ -134,6 +144,11 @@ class Model:
     hidden_units: tuple[int, ...] = _option((128, 64), "widths of the MLP's hidden layers", metavar="N")
     activation: str = _option("relu", "of the hidden layers, a name that Keras knows", metavar="NAME")
     cross_layers: int = _option(0, "layers of DCN-v2 before the MLP", metavar="N")
+    retrieval_weight: float = _option(
+        0.0, "of the retrieval task's loss beside the click loss; 0: no such task", metavar="WEIGHT"
+    )
+    retrieval_temperature: float = _option(0.1, "what the retrieval task divides cosines by", metavar="T")
+    retrieval_recent: int = _option(20, "most recent behaviours that the retrieval task draws from", metavar="N")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "interests", tuple(map(_unit_json, self.interests)))
@@ -143,6 +158,23 @@ class Model:
         check_integers_from_zero(cross_layers=self.cross_layers)
         check_hidden_units(self.hidden_units)
         check_activation(self.activation)
+        if not (is_number(self.retrieval_weight) and self.retrieval_weight >= 0):
+            raise ValueError(
+                "`retrieval_weight` must be a number of at least 0. "
+                f"Received: retrieval_weight={self.retrieval_weight!r}"
+            )
+        if not (is_number(self.retrieval_temperature) and self.retrieval_temperature > 0):
+            raise ValueError(
+                "`retrieval_temperature` must be a positive number. "
+                f"Received: retrieval_temperature={self.retrieval_temperature!r}"
+            )
+        check_positive_integers(retrieval_recent=self.retrieval_recent)
+
+    def retrieval_task(self) -> RetrievalTask | None:
+        """The retrieval task; `None` at a weight of 0."""
+        if not self.retrieval_weight:
+            return None
+        return RetrievalTask(self.retrieval_weight, self.retrieval_temperature, self.retrieval_recent)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from keras_eta.datasets.clustering import SIZE
-from keras_eta.features import DTYPES, HISTORY, Age, Feature, Features
+from keras_eta.features import DTYPES, HISTORY, Age, Feature, Features, Positives
 from keras_eta.features import Sequence as BehaviourSequence
 from tfx_pipeline.layouts import AGE_BOUNDARIES, CSV, USER_ID, ClusterSequence, Label, Layout, Selection
 
@@ -22,6 +22,7 @@ def custom(
     item_id: str = "item_id",
     item_attributes: Sequence[str] = (),
     behaviour_attributes: Sequence[str] = (),
+    positives: str = "",
     user: Sequence[str] = (USER_ID,),
     context: Sequence[str] = (),
     slice_columns: Sequence[str] = (),
@@ -52,6 +53,8 @@ def custom(
         item_id: the item's id, e.g. `"item_id:string"`.
         item_attributes: further features of an item, e.g. `"category_id"`.
         behaviour_attributes: features of a behaviour that a candidate lacks, e.g. `"action:string"`.
+        positives: which behaviours of the history speak for their item, by one of their attributes, as
+            `"action:buy,cart"` or, of a float32, `"rating>=4"`. Empty: all. Read by the retrieval task.
         user: features of the user. Without `user_id` the model does not read it, and it may be any string.
         context: features of the impression, e.g. `"price:float32"`.
         slice_columns: columns that evaluation slices by and the model does not read.
@@ -74,8 +77,8 @@ def custom(
         group_by: of the clusters, e.g. `"rating"`.
 
     Raises:
-        ValueError: if a feature or sequence is not written so, `snapshot_period` or `group_by` come without `clusters`,
-            or as `Layout` and `ClusterSequence`.
+        ValueError: if a feature, a sequence or `positives` is not written so, `snapshot_period` or `group_by` come
+            without `clusters`, or as `Layout` and `ClusterSequence`.
     """
     selections = [_selection(HISTORY, history)] if history else []
     attributes: dict[str, list[Feature]] = {}
@@ -98,15 +101,17 @@ def custom(
                 f"Received: {text!r}"
             )
         attributes[name].append(_feature(attribute, embedding_dim=8))
+    own = tuple(_feature(text, embedding_dim=8) for text in behaviour_attributes)
     features = Features(
         item_id=_feature(item_id),
         item_attributes=tuple(_feature(text, embedding_dim=16) for text in item_attributes),
-        behaviour_attributes=tuple(_feature(text, embedding_dim=8) for text in behaviour_attributes),
+        behaviour_attributes=own,
         user=tuple(map(_feature, user)),
         context=tuple(_feature(text, embedding_dim=8) for text in context),
         age=Age(tuple(age_boundaries)) if age_boundaries else None,
         max_history_length=max_history_length,
-        sequences=tuple(BehaviourSequence(name, tuple(own), max_history_length) for name, own in attributes.items()),
+        sequences=tuple(BehaviourSequence(name, tuple(of), max_history_length) for name, of in attributes.items()),
+        positives=_positives(positives, own) if positives else None,
     )
     return Layout(
         features,
@@ -141,6 +146,24 @@ def _selection(sequence: str, text: str) -> Selection:
             f"Received: {text!r} of sequence {sequence!r}"
         )
     return Selection(sequence, column, tuple(values.split(",")))
+
+
+def _positives(text: str, attributes: Sequence[Feature]) -> Positives:
+    """The positives that `"attribute:value,value"` or `"attribute>=minimum"` describes."""
+    name, bound, minimum = text.rpartition(">=")
+    try:
+        if bound and name:
+            return Positives(name, minimum=float(minimum))
+        name, _, values = text.rpartition(":")
+        if not name or not all(values.split(",")):
+            raise ValueError
+        integers = any(feature.name == name and feature.dtype == "int64" for feature in attributes)
+        return Positives(name, tuple(int(value) if integers else value for value in values.split(",")))
+    except ValueError as error:
+        raise ValueError(
+            "`positives` must be written ATTRIBUTE:VALUE,VALUE or ATTRIBUTE>=MINIMUM, with integers of an int64 and a "
+            f"finite minimum. Received: {text!r}"
+        ) from error
 
 
 def _feature(text: str, embedding_dim: int = 32) -> Feature:

@@ -57,6 +57,14 @@ _LAYOUT_FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
             ("context", "context_feature", "of an impression, e.g. hour or price:float32"),
         )
     },
+    "positives": (
+        "positives",
+        {
+            "metavar": "ATTRIBUTE:VALUE,VALUE",
+            "help": "which behaviours speak for their item, e.g. action:buy or rating>=4, for the retrieval task; all "
+            "if not said",
+        },
+    ),
     "age_boundaries": (
         "age_boundaries",
         {

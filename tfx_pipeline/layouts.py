@@ -8,7 +8,7 @@ from typing import Any
 
 from keras_eta.datasets.clustering import SIZE, SNAPSHOT, Clustering
 from keras_eta.datasets.taobao import END_TIMESTAMP, FIRST_TIMESTAMP
-from keras_eta.features import LABEL, TIMESTAMP, Age, Feature, Features, Sequence
+from keras_eta.features import LABEL, TIMESTAMP, Age, Feature, Features, Positives, Sequence
 from keras_eta.validation import check_positive_integers, is_number
 
 USER_ID = "user_id"
@@ -334,6 +334,7 @@ def movielens(max_history_length: int = 512) -> Layout:
             user=(Feature(USER_ID),),
             age=Age(AGE_BOUNDARIES),
             max_history_length=max_history_length,
+            positives=Positives("liked", (1,)),
         ),
         pattern="ratings.dat",
         label=Label("rating", minimum=4),
@@ -366,6 +367,7 @@ def taobao(max_history_length: int = 512) -> Layout:
             user=(Feature(USER_ID),),
             age=Age(AGE_BOUNDARIES),
             max_history_length=max_history_length,
+            positives=Positives("action", ("buy", "cart", "fav")),
         ),
         pattern="UserBehavior.csv",
         label=Label("action", positives=("buy", "cart", "fav"), negatives=("pv",)),

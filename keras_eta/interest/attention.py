@@ -23,7 +23,7 @@ class AttentionUnit(InterestUnit):
         **kwargs: as `InterestUnit`.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or `cosine` is set beside an `attention`.
     """
 
     explains = True
@@ -40,6 +40,11 @@ class AttentionUnit(InterestUnit):
     ) -> None:
         super().__init__(**kwargs)
         check_positive_integers(num_heads=num_heads, **({} if key_dim is None else {"key_dim": key_dim}))
+        if cosine and attention is not None:
+            raise ValueError(
+                "`cosine` is for the attention that the unit makes itself; give it to `attention` instead. "
+                f"Received: cosine={cosine}, attention={attention!r}"
+            )
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.cosine = cosine

@@ -76,8 +76,8 @@ class ETAInterest(TopKUnit):
                 f"Received: trainable_planes={trainable_planes}, similarity_bias={similarity_bias}"
             )
         check_planes_period(planes_period, trainable_planes)
-        edges = tuple(distance_edges)
-        if not all(is_integer(edge, 0) for edge in edges) or list(edges) != sorted(set(edges)):
+        listed = isinstance(distance_edges, Sequence) and all(is_integer(edge, 0) for edge in distance_edges)
+        if not listed or list(distance_edges) != sorted(set(distance_edges)):
             raise ValueError(
                 "`distance_edges` must be integers of at least 0, strictly ascending. "
                 f"Received: distance_edges={distance_edges!r}"
@@ -88,7 +88,7 @@ class ETAInterest(TopKUnit):
         self.trainable_planes = trainable_planes
         self.similarity_bias = similarity_bias
         self.planes_period = planes_period
-        self.distance_edges = edges
+        self.distance_edges = tuple(distance_edges)
 
     def make_tables(self, features: Features, regularizer: Any = None) -> dict[str, tf.keras.layers.Embedding]:
         return make_fingerprinted_tables(

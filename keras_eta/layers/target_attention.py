@@ -10,8 +10,6 @@ import tensorflow as tf
 from keras_eta.validation import check_positive_integers
 
 INITIAL_COSINE_SCALE = 8.0
-# As `tf.math.l2_normalize`.
-EPSILON = 1e-12
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -31,7 +29,7 @@ class TargetAttention(tf.keras.layers.Layer):
     projected: q . (W_K e) = (W_K^T q) . e, and the weighted sum of W_V e is W_V of the weighted sum of e, so that H
     vectors a query are projected in place of K behaviours. The bias of the keys adds the same to all logits of a head,
     which softmax cancels. Behaviours that many candidates share are projected once. Cosines need the length of each
-    key: with `cosine` the keys, which then have no bias, are projected all the same, and the values are not.
+    key: with `cosine` the keys, which then have no bias, are projected, and the values still are not.
 
     Args:
         num_heads: H.
@@ -162,16 +160,14 @@ class TargetAttention(tf.keras.layers.Layer):
             # [H, H * key_dim], each head's own units. One matmul with the units of the others at 0 beats one a head.
             own_units = tf.repeat(tf.eye(self.num_heads, dtype=query.dtype), self.key_dim, axis=-1)
             if self.cosine:
-                query = self._scaled(_split_last(query, heads))
-                query = tf.reshape(query, tf.concat([tf.shape(query)[:-2], [self.num_heads * self.key_dim]], axis=0))
-            projected = tf.tensordot(query[..., tf.newaxis, :] * own_units, tf.transpose(key_kernel), axes=1)
-            logits = tf.linalg.matmul(projected, behaviours, transpose_b=True)
-            if self.cosine:
-                # In float32: half precision holds neither small squares nor the inverse of a small length.
-                keys = _split_last(tf.cast(tf.tensordot(behaviours, key_kernel, axes=1), tf.float32), heads)
+                width = [self.num_heads * self.key_dim]
                 # No einsum: oneDNN's corrupts memory where H is its free index.
-                lengths = tf.linalg.matrix_transpose(tf.reduce_sum(tf.square(keys), axis=-1))
-                logits = tf.cast(logits, tf.float32) * tf.math.rsqrt(tf.maximum(lengths, EPSILON))
+                keys = _merge_last(_unit(_split_last(tf.tensordot(behaviours, key_kernel, axes=1), heads)), width)
+                query = _merge_last(self._scaled(_split_last(query, heads)), width)
+                logits = tf.linalg.matmul(query[..., tf.newaxis, :] * own_units, keys, transpose_b=True)
+            else:
+                projected = tf.tensordot(query[..., tf.newaxis, :] * own_units, tf.transpose(key_kernel), axes=1)
+                logits = tf.linalg.matmul(projected, behaviours, transpose_b=True)
         if similarity is not None:
             similarity = tf.cast(similarity, logits.dtype)[..., tf.newaxis, :]
             logits += tf.cast(self.similarity_scale, logits.dtype)[:, tf.newaxis] * similarity
@@ -185,8 +181,7 @@ class TargetAttention(tf.keras.layers.Layer):
         weights = tf.cast(weights, query.dtype)
         if shared:
             interest = tf.einsum("...chk,...khd->...chd", weights, value)
-            width = self.num_heads * self.key_dim
-            interest = tf.reshape(interest, tf.concat([tf.shape(interest)[:-2], [width]], axis=0))
+            interest = _merge_last(interest, [self.num_heads * self.key_dim])
         else:
             pooled = tf.tensordot(tf.linalg.matmul(weights, behaviours), value_kernel, axes=1)
             pooled += tf.reduce_sum(weights, axis=-1, keepdims=True) * value_bias
@@ -220,9 +215,14 @@ def behaviours_are_shared(query: tf.Tensor, behaviours: tf.Tensor) -> bool:
 
 def _unit(x: tf.Tensor) -> tf.Tensor:
     """Vectors [..., D] of length 1, whose lengths are measured in float32."""
-    return tf.cast(tf.math.l2_normalize(tf.cast(x, tf.float32), axis=-1, epsilon=EPSILON), x.dtype)
+    return tf.cast(tf.math.l2_normalize(tf.cast(x, tf.float32), axis=-1), x.dtype)
 
 
 def _split_last(x: tf.Tensor, sizes: list[int]) -> tf.Tensor:
     """Splits the last dimension in several of the given sizes."""
     return tf.reshape(x, tf.concat([tf.shape(x)[:-1], sizes], axis=0))
+
+
+def _merge_last(x: tf.Tensor, size: list[int]) -> tf.Tensor:
+    """Merges the last two dimensions into one of the given size."""
+    return tf.reshape(x, tf.concat([tf.shape(x)[:-2], size], axis=0))

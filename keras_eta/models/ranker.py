@@ -154,8 +154,10 @@ class Ranker(TrainableModel):
     def build(self, input_shape: Any = None) -> None:
         """Creates all variables. Keras calls it at the first batch; call it earlier to restore weights."""
         self._build_embeddings()
-        if self.retrieval_task is not None:
-            self.retrieval_task.build()
+        if self.retrieval_task is not None and not self.retrieval_task.built:
+            # Keras scopes names only where it builds by itself.
+            with tf.name_scope(self.retrieval_task.name):
+                self.retrieval_task.build()
         specs = specs_of(self.features)
         zeros = {name: tf.zeros([size or 1 for size in spec.shape], spec.dtype) for name, spec in specs.items()}
         self.score(self._with_candidates(zeros))

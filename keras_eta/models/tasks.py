@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.distribution import gather_over_replicas, sum_over_replicas
+from keras_eta.distribution import gather_over_replicas
 from keras_eta.features import Features
 from keras_eta.interest.base import Columns
 from keras_eta.layers.feature_lookup import FeatureLookup
@@ -19,14 +20,15 @@ class RetrievalTask(tf.keras.layers.Layer):
 
     For each row with a positive label one behaviour of its user is drawn, uniformly, from the positive ones among the
     `recent` last of the history (`Features.positives` says which are positive). The row's candidate c must find its own
-    user's behaviour b among those of all rows of the batch:
+    user's behaviour b among those drawn for all such rows of the batch:
 
         loss = -log softmax_b (cos(c, b) / temperature - log Q(b))
 
     over the cosines of embeddings, those of `Features.hashed` side by side. Q(b), how often the item was drawn in
     training so far, corrects for items that are many rows' behaviours because they are popular. Other rows' behaviours
-    that are the same item as the row's own are left out. The loss is the mean over the rows that have such a behaviour,
-    by their sample weights; under `tf.distribute` over those of all replicas, whose behaviours compete with each other.
+    that are the same item as the row's own are left out, and so are rows of sample weight 0. The loss is the mean over
+    the rows that have such a behaviour, by their sample weights; under `tf.distribute` over those of all replicas,
+    whose behaviours compete with each other.
 
     A click loss alone orders items by their quality; with this one, those near each other are to one taste, and search
     by distance finds them.
@@ -35,6 +37,7 @@ class RetrievalTask(tf.keras.layers.Layer):
         weight: of the task's loss beside the click loss.
         temperature: what cosines are divided by.
         recent: number of most recent behaviours to draw from.
+        name: of the layer and its variables.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -44,8 +47,15 @@ class RetrievalTask(tf.keras.layers.Layer):
         Sections 3 and 4.1.
     """
 
-    def __init__(self, weight: float = 1.0, temperature: float = 0.1, recent: int = 20, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        weight: float = 1.0,
+        temperature: float = 0.1,
+        recent: int = 20,
+        name: str = "retrieval_task",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
         check_positive_integers(recent=recent)
         for name, value in (("weight", weight), ("temperature", temperature)):
             if not (is_number(value) and value > 0):
@@ -59,37 +69,31 @@ class RetrievalTask(tf.keras.layers.Layer):
 
         Args:
             features: the columns, with known vocabulary sizes.
-            lookup: the ranker's lookup of raw ids, which `Features.positives` of an id needs.
+            lookup: the ranker's lookup of raw ids, which knows the rows of the values of `Features.positives`.
 
         Raises:
-            ValueError: if `Features.positives` has values and there is no lookup, or its vocabulary lacks one.
+            ValueError: if `Features.positives` has values and there is no lookup.
         """
         self._searched = features.hashed
         self._item = features.item_id
         self._positives = features.positives
-        self._positive_rows: list[int] = []
+        if self._positives is not None and self._positives.values and lookup is None:
+            raise ValueError(
+                "A retrieval task by `Features.positives` with `values` needs the ranker's `lookup`, which knows "
+                f"their rows. Received: positives={self._positives}, lookup=None"
+            )
+        attributes = {feature.name: feature for feature in features.behaviour_attributes}
         if self._positives is not None and self._positives.values:
-            name, values = self._positives.attribute, self._positives.values
-            if lookup is None:
-                raise ValueError(
-                    "A retrieval task by `Features.positives` with `values` needs the ranker's `lookup`, which knows "
-                    f"their rows. Received: positives={self._positives}, lookup=None"
-                )
-            feature = next(f for f in features.behaviour_attributes if f.name == name)
-            rows = lookup.encode(name, list(values))
-            unknown = [value for value, row in zip(values, rows, strict=True) if row <= feature.num_oov_indices]
-            if unknown:
-                raise ValueError(
-                    f"`Features.positives` must have values of the vocabulary of {name!r}. Received beside those: "
-                    f"{unknown}"
-                )
-            self._positive_rows = rows.tolist()
+            self._num_reserved = attributes[self._positives.attribute].num_oov_indices
+        # Asked at the first step: a model that is read from a file gets its vocabularies last.
+        self._encode: Callable[..., Any] | None = None if lookup is None else lookup.encode
 
     def build(self, input_shape: Any = None) -> None:
         self.drawn = self.add_weight(
             name="drawn",
             shape=[self._item.num_indices],
-            dtype=tf.float32,
+            # A float32 stops counting at 2 ** 24.
+            dtype=tf.int64,
             initializer="zeros",
             trainable=False,
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
@@ -114,28 +118,28 @@ class RetrievalTask(tf.keras.layers.Layer):
 
         Returns:
             float32: this replica's part of the mean over all rows.
+
+        Raises:
+            ValueError: if the vocabulary has none of the values of `Features.positives`.
         """
         positions, found = self._draw(history)
-        real = found & (tf.cast(tf.reshape(labels, [-1]), tf.float32) > 0)
+        row_weight = tf.cast(found & (tf.cast(tf.reshape(labels, [-1]), tf.float32) > 0), tf.float32)
+        if sample_weight is not None:
+            row_weight *= tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
         behaviour = history.take(positions[:, tf.newaxis], found[:, tf.newaxis])
         query = self._embedding(candidate)
         own = self._embedding(behaviour)
         items = behaviour.ids[self._item.name][:, 0]
-        all_behaviours, all_items, all_real = (gather_over_replicas(x) for x in (own, items, real))
-        log_share = tf.math.log(tf.maximum(self._count(all_items, all_real), 1.0))
+        all_behaviours, all_items, all_weights = (gather_over_replicas(x) for x in (own, items, row_weight))
+        self.drawn.scatter_add(tf.IndexedSlices(tf.cast(all_weights > 0, tf.int64), all_items))
 
         # A row's own behaviour stands in front of the others'.
-        own_score = tf.reduce_sum(query * own, axis=-1) / self.temperature
-        own_score -= tf.math.log(tf.maximum(tf.gather(self.drawn, items), 1.0))
-        scores = tf.linalg.matmul(query, all_behaviours, transpose_b=True) / self.temperature - log_share
-        others = all_real & tf.not_equal(items[:, tf.newaxis], all_items)
-        scores = tf.where(others, scores, scores.dtype.min)
+        own_score = tf.reduce_sum(query * own, axis=-1) / self.temperature - self._log_drawn(items)
+        scores = tf.linalg.matmul(query, all_behaviours, transpose_b=True) / self.temperature
+        others = (all_weights > 0) & tf.not_equal(items[:, tf.newaxis], all_items)
+        scores = tf.where(others, scores - self._log_drawn(all_items), scores.dtype.min)
         row_loss = tf.reduce_logsumexp(tf.concat([own_score[:, tf.newaxis], scores], axis=1), axis=1) - own_score
-
-        row_weight = tf.cast(real, tf.float32)
-        if sample_weight is not None:
-            row_weight *= tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
-        total = sum_over_replicas(tf.reduce_sum(row_weight))
+        total = tf.reduce_sum(all_weights)
         return self.weight * tf.math.divide_no_nan(tf.reduce_sum(row_weight * row_loss), total)
 
     def _draw(self, history: Columns) -> tuple[tf.Tensor, tf.Tensor]:
@@ -147,19 +151,30 @@ class RetrievalTask(tf.keras.layers.Layer):
             if self._positives.minimum is not None:
                 eligible &= tf.cast(values, tf.float32) >= self._positives.minimum
             else:
-                rows = tf.constant(self._positive_rows, values.dtype)
+                rows = tf.constant(self._positive_rows(), values.dtype)
                 eligible &= tf.reduce_any(tf.equal(values[..., tf.newaxis], rows), axis=-1)
         chance = tf.where(eligible, tf.random.uniform(tf.shape(eligible)), -1.0)
         return tf.argmax(chance, axis=1, output_type=tf.int32), tf.reduce_any(eligible, axis=1)
+
+    def _positive_rows(self) -> list[int]:
+        """Rows of the positive values; those that the vocabulary lacks share theirs with other ids and have none."""
+        with tf.init_scope():
+            rows = self._encode(self._positives.attribute, list(self._positives.values))
+        known = rows[rows > self._num_reserved].tolist()
+        if not known:
+            raise ValueError(
+                f"`Features.positives` must have a value of the vocabulary of {self._positives.attribute!r}. "
+                f"Received: {self._positives}"
+            )
+        return known
 
     def _embedding(self, columns: Columns) -> tf.Tensor:
         vectors = [tf.cast(columns.by_name[name], tf.float32)[:, 0] for name in self._searched]
         return tf.math.l2_normalize(tf.concat(vectors, axis=-1), axis=-1)
 
-    def _count(self, items: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
-        """Counts what was drawn, and gives how often each of `items` was so far."""
-        self.drawn.scatter_add(tf.IndexedSlices(tf.cast(real, tf.float32), items))
-        return tf.gather(self.drawn, items)
+    def _log_drawn(self, items: tf.Tensor) -> tf.Tensor:
+        """The logarithm of how often items were drawn so far, this batch included."""
+        return tf.math.log(tf.cast(tf.maximum(tf.gather(self.drawn, items), 1), tf.float32))
 
     def get_config(self) -> dict[str, Any]:
         return {

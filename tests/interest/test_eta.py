@@ -9,11 +9,12 @@ import tensorflow as tf
 
 from keras_eta import Feature, Features
 from keras_eta.interest import Columns, ETAInterest, Retrieved
-from keras_eta.layers import FingerprintedEmbedding
+from keras_eta.layers import ActivationUnit, FingerprintedEmbedding
 from tests import reference
 
 ITEM = Feature("item_id", vocabulary_size=28, embedding_dim=6)
 CATEGORY = Feature("category_id", vocabulary_size=4, embedding_dim=3)
+ACTIVATION_UNIT = ActivationUnit()
 
 
 def _unit(*features: Feature, **arguments: Any) -> ETAInterest:
@@ -200,6 +201,35 @@ def test_search_itself_carries_no_gradient() -> None:
     assert tape.gradient(total, [layer.embeddings, layer.hash.planes]) == [None, None]
 
 
+# Counts of distances
+
+
+@pytest.mark.parametrize("features", [(ITEM,), (ITEM, CATEGORY)], ids=["item", "item and category"])
+@pytest.mark.parametrize("edges", [(0,), (3,), (0, 1, 4, 5, 200)])
+@pytest.mark.parametrize(("length", "top_k"), [(17, 4), (17, 17), (2, 5), (0, 3)])
+def test_counts_are_of_what_was_retrieved(
+    features: tuple[Feature, ...], edges: tuple[int, ...], length: int, top_k: int
+) -> None:
+    unit = _unit(*features, num_bits=7, top_k=top_k, distance_edges=edges)
+    candidate, history = _ids(features, (3, 2), 1), _ids(features, (3, length), 2)
+    candidates, behaviours = _columns(unit, candidate), _columns(unit, history, tf.constant(_mask(3, length)))
+    if not length:
+        # A ranker hands over one padded column.
+        behaviours = _columns(unit, {name: np.zeros([3, 1], np.int32) for name in history}, tf.zeros([3, 1], tf.bool))
+    interest = unit(candidates, behaviours)
+    retrieved: Any = interest.retrieved
+    for place in np.ndindex(3, 2):
+        found = retrieved.mask[place].numpy()
+        expected = reference.log_counts(retrieved.scores[place].numpy()[found].tolist(), edges)
+        np.testing.assert_allclose(interest.vector[place][-len(edges) :], expected, rtol=1e-6)
+        if edges[-1] == 200:
+            assert np.expm1(expected).sum() == pytest.approx(min(int(_mask(3, length)[place[0]].sum()), top_k))
+    plain = _unit(*features, num_bits=7, top_k=top_k)
+    plain(candidates, behaviours)
+    plain.set_weights(unit.get_weights())
+    np.testing.assert_array_equal(plain(candidates, behaviours).vector, interest.vector[..., : -len(edges)])
+
+
 # Configuration
 
 
@@ -211,6 +241,8 @@ def test_config_holds_every_argument() -> None:
         "trainable_planes": True,
         "similarity_bias": True,
         "planes_period": 4,
+        "distance_edges": (0, 2),
+        "cosine": True,
     }
     config = tf.keras.utils.serialize_keras_object(ETAInterest(**arguments))
     assert config["registered_name"] == "keras_eta>ETAInterest"
@@ -236,6 +268,19 @@ def test_defaults_are_those_of_the_design() -> None:
             {"trainable_planes": True},
             "`trainable_planes` needs `similarity_bias=True`: no gradient reaches the planes otherwise. "
             "Received: trainable_planes=True, similarity_bias=False",
+        ),
+        *(
+            (
+                {"distance_edges": edges},
+                "`distance_edges` must be integers of at least 0, strictly ascending. "
+                f"Received: distance_edges={edges!r}",
+            )
+            for edges in ((-1, 2), (3, 1), (1, 1), (0, 1.5), (True,), 3, "12")
+        ),
+        (
+            {"cosine": True, "attention": ACTIVATION_UNIT},
+            "`cosine` is for the attention that the unit makes itself; give it to `attention` instead. "
+            f"Received: cosine=True, attention={ACTIVATION_UNIT!r}",
         ),
         (
             {"planes_period": 2},

@@ -74,14 +74,20 @@ def _pooling(unit: Any, row: Row) -> Expected:
 
 def _eta(unit: Any, row: Row) -> Expected:
     if not len(row.behaviours["item_id"]):
-        return _attended(unit, row, [], [])
+        return _counted(unit, _attended(unit, row, [], []))
     planes = unit.tables["item_id"].hash.planes.numpy()
     candidate = reference.simhash(np.array([row.candidate["item_id"]]), planes)
     history = reference.simhash(row.behaviours["item_id"], planes)
     positions, distances, found = (x[0] for x in reference.hamming_top_k(candidate, history, unit.top_k))
     positions, distances = positions[found].tolist(), distances[found]
     similarity = 1.0 - 2.0 * distances / unit.num_bits if unit.similarity_bias else None
-    return _attended(unit, row, positions, distances.tolist(), similarity)
+    return _counted(unit, _attended(unit, row, positions, distances.tolist(), similarity))
+
+
+def _counted(unit: Any, expected: Expected) -> Expected:
+    """The counts of distances behind the vector."""
+    counts = reference.log_counts(expected.scores or [], unit.distance_edges)
+    return expected._replace(vector=np.concatenate([expected.vector, counts]))
 
 
 def _inner_product(unit: Any, row: Row) -> Expected:
@@ -187,6 +193,10 @@ UNITS: dict[str, tuple[Callable[[], InterestUnit], Reference]] = {
         lambda: ETAInterest(3, num_bits=70, similarity_bias=True, trainable_planes=True),
         _eta,
     ),
+    "eta with cosines and counts": (
+        lambda: ETAInterest(5, num_bits=8, similarity_bias=True, cosine=True, distance_edges=(0, 1, 3, 4)),
+        _eta,
+    ),
     "eta with own embeddings": (lambda: ETAInterest(3, num_bits=16, own_embeddings=True), _eta),
     "inner product": (lambda: InnerProductInterest(3), _inner_product),
     "cosine": (lambda: InnerProductInterest(3, normalize=True), _inner_product),
@@ -226,7 +236,7 @@ def test_units_in_half_precision() -> None:
             TWIN(16, projected_table=True),
             TWINV2(16),
             MIMN(memory_dim=4, controller_units=4),
-            ETAInterest(16),
+            ETAInterest(16, cosine=True, distance_edges=(10, 64)),
         ]
 
     single = Ranker(CLUSTERED, interests=interests(), hidden_units=(4,))

@@ -72,13 +72,14 @@ SHAPES: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
 ]
 
 
+@pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize("similarity_bias", [False, True])
 @pytest.mark.parametrize("length", [1, 6])
 @pytest.mark.parametrize(("query_shape", "behaviours_shape"), SHAPES)
 def test_target_attention_equals_reference(
-    query_shape: tuple[int, ...], behaviours_shape: tuple[int, ...], length: int, similarity_bias: bool
+    query_shape: tuple[int, ...], behaviours_shape: tuple[int, ...], length: int, similarity_bias: bool, cosine: bool
 ) -> None:
-    layer = TargetAttention(num_heads=3, key_dim=4, similarity_bias=similarity_bias)
+    layer = TargetAttention(num_heads=3, key_dim=4, similarity_bias=similarity_bias, cosine=cosine)
     inputs = _inputs(query_shape, behaviours_shape, length, similarity_bias)
     layer(**_tensors(inputs))
     _randomise(layer)
@@ -90,10 +91,15 @@ def test_target_attention_equals_reference(
     assert np.abs(expected_interest).max() > 1.0
 
 
-@pytest.mark.parametrize("similarity_bias", [False, True])
-def test_target_attention_is_the_same_everywhere(similarity_bias: bool, tmp_path: Path) -> None:
-    layer = TargetAttention(num_heads=2, key_dim=3, similarity_bias=similarity_bias)
-    inputs = _inputs((3, 5), (3,), 6, similarity_bias)
+@pytest.mark.parametrize(
+    ("similarity_bias", "cosine", "query_shape"),
+    [(False, False, (3, 5)), (True, False, (3, 5)), (True, True, (3, 5)), (False, True, (3,))],
+)
+def test_target_attention_is_the_same_everywhere(
+    similarity_bias: bool, cosine: bool, query_shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    layer = TargetAttention(num_heads=2, key_dim=3, similarity_bias=similarity_bias, cosine=cosine)
+    inputs = _inputs(query_shape, (3,), 6, similarity_bias)
     (interest,) = check_layer(layer, inputs, tmp_path, tolerance=1e-5)
     np.testing.assert_allclose(interest, _expected(layer, inputs)[0], rtol=1e-4, atol=1e-5)
 
@@ -107,8 +113,9 @@ def test_without_a_mask_every_behaviour_is_real() -> None:
     np.testing.assert_allclose(layer(**_tensors(inputs)), with_mask, rtol=1e-6)
 
 
-def test_nothing_to_attend_to_gives_zeros_and_finite_gradients() -> None:
-    layer = TargetAttention(2, 3)
+@pytest.mark.parametrize("cosine", [False, True])
+def test_nothing_to_attend_to_gives_zeros_and_finite_gradients(cosine: bool) -> None:
+    layer = TargetAttention(2, 3, cosine=cosine)
     inputs = _inputs((2,), (2,), 4, False)
     layer(**_tensors(inputs))
     _randomise(layer)
@@ -129,8 +136,9 @@ def test_numpy_arrays_are_inputs_too() -> None:
     np.testing.assert_array_equal(layer(**inputs), layer(**_tensors(inputs)))
 
 
-def test_masked_behaviours_influence_neither_outputs_nor_gradients() -> None:
-    layer = TargetAttention(2, 3)
+@pytest.mark.parametrize("cosine", [False, True])
+def test_masked_behaviours_influence_neither_outputs_nor_gradients(cosine: bool) -> None:
+    layer = TargetAttention(2, 3, cosine=cosine)
     inputs = _inputs((4,), (4,), 6, False)
     expected = layer(**_tensors(inputs))
     behaviours = tf.constant(np.where(inputs["mask"][..., np.newaxis], inputs["behaviours"], 1e6), tf.float32)
@@ -143,9 +151,10 @@ def test_masked_behaviours_influence_neither_outputs_nor_gradients() -> None:
     assert gradient[inputs["mask"]].any(axis=-1).all()
 
 
-def test_shared_behaviours_equal_copies_of_each_candidate() -> None:
+@pytest.mark.parametrize("cosine", [False, True])
+def test_shared_behaviours_equal_copies_of_each_candidate(cosine: bool) -> None:
     """One path projects the behaviours, the other the queries."""
-    layer = TargetAttention(2, 3)
+    layer = TargetAttention(2, 3, cosine=cosine)
     inputs = _inputs((3, 5), (3,), 6, False)
     layer(**_tensors(inputs))
     _randomise(layer)
@@ -164,6 +173,77 @@ def test_similarity_scale_starts_at_one_and_learns_for_each_head() -> None:
         total = tf.reduce_sum(layer(**_tensors(inputs)) ** 2)
     np.testing.assert_array_equal(layer.similarity_scale, np.ones(3))
     assert np.count_nonzero(tape.gradient(total, layer.similarity_scale)) == 3
+
+
+# Cosines
+
+
+def test_cosine_scale_starts_at_eight_and_learns_for_each_head() -> None:
+    layer = TargetAttention(3, 2, cosine=True)
+    inputs = _inputs((4,), (4,), 6, False)
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(layer(**_tensors(inputs)) ** 2)
+    np.testing.assert_array_equal(layer.cosine_scale, np.full(3, 8.0))
+    assert np.count_nonzero(tape.gradient(total, layer.cosine_scale)) == 3
+    assert not hasattr(TargetAttention(3, 2), "cosine_scale")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_cosines_do_not_see_the_length_of_a_behaviour(shared: bool) -> None:
+    layer = TargetAttention(2, 3, cosine=True)
+    inputs = _tensors(_inputs((3, 5), (3,) if shared else (3, 5), 6, False))
+    _, weights = layer(**inputs, return_attention_weights=True)
+    inputs["behaviours"] *= tf.constant([0.02, 3.0, 50.0, 1.0, 7.0, 0.3])[:, tf.newaxis]
+    _, scaled = layer(**inputs, return_attention_weights=True)
+    np.testing.assert_allclose(scaled, weights, rtol=1e-3, atol=1e-5)
+    assert np.unique(weights.numpy().round(3)).size > 5
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("zero", ["query", "behaviours"])
+def test_cosine_of_a_zero_vector_is_zero(zero: str, shared: bool) -> None:
+    layer = TargetAttention(2, 3, cosine=True)
+    inputs = _inputs((3, 5), (3,) if shared else (3, 5), 6, False)
+    layer(**_tensors(inputs))
+    _randomise(layer)
+    layer.query_projection.bias.assign(tf.zeros_like(layer.query_projection.bias))
+    inputs[zero][1:] = 0.0
+    tensors = _tensors(inputs)
+    with tf.GradientTape() as tape:
+        interest, weights = layer(**tensors, return_attention_weights=True)
+    expected_interest, expected_weights = _expected(layer, inputs)
+    np.testing.assert_allclose(weights, expected_weights, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(interest, expected_interest, rtol=1e-4, atol=1e-4)
+    # Alike for all behaviours of a row.
+    counts = np.broadcast_to(inputs["mask"].sum(axis=-1).reshape(3, -1), (3, 5))[1:, :, np.newaxis]
+    alike = np.where(counts > 0, 1.0 / np.maximum(counts, 1), 0.0)
+    np.testing.assert_allclose(weights[1:].numpy().max(axis=-1), np.broadcast_to(alike, (2, 5, 2)), rtol=1e-6)
+    for gradient in tape.gradient(interest, layer.trainable_weights):
+        assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_cosines_in_half_precision_are_close(shared: bool, policy: str) -> None:
+    inputs = _inputs((3, 5), (3,) if shared else (3, 5), 6, False)
+    # So short that half precision holds neither their squares nor the inverse of their length.
+    inputs["behaviours"] *= 1e-4
+    single = TargetAttention(2, 3, cosine=True)
+    _, expected = single(**_tensors(inputs), return_attention_weights=True)
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        half = TargetAttention(2, 3, cosine=True)
+        half(**_tensors(inputs))
+        half.set_weights(single.get_weights())
+        with tf.GradientTape() as tape:
+            interest, weights = half(**_tensors(inputs), return_attention_weights=True)
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    assert weights.dtype == half.compute_dtype
+    tolerance = 0.1 if policy == "mixed_bfloat16" else 0.02
+    np.testing.assert_allclose(tf.cast(weights, tf.float32), expected, rtol=tolerance, atol=tolerance / 10)
+    for gradient in tape.gradient(interest, half.trainable_weights):
+        assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("argument", ["num_heads", "key_dim"])

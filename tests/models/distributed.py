@@ -21,6 +21,7 @@ import numpy as np
 from keras_eta import ETA, Feature, Features, ops
 from keras_eta.export import export_model
 from keras_eta.layers import Dice, FingerprintedEmbedding, fingerprinted_embedding
+from keras_eta.models import RetrievalTask
 
 # isort: split
 import tensorflow as tf
@@ -48,6 +49,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "block_rows": 5,
     },
     "learned planes with a period": {"model": {**LEARNED, "planes_period": 3}},
+    # The draw among one behaviour is the same everywhere.
+    "retrieval task, weighted rows": {
+        "model": {"retrieval_task": lambda: RetrievalTask(0.5, recent=1)},
+        "weighted": True,
+    },
 }
 
 
@@ -56,15 +62,10 @@ def make_model(scenario: str) -> ETA:
     fingerprinted_embedding._REFRESH_BLOCK_ROWS = options.get("block_rows", 65_536)
     # Workers draw different values; all must go by those of the first.
     tf.keras.utils.set_random_seed(3 + WORKER)
-    model = ETA(
-        FEATURES,
-        top_k=3,
-        num_bits=70,
-        short_history_length=0,
-        num_heads=1,
-        hidden_units=(4,),
-        **options.get("model", {}),
-    )
+    arguments = {**options.get("model", {})}
+    if "retrieval_task" in arguments:
+        arguments["retrieval_task"] = arguments["retrieval_task"]()
+    model = ETA(FEATURES, top_k=3, num_bits=70, short_history_length=0, num_heads=1, hidden_units=(4,), **arguments)
     model.compile(options["optimizer"]() if "optimizer" in options else None)
     if not tf.distribute.has_strategy():
         model.build()

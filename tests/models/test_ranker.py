@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras_eta import ETA, Age, Feature, FeatureLookup, Features, Ranker, metrics
 from keras_eta.interest import ETAInterest, FullInterest, InnerProductInterest, InterestUnit, RecentInterest
 from keras_eta.layers import ActivationUnit, Dice
-from keras_eta.models import Scores
+from keras_eta.models import RetrievalTask, Scores
 from tests import reference
 
 Batch = dict[str, np.ndarray]
@@ -674,6 +674,7 @@ ARGUMENTS: dict[str, Callable[[], dict[str, Any]]] = {
         "activation": Dice,
         "cross_layers": 2,
         "embeddings_regularizer": tf.keras.regularizers.L2(0.25),
+        "retrieval_task": RetrievalTask(0.5),
         "name": "everything",
     },
     "activation units": lambda: {
@@ -710,8 +711,11 @@ def test_config_of_eta_makes_the_same_model(features: Features) -> None:
         "similarity_bias": True,
         "trainable_planes": True,
         "planes_period": 5,
+        "cosine": True,
+        "distance_edges": (0, 3),
     }
     model = ETA(features, **arguments, short_history_length=2)
+    assert model.interests[0].cosine
     twin = tf.keras.utils.deserialize_keras_object(tf.keras.utils.serialize_keras_object(model))
     assert type(twin) is ETA
     assert twin.get_config() == model.get_config()

@@ -20,7 +20,8 @@ from tfx_pipeline.config import (
     Training,
     history_bucket,
 )
-from tfx_pipeline.layouts import movielens, taobao
+from tfx_pipeline.layouts import Layout, movielens, taobao
+from tfx_pipeline.ranker import check_ranker, make_ranker
 
 NAN: Any = float("nan")
 INF: Any = float("inf")
@@ -34,7 +35,7 @@ def test_configuration_survives_json() -> None:
         min_history=3,
         max_bad_share=0.5,
         statistics_sample_rate=0.25,
-        model=Model((SDIM(seed=3), RecentInterest(4)), [16, 8], "keras_eta>Dice", 2),  # type: ignore[arg-type]
+        model=Model((SDIM(seed=3), RecentInterest(4)), [16, 8], "keras_eta>Dice", 2, 0.5, 0.2, 7),  # type: ignore[arg-type]
         training=Training(batch_size=32, max_steps=7, warm_start=False),
         evaluation=Evaluation(0.7, 0.01, "50-199"),
         bulk_inference=True,
@@ -75,11 +76,34 @@ def test_slices_are_by_category_and_by_the_columns_of_the_layout() -> None:
 def test_default_ranker_has_the_units_of_eta() -> None:
     features = Features(item_id=Feature("item_id", vocabulary_size=5))
     arguments: dict[str, Any] = {"top_k": 5, "num_bits": 32, "short_history_length": 3, "num_heads": 1, "key_dim": 6}
+    arguments |= {"cosine": True, "distance_edges": (0, 4)}
     of_eta = ETA(features, similarity_bias=True, trainable_planes=True, planes_period=2, seed=4, **arguments).interests
     units = ETAUnits(planes_period=2, **arguments).make(seed=4)
     assert [unit.get_config() for unit in units] == [unit.get_config() for unit in of_eta]
     assert [unit.name for unit in ETAUnits(short_history_length=0).make()] == ["eta_interest"]
     assert Model() == Model(interests=ETAUnits().make())
+
+
+def test_retrieval_task_is_made_at_a_weight_alone() -> None:
+    task = Model(retrieval_weight=0.5, retrieval_temperature=0.2, retrieval_recent=7).retrieval_task()
+    assert task is not None
+    assert (task.weight, task.temperature, task.recent) == (0.5, 0.2, 7)
+    assert Model().retrieval_task() is None
+
+
+@pytest.mark.parametrize("layout", [movielens(), taobao()])
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_ranker_of_ready_made_layouts_has_the_task_on_request(layout: Layout, weight: float) -> None:
+    check_ranker(Model(retrieval_weight=weight), layout.features)
+    ids = {
+        name: ["buy"] if name == "action" else [1] for name in ("item_id", "user_id", "category_id", "action", "liked")
+    }
+    known = {feature.name: ids[feature.name] for feature in layout.features.all_features}
+    ranker = make_ranker(Model(retrieval_weight=weight), layout.features, known)
+    assert (ranker.retrieval_task is not None) == bool(weight)
+    if weight:
+        # Row 1 is of unknown values.
+        assert ranker.retrieval_task._positive_rows() == [2]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +143,22 @@ def test_history_bucket(count: int, bucket: str) -> None:
         (lambda: ETAUnits(top_k=NAN), "`top_k` must be a positive integer. Received: top_k=nan"),
         (lambda: ETAUnits(num_bits=True), "`num_bits` must be a positive integer. Received: num_bits=True"),
         (lambda: ETAUnits(num_heads=0), "`num_heads` must be a positive integer. Received: num_heads=0"),
+        (
+            lambda: ETAUnits(distance_edges=(3, 1)),
+            "`distance_edges` must be integers of at least 0, strictly ascending",
+        ),
+        (
+            lambda: Model(retrieval_weight=-1.0),
+            "`retrieval_weight` must be a number of at least 0. Received: retrieval_weight=-1.0",
+        ),
+        (
+            lambda: Model(retrieval_temperature=0.0),
+            "`retrieval_temperature` must be a positive number. Received: retrieval_temperature=0.0",
+        ),
+        (
+            lambda: Model(retrieval_recent=0),
+            "`retrieval_recent` must be a positive integer. Received: retrieval_recent=0",
+        ),
         (lambda: Model(cross_layers=-1), "`cross_layers` must be an integer of at least 0. Received: cross_layers=-1"),
         (
             lambda: ETAUnits(short_history_length=True),

@@ -129,8 +129,9 @@ def test_every_field_is_a_flag_with_its_default_in_the_help(capsys: pytest.Captu
 
 def test_flags_of_the_ranker_reach_the_configuration() -> None:
     flags = ["--top_k", "8", "--num_bits", "32", "--no-trainable_planes", "--no-similarity_bias", "--num_heads", "1"]
-    flags += ["--short_history_length", "4", "--key_dim", "6", "--seed", "5"]
+    flags += ["--short_history_length", "4", "--key_dim", "6", "--seed", "5", "--cosine", "--distance_edges", "0", "3"]
     mlp = ["--hidden_units", "16", "8", "--cross_layers", "1", "--activation", "gelu"]
+    mlp += ["--retrieval_weight", ".5", "--retrieval_temperature", ".2", "--retrieval_recent", "7"]
     rates = ["--embedding_learning_rate", ".2", "--dense_learning_rate", ".01", "--longest_bucket", "50-199"]
     config = _config("--data", "d", *flags, *mlp, *rates)
     recent, eta = (json.loads(text) for text in config.model.interests)
@@ -138,7 +139,11 @@ def test_flags_of_the_ranker_reach_the_configuration() -> None:
     assert (recent["config"]["length"], recent["config"]["num_heads"], recent["config"]["key_dim"]) == (4, 1, 6)
     found = {name: eta["config"][name] for name in ("top_k", "num_bits", "trainable_planes", "similarity_bias", "seed")}
     assert found == {"top_k": 8, "num_bits": 32, "trainable_planes": False, "similarity_bias": False, "seed": 5}
+    assert (recent["config"]["cosine"], eta["config"]["cosine"]) == (True, True)
+    assert eta["config"]["distance_edges"] == [0, 3]
     assert (config.model.hidden_units, config.model.cross_layers, config.model.activation) == ((16, 8), 1, "gelu")
+    retrieval = config.model.retrieval_weight, config.model.retrieval_temperature, config.model.retrieval_recent
+    assert retrieval == (0.5, 0.2, 7)
     assert (config.training.embedding_learning_rate, config.training.dense_learning_rate) == (0.2, 0.01)
     assert config.evaluation == Evaluation(longest_bucket="50-199")
 

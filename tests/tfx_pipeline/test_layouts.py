@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from keras_eta import Age, Feature, Features
+from keras_eta import Age, Feature, Features, Positives
 from tfx_pipeline.custom_layout import custom
 from tfx_pipeline.layouts import AGE_BOUNDARIES, ItemTable, Label, Layout, movielens, taobao
 
@@ -64,6 +64,39 @@ def test_custom_without_age_boundaries_reads_no_ages():
     assert layout.features.age is None
     assert layout.features.history_names == ("history_item_id",)
     assert layout.sources == ("user_id", "timestamp", "item_id", "clicked")
+
+
+@pytest.mark.parametrize(
+    ("text", "positives"),
+    [
+        ("", None),
+        ("action:buy,cart", Positives("action", ("buy", "cart"))),
+        ("rating>=3.5", Positives("rating", minimum=3.5)),
+        ("stars:4,5", Positives("stars", (4, 5))),
+        ("a:b:4", Positives("a:b", (4,))),
+    ],
+)
+def test_custom_reads_which_behaviours_are_positive(text, positives):
+    attributes = ("action:string", "rating:float32", "stars", "a:b:int64")
+    layout = custom("log.csv", Label("clicked"), behaviour_attributes=attributes, positives=text)
+
+    assert layout.features.positives == positives
+
+
+@pytest.mark.parametrize("text", ["stars", "stars:", ":4", "stars:4,", "stars:four", "rating>=", "rating>=inf", ">=3"])
+def test_custom_refuses_positives_that_are_not_written_so(text):
+    attributes = ("rating:float32", "stars")
+    message = (
+        "`positives` must be written ATTRIBUTE:VALUE,VALUE or ATTRIBUTE>=MINIMUM, with integers of an int64 and a "
+        f"finite minimum. Received: {text!r}"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        custom("log.csv", Label("clicked"), behaviour_attributes=attributes, positives=text)
+
+
+def test_ready_made_layouts_declare_as_positive_what_their_label_does():
+    assert movielens().features.positives == Positives("liked", (1,))
+    assert taobao().features.positives == Positives("action", taobao().label.positives)
 
 
 @pytest.mark.parametrize("layout", [movielens(64), taobao(), custom("*.csv", Label("stars", minimum=3.5))])

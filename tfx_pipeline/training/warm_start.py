@@ -32,10 +32,11 @@ def warm_start(model: Ranker, serving_dir: str) -> int | None:
     """Gives a new model the weights of the latest version in a serving directory.
 
     Rows are carried over by id, since every training has vocabularies of its own: an id that both models know keeps its
-    embeddings, in the shared tables and in those of single units, with Adagrad's accumulators and what units keep by
-    row. An id that the version lacks keeps the model's initial ones; the rows of padding and of the out-of-vocabulary
-    buckets keep their place. Planes, in use and learned, follow where their number of bits is the same, whatever their
-    period, and the other weights and statistics where the architecture is. What units derive is exact afterwards.
+    embeddings, in the shared tables and in those of single units, with Adagrad's accumulators and what units and the
+    retrieval task keep by row. An id that the version lacks keeps the model's initial ones; the rows of padding and of
+    the out-of-vocabulary buckets keep their place. Planes, in use and learned, follow where their number of bits is the
+    same, whatever their period, and the other weights and statistics where the architecture is. What units derive is
+    exact afterwards.
 
     Nothing happens, but for a line in the log, where there is no version or its features are others.
 
@@ -87,14 +88,12 @@ def warm_start(model: Ranker, serving_dir: str) -> int | None:
                 _carry_over(rows[feature_name], accumulator, ours[name])
     same = _carry_learned_over(model, base.model_variables)
     for unit in model.interests:
-        by_row = unit.row_state()
-        if by_row:
+        if unit.row_state():
             # New ids, and a base that lacks this state, get what the unit makes of the weights of the moment.
             unit.after_step(tf.constant(0, tf.int64))
-        for feature_name, variables in by_row.items():
-            for variable in variables:
-                if variable.name in named:
-                    _carry_over(rows[feature_name], named[variable.name].numpy(), variable)
+    for feature_name, variable in _row_state(model):
+        if variable.name in named:
+            _carry_over(rows[feature_name], named[variable.name].numpy(), variable)
     if same:
         _carry_statistics_over(model, base.model_variables)
     model.refresh()
@@ -117,8 +116,9 @@ def _versions(serving_dir: str) -> dict[int, str]:
 
 
 def _without_sizes(features: Features) -> dict[str, Any]:
-    """The description of features without what the data decides, as JSON has it."""
+    """The description of features without what the data decides and what is no column, as JSON has it."""
     cleared: dict[str, Any] = json.loads(json.dumps(features.to_dict()))
+    del cleared["positives"]
     for role in cleared.values():
         for feature in role if isinstance(role, list) else [role]:
             if isinstance(feature, dict):
@@ -162,7 +162,7 @@ def _carry_learned_over(model: Ranker, base_variables: Iterable[tf.Variable]) ->
 
 def _carry_statistics_over(model: Ranker, base_variables: Iterable[tf.Variable]) -> None:
     """Gives the model what the base keeps without learning it, such as moving averages, and not by row."""
-    done = {id(variable) for unit in model.interests for by_row in unit.row_state().values() for variable in by_row}
+    done = {id(variable) for _, variable in _row_state(model)}
     by_signature = defaultdict(list)
     for variable in filter(_is_statistic, base_variables):
         by_signature[_signature(variable)].append(variable)
@@ -170,6 +170,12 @@ def _carry_statistics_over(model: Ranker, base_variables: Iterable[tf.Variable])
         sources = by_signature[_signature(variable)]
         if sources and id(variable) not in done:
             variable.assign(sources.pop(0))
+
+
+def _row_state(model: Ranker) -> list[tuple[str, tf.Variable]]:
+    """What units and the retrieval task keep by row of a vocabulary, with the feature's name."""
+    parts = [*model.interests, *([] if model.retrieval_task is None else [model.retrieval_task])]
+    return [(name, variable) for part in parts for name, by_row in part.row_state().items() for variable in by_row]
 
 
 def _variables(model: Ranker) -> list[tf.Variable]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_eta import Age, Feature, Features, ops
+from keras_eta import Age, Feature, Features, Positives, ops
 from keras_eta.export import export_model
 from keras_eta.interest import (
     MIMN,
@@ -52,9 +53,20 @@ NEW: dict[str, list[Any]] = {
 SLOT = "accumulator"
 
 
-def make(units: Sequence[InterestUnit], vocabularies: dict[str, list[Any]]) -> Any:
+def make(
+    units: Sequence[InterestUnit],
+    vocabularies: dict[str, list[Any]],
+    retrieval_weight: float = 1.0,
+    features: Features = FEATURES,
+) -> Any:
     ids = {name: np.array(values, object) for name, values in vocabularies.items()}
-    model = make_ranker(Model(units, hidden_units=(4,), activation="keras_eta>Dice"), FEATURES, ids)  # type: ignore[arg-type]
+    configuration = Model(
+        units,  # type: ignore[arg-type]
+        hidden_units=(4,),
+        activation="keras_eta>Dice",
+        retrieval_weight=retrieval_weight,
+    )
+    model = make_ranker(configuration, features, ids)
     optimizer = model.default_optimizer()
     for part, variables in zip(
         optimizer.optimizers, (model.embedding_variables(), model.dense_variables()), strict=True
@@ -187,6 +199,24 @@ def test_what_the_base_lacks_is_made_anew(tmp_path: Path) -> None:
     np.testing.assert_array_equal(model.interests[0].snapshot.copies["item_id"], embeddings)
     for accumulator in accumulators(model).values():
         np.testing.assert_array_equal(accumulator, np.full(accumulator.shape, 0.1, np.float32))
+
+
+@pytest.mark.parametrize("base_has_task", [True, False])
+def test_counts_of_the_retrieval_task_follow_their_ids(base_has_task: bool, tmp_path: Path) -> None:
+    units = [RecentInterest(2)]
+    base = make(units, OLD, retrieval_weight=float(base_has_task))
+    drawn = np.array([0, 1, 2, 10, 11, 12, 13])
+    if base_has_task:
+        base.retrieval_task.drawn.assign(drawn)
+    export_model(base, tmp_path, 5, warmup=False)
+    # Which behaviours are positive is no column: a base from before it was declared is warm.
+    positives = dataclasses.replace(FEATURES, positives=Positives("action", (1,)))
+    model = make([RecentInterest(2)], NEW, features=positives)
+    assert warm_start(model, str(tmp_path)) == 5
+    # 13, the new 99, 10 and 12 behind padding and two out-of-vocabulary buckets.
+    expected_counts = [0, 1, 2, 13, 0, 10, 12] if base_has_task else [0] * 7
+    np.testing.assert_array_equal(model.retrieval_task.drawn, expected_counts)
+    np.testing.assert_array_equal(model.interests[0].attention.weights[0], base.interests[0].attention.weights[0])
 
 
 def test_accumulators_are_those_that_adagrad_adds_to() -> None:
