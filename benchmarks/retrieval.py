@@ -28,7 +28,7 @@ from benchmarks.flags import make_parser, write_json
 from benchmarks.timing import draw, measure, summary, table
 from benchmarks.training import make_model
 from keras_eta import Ranker, ops
-from keras_eta.features import history_name
+from keras_eta.columns import history_name
 
 _IDS = tf.TensorSpec([None, None], tf.int32)
 _ROWS = tf.TensorSpec([None], tf.int32)

@@ -6,7 +6,8 @@ _runtime.use_legacy_keras()
 _runtime.exempt_keras_from_autograph()
 
 from keras_eta import interest, layers, metrics, models, ops  # noqa: E402
-from keras_eta.features import Age, Feature, Features, Positives, Sequence  # noqa: E402
+from keras_eta.columns import Age, Feature, Positives, Sequence  # noqa: E402
+from keras_eta.features import Features  # noqa: E402
 from keras_eta.layers import FeatureLookup  # noqa: E402
 from keras_eta.models import ETA, Ranker  # noqa: E402
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from hypothesis import settings
 
 from keras_eta import Feature, Features
-from keras_eta.features import HISTORY_LENGTH, history_name
+from keras_eta.columns import HISTORY_LENGTH, history_name
 
 # The first example traces and compiles, which no deadline can foresee.
 settings.register_profile("keras_eta", deadline=None)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from keras_eta import Age, Feature, Features, Positives
-from keras_eta.features import history_name
+from keras_eta.columns import history_name
 
 ITEM = Feature("item_id", vocabulary_size=100)
 

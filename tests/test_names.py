@@ -13,8 +13,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
 from keras_eta import ETA, Feature, FeatureLookup, Features
+from keras_eta.columns import HISTORY_LENGTH, history_name
 from keras_eta.export import export_model
-from keras_eta.features import HISTORY_LENGTH, history_name
 from keras_eta.names import scope_name
 from serving.server.servables import Servable
 

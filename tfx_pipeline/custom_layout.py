@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from keras_eta.columns import DTYPES, HISTORY, Age, Feature, Positives
+from keras_eta.columns import Sequence as BehaviourSequence
 from keras_eta.datasets.clustering import SIZE
-from keras_eta.features import DTYPES, HISTORY, Age, Feature, Features, Positives
-from keras_eta.features import Sequence as BehaviourSequence
+from keras_eta.features import Features
 from tfx_pipeline.layouts import AGE_BOUNDARIES, CSV, USER_ID, ClusterSequence, Label, Layout, Selection
 
 _CLUSTERS = "clusters"

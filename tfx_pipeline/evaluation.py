@@ -8,8 +8,8 @@ from typing import Any
 from google.protobuf import wrappers_pb2
 from tensorflow_model_analysis.proto import config_pb2
 
+from keras_eta.columns import LABEL
 from keras_eta.export import EXAMPLES, PROBABILITY
-from keras_eta.features import LABEL
 from tfx_pipeline.config import HISTORY_BUCKET, PipelineConfig
 from tfx_pipeline.layouts import USER_ID
 

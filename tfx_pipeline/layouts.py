@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from keras_eta.columns import LABEL, TIMESTAMP, Age, Feature, Positives, Sequence
 from keras_eta.datasets.clustering import SIZE, SNAPSHOT, Clustering
 from keras_eta.datasets.taobao import END_TIMESTAMP, FIRST_TIMESTAMP
-from keras_eta.features import LABEL, TIMESTAMP, Age, Feature, Features, Positives, Sequence
+from keras_eta.features import Features
 from keras_eta.validation import check_positive_integers, is_number
 
 USER_ID = "user_id"

@@ -24,7 +24,7 @@ from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
 from tfx_bsl.public import tfxio
 
-from keras_eta.features import LABEL, TIMESTAMP
+from keras_eta.columns import LABEL, TIMESTAMP
 from tfx_pipeline.components.validator import statistics_options
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, PipelineConfig
 from tfx_pipeline.flags import add_layout_flags, layout_from_flags

@@ -7,7 +7,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from keras_eta.features import LABEL, TIMESTAMP, length_name
+from keras_eta.columns import LABEL, TIMESTAMP, length_name
 from tfx_pipeline.config import HISTORY_BUCKET, HISTORY_BUCKETS
 from tfx_pipeline.layouts import Layout
 

@@ -12,14 +12,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from keras_eta.features import (
-    LABEL,
-    TIMESTAMP,
-    Feature,
-    Features,
-    Sequence,
-    length_name,
-)
+from keras_eta.columns import LABEL, TIMESTAMP, Feature, Sequence, length_name
+from keras_eta.features import Features
 from keras_eta.names import scope_name
 from keras_eta.ops import age_bucket
 from tfx_pipeline.config import PipelineConfig

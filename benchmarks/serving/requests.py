@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
-from keras_eta.features import HISTORY_LENGTH, HISTORY_TIMESTAMP, TIMESTAMP
+from keras_eta.columns import HISTORY_LENGTH, HISTORY_TIMESTAMP, TIMESTAMP
 from serving.client.answers import Signature
 
 _NOW = 1_700_000_000

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from keras_eta.columns import HISTORY, TIMESTAMP, Feature, RawColumns, Sequence, length_name
 from keras_eta.datasets.columns import Column, ValueLists
 from keras_eta.datasets.histories import Histories
-from keras_eta.features import HISTORY, TIMESTAMP, Feature, Features, RawColumns, Sequence, length_name
+from keras_eta.features import Features
 from keras_eta.ops import age_bucket
 
 # From positions to columns: position 0 is padding, position r + 1 is row r.

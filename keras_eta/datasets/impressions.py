@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from keras_eta.columns import HISTORY, TIMESTAMP
 from keras_eta.datasets.batches import Lookup, make_dataset
 from keras_eta.datasets.columns import REQUIRED_COLUMNS, USER_ID, Column, count_rows, parse_column
 from keras_eta.datasets.histories import BehaviourLog, Histories
 from keras_eta.datasets.interactions import Interactions, Rejection, Report
-from keras_eta.features import HISTORY, TIMESTAMP, Features
+from keras_eta.features import Features
 from keras_eta.validation import check_integers_from_zero
 
 

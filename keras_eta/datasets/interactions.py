@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from keras_eta.columns import TIMESTAMP
 from keras_eta.datasets.columns import (
     ITEM_ID,
     USER_ID,
@@ -19,7 +20,6 @@ from keras_eta.datasets.columns import (
     parse_column,
     user_positions,
 )
-from keras_eta.features import TIMESTAMP
 
 _NUM_EXAMPLES = 5
 

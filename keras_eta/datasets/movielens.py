@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from keras_eta.columns import TIMESTAMP, Feature
 from keras_eta.datasets.columns import ITEM_ID, USER_ID
 from keras_eta.datasets.delimited import WRONG_COLUMNS, parse_lines
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions, Rejection
 from keras_eta.datasets.wheels import Wheel
-from keras_eta.features import TIMESTAMP, Feature, Features
+from keras_eta.features import Features
 
 TERMS = """\
 MovieLens-1M (GroupLens, University of Minnesota): for research; no commercial use or redistribution without permission.

@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 
+from keras_eta.columns import TIMESTAMP
 from keras_eta.datasets.columns import ITEM_ID, REQUIRED_COLUMNS, USER_ID, id_numbers
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions
-from keras_eta.features import TIMESTAMP
 from keras_eta.validation import check_positive_integers
 
 SAMPLING_PROBABILITY = "sampling_probability"

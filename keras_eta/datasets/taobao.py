@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from keras_eta.columns import TIMESTAMP, Feature
 from keras_eta.datasets.columns import ITEM_ID, USER_ID, Column, id_numbers, parse_column
 from keras_eta.datasets.delimited import WRONG_COLUMNS, parse_lines
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions, Rejection
 from keras_eta.datasets.negatives import draw_negatives
-from keras_eta.features import TIMESTAMP, Feature, Features
+from keras_eta.features import Features
 
 CATEGORY_ID = "category_id"
 ACTION = "action"

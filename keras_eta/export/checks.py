@@ -7,8 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_eta.columns import TIMESTAMP, Feature, Sequence, length_name
 from keras_eta.export.columns import Axes, behaviours_axis, static_shape
-from keras_eta.features import TIMESTAMP, Feature, Features, Sequence, length_name
+from keras_eta.features import Features
 from keras_eta.models.ranker import Inputs
 from keras_eta.ops import age_bucket
 

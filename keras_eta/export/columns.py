@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from keras_eta.features import HISTORY, TIMESTAMP, Features, Sequence, length_name
+from keras_eta.columns import HISTORY, TIMESTAMP, Sequence, length_name
+from keras_eta.features import Features
 
 PROBABILITY = "probability"
 POSITIONS = "positions"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_eta.columns import TIMESTAMP, length_name
 from keras_eta.export.arguments import argument_names, concrete
 from keras_eta.export.checks import checked, index_guard, parsed
 from keras_eta.export.columns import (
@@ -27,7 +28,6 @@ from keras_eta.export.columns import (
     sequence_axes_of,
     specs_of,
 )
-from keras_eta.features import TIMESTAMP, length_name
 from keras_eta.interest.base import Interest, InterestUnit
 from keras_eta.models.input_checks import specs_of as model_specs_of
 from keras_eta.models.ranker import Inputs, Ranker, Scores

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_eta.features import HISTORY, Features
+from keras_eta.columns import HISTORY
+from keras_eta.features import Features
 
 Tensors = dict[str, tf.Tensor]
 Tables = Mapping[str, tf.keras.layers.Embedding]

@@ -7,7 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.features import HISTORY_AGE, Features
+from keras_eta.columns import HISTORY_AGE
+from keras_eta.features import Features
 from keras_eta.interest.base import Columns, Interest, InterestUnit, Tables, Tensors
 from keras_eta.validation import check_positive_integers, is_number
 

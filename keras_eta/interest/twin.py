@@ -8,7 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.features import HISTORY_AGE, Features
+from keras_eta.columns import HISTORY_AGE
+from keras_eta.features import Features
 from keras_eta.interest.base import Columns, Interest, InterestUnit, Retrieved, Tables
 from keras_eta.interest.top_k import largest_k
 from keras_eta.ops import project

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_eta.features import TIMESTAMP, Feature, Features, length_name
+from keras_eta.columns import TIMESTAMP, Feature, length_name
+from keras_eta.features import Features
 from keras_eta.names import scope_name
 from keras_eta.ops import age_bucket
 from keras_eta.validation import exact_integers

@@ -7,7 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.features import HISTORY_AGE, Feature, Features
+from keras_eta.columns import HISTORY_AGE, Feature
+from keras_eta.features import Features
 from keras_eta.interest.base import Columns, Tables, Tensors
 from keras_eta.names import scope_name
 from keras_eta.ops import mean_of_values

@@ -7,7 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.features import Features, RawColumns, Sequence
+from keras_eta.columns import RawColumns, Sequence
+from keras_eta.features import Features
 
 _ADVICE = (
     "Rankers read rows of their embedding tables, as a FeatureLookup makes them of ids: give `to_dataset` its "

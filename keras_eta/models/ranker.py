@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
+from keras_eta.columns import HISTORY
 from keras_eta.distribution import sum_over_replicas
-from keras_eta.features import HISTORY, Features
+from keras_eta.features import Features
 from keras_eta.interest.base import Columns, Interest, InterestUnit
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.metrics import LogOddsAUC

@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import tensorflow as tf
 
-from keras_eta.features import length_name
+from keras_eta.columns import length_name
 from serving.client.answers import (
     Explanation,
     Metadata,

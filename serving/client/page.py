@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_eta.features import TIMESTAMP
+from keras_eta.columns import TIMESTAMP
 from serving.client.answers import Attention, Explanation
 from serving.client.requests import Columns
 

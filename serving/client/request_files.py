@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_eta.features import history_name
+from keras_eta.columns import history_name
 from serving.client.answers import Signature
 from serving.client.states import UserState
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_eta.features import HISTORY, length_name
+from keras_eta.columns import HISTORY, length_name
 from serving.client.answers import Signature
 from serving.client.values import shown
 

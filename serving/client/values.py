@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_eta.features import length_name
+from keras_eta.columns import length_name
 from serving.client.answers import Signature
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH
+from keras_eta.columns import HISTORY_AGE, HISTORY_LENGTH
 from keras_eta.interest import MIMN
 from tests import reference
 from tests.interest.test_units import mimn_weights

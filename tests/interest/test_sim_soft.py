@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_eta.features import HISTORY_AGE
+from keras_eta.columns import HISTORY_AGE
 from keras_eta.interest import SIMSoft
 from tests import reference
 from tests.interest.unit_check import CANDIDATES, make_batch, make_ranker

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from keras_eta import Age, Feature, Features, Ranker, Sequence
-from keras_eta.features import HISTORY, HISTORY_AGE, HISTORY_LENGTH
+from keras_eta.columns import HISTORY, HISTORY_AGE, HISTORY_LENGTH
 from keras_eta.interest import Interest, InterestUnit
 
 FEATURES = Features(

@@ -16,9 +16,9 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from keras_eta import ETA, Age, Feature, FeatureLookup, Features, metrics
+from keras_eta.columns import RawColumns
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions
-from keras_eta.features import RawColumns
 from keras_eta.models.optimizers import EmbeddingsAndDense
 
 callbacks = tf.keras.callbacks

@@ -20,11 +20,11 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from keras_eta import Age, Feature, FeatureLookup, Features, Ranker, Sequence, interest
+from keras_eta.columns import HISTORY_LENGTH
 from keras_eta.datasets import Interactions, cluster_log, regular_snapshots, taobao
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.export import export_model
 from keras_eta.export.examples import make_example
-from keras_eta.features import HISTORY_LENGTH
 from keras_eta.interest import AttentionUnit, InterestUnit, TopKUnit
 from keras_eta.models.ranker import Scores
 from serving.client import Attention, RankingClient, UserState

@@ -5,8 +5,9 @@ import tensorflow_model_analysis as tfma
 
 import keras_eta
 from keras_eta import metrics
+from keras_eta.columns import Feature
 from keras_eta.export import export_model
-from keras_eta.features import Feature, Features
+from keras_eta.features import Features
 from tfx_pipeline.config import Evaluation, PipelineConfig
 from tfx_pipeline.evaluation import (
     AUC,

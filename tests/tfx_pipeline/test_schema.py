@@ -10,7 +10,8 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_transform.tf_metadata import schema_utils
 
 import tfx_pipeline
-from keras_eta.features import Feature, Features
+from keras_eta.columns import Feature
+from keras_eta.features import Features
 from tfx_pipeline import propose_schema
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.layouts import Label, Layout, movielens, taobao

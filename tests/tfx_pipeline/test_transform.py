@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from keras_eta import Age, Feature, FeatureLookup, Features
-from keras_eta.features import HISTORY_AGE, HISTORY_LENGTH, LABEL, history_name
+from keras_eta.columns import HISTORY_AGE, HISTORY_LENGTH, LABEL, history_name
 from keras_eta.names import scope_name
 from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transform
 from tfx_pipeline.config import PipelineConfig

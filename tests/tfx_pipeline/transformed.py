@@ -16,7 +16,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx_bsl.public import tfxio
 
 from keras_eta import Feature, Features
-from keras_eta.features import HISTORY_LENGTH, HISTORY_TIMESTAMP, TIMESTAMP, history_name
+from keras_eta.columns import HISTORY_LENGTH, HISTORY_TIMESTAMP, TIMESTAMP, history_name
 from tfx_pipeline.config import HISTORY_BUCKET, PipelineConfig
 from tfx_pipeline.transform import preprocessing_fn
 

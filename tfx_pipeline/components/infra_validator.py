@@ -17,11 +17,12 @@ from tfx.types import artifact_utils
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 from tfx.utils import io_utils, path_utils
 
+from keras_eta.columns import HISTORY_LENGTH, TIMESTAMP, length_name
 from keras_eta.export import EXAMPLES, POSITIONS, PROBABILITY, WEIGHTS
 from keras_eta.export.checks import parsed
 from keras_eta.export.columns import RANK_FROM_STATE, UPDATE_STATE, USER_STATE, dtypes_of
 from keras_eta.export.examples import LISTS
-from keras_eta.features import HISTORY_LENGTH, TIMESTAMP, Features, length_name
+from keras_eta.features import Features
 from tfx_pipeline.components.model_server import ModelServer, Signature, UnservableModelError
 from tfx_pipeline.config import EVAL, PipelineConfig
 

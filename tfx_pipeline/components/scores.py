@@ -17,9 +17,9 @@ from tfx.types import artifact_utils
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 from tfx.utils import io_utils
 
+from keras_eta.columns import LABEL, TIMESTAMP
 from keras_eta.export import EXAMPLES, PROBABILITY
 from keras_eta.export.examples import LISTS
-from keras_eta.features import LABEL, TIMESTAMP
 from tfx_pipeline.config import EVAL, HISTORY_BUCKET, PipelineConfig
 from tfx_pipeline.ingestion.interactions import value_dtype
 from tfx_pipeline.layouts import USER_ID

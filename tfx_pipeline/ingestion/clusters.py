@@ -13,11 +13,11 @@ import pandas as pd
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from keras_eta.columns import TIMESTAMP, Feature
 from keras_eta.datasets.clustering import SIZE, SNAPSHOT
 from keras_eta.datasets.clusters import tie_keys
 from keras_eta.datasets.columns import ITEM_ID
 from keras_eta.datasets.item_vectors import item_rows, load_item_vectors
-from keras_eta.features import TIMESTAMP, Feature
 from tfx_pipeline.ingestion.impressions import ClusteredLog, UserLog
 from tfx_pipeline.ingestion.rows import value_dtype, value_names
 from tfx_pipeline.layouts import ClusterSequence, Layout

@@ -11,10 +11,10 @@ import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 
+from keras_eta.columns import LABEL, TIMESTAMP, length_name
+from keras_eta.columns import Sequence as BehaviourSequence
 from keras_eta.datasets.clustering import SNAPSHOT
 from keras_eta.export.examples import LISTS
-from keras_eta.features import LABEL, TIMESTAMP, length_name
-from keras_eta.features import Sequence as BehaviourSequence
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, history_bucket
 from tfx_pipeline.ingestion.interactions import CountingDoFn
 from tfx_pipeline.ingestion.rows import Interaction, Scalar, UserId, value_dtype, value_names

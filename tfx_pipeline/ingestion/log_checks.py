@@ -10,7 +10,7 @@ import pyarrow.parquet
 from apache_beam.io.filesystems import FileSystems
 from tfx.dsl.io import fileio
 
-from keras_eta.features import TIMESTAMP
+from keras_eta.columns import TIMESTAMP
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.ingestion.clusters import read_item_vectors
 from tfx_pipeline.ingestion.files import log_files, read_header

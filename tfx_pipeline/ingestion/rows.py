@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from keras_eta.columns import LABEL, TIMESTAMP
 from keras_eta.datasets.delimited import WRONG_COLUMNS
-from keras_eta.features import LABEL, TIMESTAMP
 from tfx_pipeline.ingestion.values import PARSERS, MalformedRowError, parse_timestamp
 from tfx_pipeline.layouts import USER_ID, Layout
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_eta.features import LABEL, Features, length_name
+from keras_eta.columns import LABEL, length_name
+from keras_eta.features import Features
 
 # Impressions of one user lie side by side in the files.
 SHUFFLE_BYTES = 2**28

@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_eta import Ranker
-from keras_eta.features import HISTORY_AGE, Feature, Features
+from keras_eta.columns import HISTORY_AGE, Feature
+from keras_eta.features import Features
 from keras_eta.versions import versions
 from tfx_pipeline.training.accumulators import accumulators, saved_accumulators
 
