@@ -1,7 +1,8 @@
-"""What a ranker refuses to read: missing columns, and ids where it expects rows of its tables."""
+"""What a ranker refuses: units that do not fit, missing columns, and ids where it expects rows of its tables."""
 
 from __future__ import annotations
 
+import collections.abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +10,36 @@ import tensorflow as tf
 
 from keras_eta.columns import RawColumns, Sequence
 from keras_eta.features import Features
+from keras_eta.interest.base import InterestUnit
 
 _ADVICE = (
     "Rankers read rows of their embedding tables, as a FeatureLookup makes them of ids: give `to_dataset` its "
     "`lookup=`, or call the lookup on each batch."
 )
+
+
+def check_sequences(interests: collections.abc.Sequence[InterestUnit], features: Features) -> None:
+    """Refuses units that read a sequence that the features lack."""
+    known = [sequence.name for sequence in features.all_sequences]
+    for unit in interests:
+        if unit.sequence not in known:
+            raise ValueError(
+                f"Interest unit {unit.name!r} needs one of the sequences of `features`, {known}. "
+                f"Received: sequence={unit.sequence!r}"
+            )
+
+
+def check_interests(interests: collections.abc.Sequence[Any]) -> None:
+    """Refuses what is no list of interest units with names of their own."""
+    wrong = [unit for unit in interests if not isinstance(unit, InterestUnit)]
+    if wrong:
+        raise TypeError(f"`interests` must hold interest units. Received: {wrong}")
+    if not interests:
+        raise ValueError("`interests` must hold at least one interest unit. Received: interests=[]")
+    names = [unit.name for unit in interests]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"Every interest unit must have a `name` of its own. Used twice: {twice}")
 
 
 def checked_columns(inputs: Mapping[str, Any], features: Features) -> Mapping[str, tf.Tensor]:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from keras_eta.columns import HISTORY
-from keras_eta.distribution import sum_over_replicas
 from keras_eta.features import Features
-from keras_eta.interest.base import Columns, Interest, InterestUnit
+from keras_eta.interest.base import Interest, InterestUnit
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.metrics import LogOddsAUC
 from keras_eta.models.feature_embedding import FeatureEmbedding
-from keras_eta.models.input_checks import checked_columns, specs_of
-from keras_eta.models.mlp import activation_class, check_activation, make_mlp
+from keras_eta.models.input_checks import check_interests, check_sequences, checked_columns, specs_of
+from keras_eta.models.losses import RETRIEVAL_LOSS, ranking_losses
+from keras_eta.models.mlp import check_activation, make_mlp
+from keras_eta.models.ranker_config import deserialized, serialized
 from keras_eta.models.tasks import RetrievalTask
 from keras_eta.models.trainable import TrainableModel, is_native
+from keras_eta.models.user_states import UserStates, own_state
 from keras_eta.names import is_argument
 from keras_eta.validation import check_hidden_units, check_integers_from_zero
 
 Inputs = Mapping[str, tf.Tensor]
-
-RETRIEVAL_LOSS = "retrieval_loss"
 
 
 class Scores(NamedTuple):
@@ -40,7 +39,7 @@ class Scores(NamedTuple):
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
-class Ranker(TrainableModel):
+class Ranker(UserStates, TrainableModel):
     """Click-through-rate ranker: interest units, whose vectors go through an MLP.
 
     Each interest unit reads a vector for the candidate out of a sequence of behaviours. These vectors, the candidate
@@ -92,7 +91,7 @@ class Ranker(TrainableModel):
         retrieval_task: RetrievalTask | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_interests(interests)
+        check_interests(interests)
         if retrieval_task is not None and not isinstance(retrieval_task, RetrievalTask):
             raise TypeError(
                 f"`retrieval_task` must be a RetrievalTask or None. Received: retrieval_task={retrieval_task!r}"
@@ -110,7 +109,7 @@ class Ranker(TrainableModel):
         check_activation(activation)
         check_integers_from_zero(cross_layers=cross_layers)
         check_hidden_units(hidden_units)
-        _check_sequences(interests, features)
+        check_sequences(interests, features)
         self.features = features
         self.lookup = lookup
         self.interests = list(interests)
@@ -131,7 +130,7 @@ class Ranker(TrainableModel):
                 self.own_embeddings[unit.name] = FeatureEmbedding(
                     features, made, self._regularizer, sequence=unit.sequence, name=f"{unit.name}_embeddings"
                 )
-            unit.bind(features, self.embedding_of(unit).tables)
+            unit.bind(features, self.own_embeddings.get(unit.name, self.feature_embedding).tables)
 
         self.cross = [tfrs.layers.dcn.Cross(name=f"cross_{index}") for index in range(cross_layers)]
         self.mlp = make_mlp(self.hidden_units, activation)
@@ -167,10 +166,10 @@ class Ranker(TrainableModel):
         self.built = True
 
     def call(self, inputs: Inputs, training: bool | None = None, return_scores: bool = False) -> Any:
-        scores = self.score(self._columns(inputs), training=bool(training))
+        scores = self.score(self.batch_columns(inputs), training=bool(training))
         return scores if return_scores else scores.logits[:, 0]
 
-    def _columns(self, inputs: Inputs) -> dict[str, tf.Tensor]:
+    def batch_columns(self, inputs: Inputs) -> dict[str, tf.Tensor]:
         """The columns of a batch, checked, each row's item as its one candidate."""
         columns = dict(checked_columns(inputs, self.features))
         shapes = {feature.name: feature.values_shape for feature in self.features.row_features}
@@ -210,49 +209,12 @@ class Ranker(TrainableModel):
             embedding = self.embedding_of(unit)
             candidate = shared if embedding is self.feature_embedding else embedding.candidates(inputs)
             if state is not None and unit.state_names:
-                interests[unit.name] = unit.from_state(candidate, _own_state(unit, state))
+                interests[unit.name] = unit.from_state(candidate, own_state(unit, state))
             else:
                 history = embedding.sequence(inputs, unit.sequence)
                 interests[unit.name] = unit(candidate, history, training=training, jit_compile=jit_compile)
             parts.append(interests[unit.name].vector)
         return Scores(self._logits(inputs, parts), interests)
-
-    def user_state(self, inputs: Inputs) -> dict[str, tf.Tensor]:
-        """What depends on the users alone, of all units that have such a state.
-
-        Args:
-            inputs: `history_*` [R, L] and `history_length` [R], as for `score`.
-
-        Returns:
-            Tensors [R, ...] by name: the unit's, `_` and that of the unit's `state_names`.
-        """
-        return self._states(lambda unit, history: unit.user_state(history), inputs)
-
-    def update_state(self, state: Mapping[str, tf.Tensor], inputs: Inputs) -> dict[str, tf.Tensor]:
-        """The state of users after further behaviours.
-
-        Args:
-            state: what `user_state` or `update_state` gave.
-            inputs: `history_*` [R, B] of the behaviours since, most recent first, and `history_length` [R].
-
-        Returns:
-            As `user_state`.
-
-        Raises:
-            NotImplementedError: if a unit with a state can't be updated.
-        """
-        return self._states(lambda unit, new: unit.update_state(_own_state(unit, state), new), inputs)
-
-    def _states(
-        self, make: Callable[[InterestUnit, Columns], dict[str, tf.Tensor]], inputs: Inputs
-    ) -> dict[str, tf.Tensor]:
-        self._build_embeddings()
-        return {
-            f"{unit.name}_{name}": tensor
-            for unit in self.interests
-            if unit.state_names
-            for name, tensor in make(unit, self.embedding_of(unit).sequence(inputs, unit.sequence)).items()
-        }
 
     def _logits(self, inputs: Inputs, parts: Sequence[tf.Tensor]) -> tf.Tensor:
         """Logits [R, C] of candidates, by their own vectors and their interest vectors, [R, C, D] each."""
@@ -272,34 +234,13 @@ class Ranker(TrainableModel):
                     embedding.build()
 
     def embedding_of(self, unit: InterestUnit) -> FeatureEmbedding:
-        """The embedding tables in which the columns of a unit are looked up: the shared ones or its own."""
+        """The embedding tables in which the columns of a unit are looked up, built: the shared ones or its own."""
+        self._build_embeddings()
         return self.own_embeddings.get(unit.name, self.feature_embedding)
 
     def compute_losses(self, inputs: tuple[Any, ...], training: bool = False) -> dict[str, tf.Tensor]:
         """The click loss and, in training, the losses of units as `<unit>_loss`, and that of the retrieval task."""
-        features, labels, *weights = inputs
-        # Keras averages over the last axis first, so rows need one of their own to be weighted one by one.
-        labels = tf.reshape(labels, [-1, 1])
-        weight = tf.reshape(weights[0], [-1, 1]) if weights else None
-        scores = self(features, training=training, return_scores=True)
-        total = self.task(labels=labels, predictions=scores.logits, sample_weight=weight)
-        parts = {}
-        for unit in self.interests:
-            interest = scores.interests[unit.name]
-            if interest.auxiliary_logits is not None:
-                own = self._click_loss(labels, interest.auxiliary_logits, sample_weight=weight)
-                parts[f"{unit.name}_loss"] = unit.auxiliary_weight * own
-            elif interest.row_loss is not None:
-                row_loss = interest.row_loss[:, tf.newaxis]
-                parts[f"{unit.name}_loss"] = tf.reduce_sum(row_loss if weight is None else row_loss * weight)
-        rows = sum_over_replicas(tf.cast(tf.size(labels), total.dtype))
-        losses = {name: tf.math.divide_no_nan(loss, rows) for name, loss in {"loss": total, **parts}.items()}
-        if self.retrieval_task is not None and training:
-            columns = self._columns(features)
-            candidate = self.feature_embedding.candidates(columns)
-            history = self.feature_embedding.sequence(columns, HISTORY)
-            losses[RETRIEVAL_LOSS] = self.retrieval_task(candidate, history, labels, weight)
-        return {**losses, "loss": tf.add_n([*losses.values()])}
+        return ranking_losses(self, inputs, training)
 
     def refresh(self) -> None:
         """Derives again what the units keep beside the embeddings; needed only after writes to raw variable handles."""
@@ -321,56 +262,15 @@ class Ranker(TrainableModel):
         return [table.embeddings for embedding in embeddings for table in embedding.tables.values()]
 
     def get_config(self) -> dict[str, Any]:
-        serialize = tf.keras.utils.serialize_keras_object
-        return {
-            "name": self.name,
-            "features": self.features.to_dict(),
-            "lookup": None if self.lookup is None else serialize(self.lookup),
-            "interests": [serialize(unit) for unit in self.interests],
-            "hidden_units": self.hidden_units,
-            "activation": self.activation
-            if isinstance(self.activation, str)
-            else tf.keras.utils.get_registered_name(self.activation),
-            "cross_layers": len(self.cross),
-            "embeddings_regularizer": tf.keras.regularizers.serialize(self._regularizer),
-            "retrieval_task": None if self.retrieval_task is None else serialize(self.retrieval_task),
-        }
+        arguments = ("name", "features", "lookup", "interests", "hidden_units", "activation", "retrieval_task")
+        return serialized(
+            {
+                **{name: getattr(self, name) for name in arguments},
+                "cross_layers": len(self.cross),
+                "embeddings_regularizer": self._regularizer,
+            }
+        )
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Ranker:
-        deserialize = tf.keras.utils.deserialize_keras_object
-        config = dict(config)
-        config["features"] = Features.from_dict(config["features"])
-        for name in ("lookup", "retrieval_task"):
-            if config.get(name) is not None:
-                config[name] = deserialize(config[name])
-        if "interests" in config:
-            config["interests"] = [deserialize(unit) for unit in config["interests"]]
-        config["activation"] = activation_class(config["activation"]) or config["activation"]
-        return cls(**config)
-
-
-def _own_state(unit: InterestUnit, state: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    return {name: state[f"{unit.name}_{name}"] for name in unit.state_names}
-
-
-def _check_sequences(interests: Sequence[InterestUnit], features: Features) -> None:
-    known = [sequence.name for sequence in features.all_sequences]
-    for unit in interests:
-        if unit.sequence not in known:
-            raise ValueError(
-                f"Interest unit {unit.name!r} needs one of the sequences of `features`, {known}. "
-                f"Received: sequence={unit.sequence!r}"
-            )
-
-
-def _check_interests(interests: Sequence[InterestUnit]) -> None:
-    wrong = [unit for unit in interests if not isinstance(unit, InterestUnit)]
-    if wrong:
-        raise TypeError(f"`interests` must hold interest units. Received: {wrong}")
-    if not interests:
-        raise ValueError("`interests` must hold at least one interest unit. Received: interests=[]")
-    names = [unit.name for unit in interests]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"Every interest unit must have a `name` of its own. Used twice: {twice}")
+        return cls(**deserialized(config))
