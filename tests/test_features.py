@@ -315,7 +315,7 @@ ACTION, RATING = Feature("action", "string"), Feature("rating", "float32")
 
 
 @pytest.mark.parametrize(
-    "positives", [Positives("action", ("buy", "cart")), Positives("rating", minimum=3.5), Positives("stars", [4, 5])]
+    "positives", [Positives("action", ("buy", "cart")), Positives("rating", minimum=3.5), Positives("stars", (4, 5))]
 )
 def test_positives_survive_json_and_new_vocabularies(positives: Positives) -> None:
     features = Features(item_id=ITEM, behaviour_attributes=(ACTION, RATING, Feature("stars")), positives=positives)
@@ -350,7 +350,11 @@ def test_from_dict_reads_descriptions_from_before_there_were_positives() -> None
             ValueError,
             "`minimum` must be a finite number or None. Received: minimum=nan",
         ),
-        (lambda: Positives("action", "buy"), TypeError, "`values` must be a tuple of raw ids. Received: values='buy'"),
+        (
+            lambda: Positives("action", "buy"),  # type: ignore[arg-type]
+            TypeError,
+            "`values` must be a tuple of raw ids. Received: values='buy'",
+        ),
         (
             lambda: "action",
             TypeError,

@@ -161,7 +161,6 @@ class TargetAttention(tf.keras.layers.Layer):
             own_units = tf.repeat(tf.eye(self.num_heads, dtype=query.dtype), self.key_dim, axis=-1)
             if self.cosine:
                 width = [self.num_heads * self.key_dim]
-                # No einsum: oneDNN's corrupts memory where H is its free index.
                 keys = _merge_last(_unit(_split_last(tf.tensordot(behaviours, key_kernel, axes=1), heads)), width)
                 query = _merge_last(self._scaled(_split_last(query, heads)), width)
                 logits = tf.linalg.matmul(query[..., tf.newaxis, :] * own_units, keys, transpose_b=True)

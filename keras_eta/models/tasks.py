@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from keras_eta.distribution import gather_over_replicas
-from keras_eta.features import Features
+from keras_eta.features import Features, Positives
 from keras_eta.interest.base import Columns
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.validation import check_positive_integers, is_number
@@ -86,7 +85,7 @@ class RetrievalTask(tf.keras.layers.Layer):
         if self._positives is not None and self._positives.values:
             self._num_reserved = attributes[self._positives.attribute].num_oov_indices
         # Asked at the first step: a model that is read from a file gets its vocabularies last.
-        self._encode: Callable[..., Any] | None = None if lookup is None else lookup.encode
+        self._encode: Any = None if lookup is None else lookup.encode
 
     def build(self, input_shape: Any = None) -> None:
         self.drawn = self.add_weight(
@@ -151,20 +150,20 @@ class RetrievalTask(tf.keras.layers.Layer):
             if self._positives.minimum is not None:
                 eligible &= tf.cast(values, tf.float32) >= self._positives.minimum
             else:
-                rows = tf.constant(self._positive_rows(), values.dtype)
+                rows = tf.constant(self._positive_rows(self._positives), values.dtype)
                 eligible &= tf.reduce_any(tf.equal(values[..., tf.newaxis], rows), axis=-1)
         chance = tf.where(eligible, tf.random.uniform(tf.shape(eligible)), -1.0)
         return tf.argmax(chance, axis=1, output_type=tf.int32), tf.reduce_any(eligible, axis=1)
 
-    def _positive_rows(self) -> list[int]:
+    def _positive_rows(self, positives: Positives) -> list[int]:
         """Rows of the positive values; those that the vocabulary lacks share theirs with other ids and have none."""
         with tf.init_scope():
-            rows = self._encode(self._positives.attribute, list(self._positives.values))
-        known = rows[rows > self._num_reserved].tolist()
+            rows = self._encode(positives.attribute, list(positives.values))
+        known: list[int] = rows[rows > self._num_reserved].tolist()
         if not known:
             raise ValueError(
-                f"`Features.positives` must have a value of the vocabulary of {self._positives.attribute!r}. "
-                f"Received: {self._positives}"
+                f"`Features.positives` must have a value of the vocabulary of {positives.attribute!r}. "
+                f"Received: {positives}"
             )
         return known
 

@@ -134,6 +134,19 @@ def test_evaluation_files_and_resumed_fits_of_two_replicas(mirrored: Results, on
     _check_equal(*mirrored["resumed"]["after"])
 
 
+def test_weights_and_counts_with_a_retrieval_task_are_those_of_one_worker(
+    mirrored: Results, one_replica: OneReplica
+) -> None:
+    scenario = "retrieval task, weighted rows"
+    result, expected = mirrored[scenario]["after"][0], one_replica[scenario][1]["after"][0]
+    (drawn,) = (values for name, values in expected.items() if name.endswith("retrieval_task/drawn:0"))
+    # Each of two epochs draws alike, and items more than once.
+    assert (drawn % 2 == 0).all()
+    assert drawn.max() > 2
+    for name, values in expected.items():
+        np.testing.assert_allclose(result[name], values, rtol=RELATIVE, atol=1e-6, err_msg=name)
+
+
 def test_building_in_a_replica_is_refused(mirrored: Results) -> None:
     assert mirrored["build in a replica"].endswith(
         "Build the model in `strategy.scope()` before its replicas run: call its `build`, or the `compile` of a "
@@ -144,7 +157,7 @@ def test_building_in_a_replica_is_refused(mirrored: Results) -> None:
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_two_workers_equal_one(tmp_path: Path, one_replica: OneReplica) -> None:
-    scenarios = ["default", "learned planes with a period"]
+    scenarios = ["default", "learned planes with a period", "retrieval task, weighted rows"]
     addresses = [f"localhost:{port}" for port in _free_ports(2)]
     _run(
         tmp_path,

@@ -50,7 +50,7 @@ def _lookup(features: Features) -> FeatureLookup:
     return lookup
 
 
-def _model(task: RetrievalTask | None, features: Features | None = None, **arguments: Any) -> Ranker:
+def _model(task: RetrievalTask | None, features: Features | None = None, **arguments: Any) -> Any:
     features = features or _features()
     tf.keras.utils.set_random_seed(1)
     model = Ranker(
@@ -82,12 +82,12 @@ def _batch(seed: int = 0) -> Columns:
     }
 
 
-def _loss(model: Ranker, batch: Columns, labels: np.ndarray = LABELS, *weights: Any, training: bool = True) -> float:
+def _loss(model: Any, batch: Columns, labels: np.ndarray = LABELS, *weights: Any, training: bool = True) -> float:
     return float(model.compute_losses((batch, labels, *weights), training=training)["retrieval_loss"])
 
 
 def _expected(
-    model: Ranker, batch: Columns, drawn: dict[int, int], weights: np.ndarray, positions: np.ndarray | None = None
+    model: Any, batch: Columns, drawn: dict[int, int], weights: np.ndarray, positions: np.ndarray | None = None
 ) -> float:
     """The reference of the task for given draws; by default the most recent behaviour."""
     positions = np.zeros(ROWS, int) if positions is None else positions
@@ -105,7 +105,7 @@ def _expected(
         for prefix in ("", "history_")
     )
     items = batch["history_item_id"][rows, positions].tolist()
-    task: Any = model.retrieval_task
+    task = model.retrieval_task
     takes_part = (LABELS > 0) & (LENGTHS > 0)
     return task.weight * reference.retrieval_loss(
         candidates, behaviours, items, np.where(takes_part, weights, 0.0).tolist(), drawn, task.temperature
@@ -325,14 +325,14 @@ def test_model_travels_by_file_with_its_counts(form: str, tmp_path: Path) -> Non
     features, batch = _features(Positives("action", ("buy",))), _batch()
     batch["history_action"][:, 0], batch["history_action"][:, 1:] = 4, 3
     lookup = _lookup(features)
-    model = ETA(lookup=lookup, top_k=2, num_bits=8, hidden_units=(3,), retrieval_task=RetrievalTask(0.5, 0.2, 4))
+    model: Any = ETA(lookup=lookup, top_k=2, num_bits=8, hidden_units=(3,), retrieval_task=RetrievalTask(0.5, 0.2, 4))
     model.compile("sgd", run_eagerly=True)
     model.train_on_batch(batch, LABELS)
     assert model.retrieval_task.drawn.numpy().any()
     path = str(tmp_path / {"keras": "model.keras", "saved model": "model", "weights": "weights.h5"}[form])
     if form == "weights":
         model.save_weights(path)
-        loaded = ETA.from_config(model.get_config())
+        loaded: Any = ETA.from_config(model.get_config())
         loaded.lookup.set_vocabulary("action", ACTIONS)
         loaded.build()
         loaded.load_weights(path)
@@ -356,8 +356,8 @@ def test_config_makes_the_same_task() -> None:
     twin = tf.keras.utils.deserialize_keras_object(config)
     assert type(twin) is RetrievalTask
     assert (twin.weight, twin.temperature, twin.recent) == (0.25, 0.2, 7)
-    model = ETA(_features(), retrieval_task=task)
-    again = ETA.from_config(json.loads(json.dumps(model.get_config())))
+    model: Any = ETA(_features(), retrieval_task=task)
+    again: Any = ETA.from_config(json.loads(json.dumps(model.get_config())))
     assert again.get_config()["retrieval_task"] == model.get_config()["retrieval_task"]
     # A warm start finds the counts by this name, in a process with other models too.
     for each in (model, again):

@@ -99,11 +99,11 @@ def test_ranker_of_ready_made_layouts_has_the_task_on_request(layout: Layout, we
         name: ["buy"] if name == "action" else [1] for name in ("item_id", "user_id", "category_id", "action", "liked")
     }
     known = {feature.name: ids[feature.name] for feature in layout.features.all_features}
-    ranker = make_ranker(Model(retrieval_weight=weight), layout.features, known)
+    ranker: Any = make_ranker(Model(retrieval_weight=weight), layout.features, known)
     assert (ranker.retrieval_task is not None) == bool(weight)
     if weight:
         # Row 1 is of unknown values.
-        assert ranker.retrieval_task._positive_rows() == [2]
+        assert ranker.retrieval_task._positive_rows(layout.features.positives) == [2]
 
 
 @pytest.mark.parametrize(
