@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 from tfx import v1 as tfx
 
-from keras_eta import Age, Feature, Features, Ranker, ops
+from keras_eta import Age, Feature, Features, Positives, Ranker, ops
 from keras_eta.export import export_model
 from keras_eta.interest import MIMN, SDIM, TWIN, InterestUnit, RecentInterest, SIMSoft
 from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transform, serialized
@@ -40,6 +40,7 @@ FEATURES = Features(
     context=(Feature("row", "float32"),),
     age=Age((60, 3600), embedding_dim=2),
     max_history_length=6,
+    positives=Positives("liked", (1,)),
 )
 UNITS = ETAUnits(top_k=2, num_bits=16, short_history_length=2, num_heads=1)
 MODEL = Model(UNITS.make(), hidden_units=(8,))
@@ -214,11 +215,18 @@ def test_any_units_are_trained_exported_and_pass_the_infra_validator(
     data: Data, tmp_path: Path, interests: list[Any], explained: set[str], states: list[str]
 ) -> None:
     units = [json.dumps(tf.keras.utils.serialize_keras_object(unit)) for unit in interests]
-    config = make_config(tmp_path, Model(units, hidden_units=(8,)), epochs=1)  # type: ignore[arg-type]
+    config = make_config(tmp_path, Model(units, hidden_units=(8,), retrieval_weight=0.5), epochs=1)  # type: ignore[arg-type]
     run_fn(make_fn_args(data.directory, tmp_path, config, train_steps=3))
     model = load_trained_model(str(tmp_path / "model_run"), str(data.directory / "graph"), config)
     assert [type(unit) for unit in model.interests] == [type(unit) for unit in interests]
     assert model.optimizer.optimizers[0].iterations.numpy() == 3
+    # Only what is liked is drawn: even items, a row or none for each of 3 * 32 impressions.
+    assert model.retrieval_task is not None
+    assert model.lookup is not None
+    drawn = model.retrieval_task.drawn.numpy()
+    assert 10 < drawn.sum() <= 96
+    odd = model.lookup.encode("item_id", np.arange(1, 30, 2))
+    assert not drawn[odd[odd > FEATURES.item_id.num_oov_indices]].any()
     requests = serving_requests([serialized(row, FEATURES) for row in data.validation[:4]], FEATURES)
     with ModelServer(tmp_path / "model" / "Format-Serving", loading_seconds=200, request_seconds=60) as server:
         signatures = server.signatures()
@@ -227,7 +235,6 @@ def test_any_units_are_trained_exported_and_pass_the_infra_validator(
         check_signatures(server, requests)
         served = server.predict("serving_default", requests["serving_default"])["probability"]
     columns = raw_columns(data.validation[:4], FEATURES)
-    assert model.lookup is not None
     encoded = model.lookup({name: tf.constant(x) for name, x in columns.items()})
     np.testing.assert_allclose(served, tf.sigmoid(model(encoded)), atol=1e-5)
 
