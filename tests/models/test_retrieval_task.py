@@ -186,7 +186,7 @@ def test_draws_are_from_the_positive_of_the_recent(positives: Positives | None, 
     model, batch = _model(RetrievalTask(recent=recent), features), _batch()
     eligible = allowed(batch) & (np.arange(LENGTH) < np.minimum(LENGTHS, recent)[:, np.newaxis])
     assert eligible.any(axis=1).sum() not in (0, ROWS)
-    columns = model._columns({name: tf.constant(x) for name, x in batch.items()})
+    columns = model.batch_columns({name: tf.constant(x) for name, x in batch.items()})
     history = model.feature_embedding.sequence(columns, "history")
     counts = np.zeros((ROWS, LENGTH), int)
     draws = 300
