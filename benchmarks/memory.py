@@ -30,6 +30,16 @@ from benchmarks.training import make_model, make_step, random_batches
 from keras_eta import ops
 
 KINDS = {"eta": "ETA", "full": "full attention"}
+UNITS = {
+    "sdim": "SDIM",
+    "sim-hard": "SIM hard",
+    "sim-soft": "SIM soft",
+    "twin": "TWIN",
+    "twin-v2": "TWIN-V2, clusters of 10",
+    "mimn-100": "MIMN, last 100",
+    "inner-product": "inner product",
+    "pooling": "pooling",
+}
 # Copies of [N, L, D] floats that a step with full attention holds at once: embeddings, gradients, their deduplication.
 _FULL_COPIES = 6
 _MB = 1e6
@@ -51,7 +61,7 @@ def train(kind: str, length: int, flags: argparse.Namespace, available: int) -> 
     # An allocation that fails is an error that can be told; the system would kill processes instead.
     resource.setrlimit(resource.RLIMIT_DATA, (available, available))
     try:
-        model = make_model(kind, length, flags)
+        model = make_model(kind, length, flags, category=True)
         step = make_step(model, itertools.cycle(random_batches(model, flags.rows, length, count=1)))
         for _ in range(flags.steps):
             step()
@@ -99,7 +109,7 @@ def print_table(report: dict[str, dict[str, Any]], flags: argparse.Namespace) ->
         for kind, row in rows.items():
             shown = row.get("error") or (f"{row['peak_mb']:,.0f}" if "peak_mb" in row else "")
             growth = f"{row['growth_mb']:,.0f}" if "growth_mb" in row else ""
-            table.add_row(f"{int(length):,}", KINDS.get(kind, kind), shown, growth)
+            table.add_row(f"{int(length):,}", {**KINDS, **UNITS}.get(kind, kind), shown, growth)
         table.add_section()
     Console().print(table)
 
@@ -108,8 +118,10 @@ def draw(report: dict[str, dict[str, Any]], rows: int, path: Path) -> None:
     """Peaks against L."""
     figure = Figure(figsize=(5, 4.2), layout="constrained")
     axes = figure.subplots()
-    for kind, name in KINDS.items():
-        points = [(int(length), of[kind]["peak_mb"]) for length, of in report.items() if "peak_mb" in of[kind]]
+    for kind, name in {**KINDS, **UNITS}.items():
+        points = [(int(n), of[kind]["peak_mb"]) for n, of in report.items() if "peak_mb" in of.get(kind, {})]
+        if not points:
+            continue
         axes.plot([length for length, _ in points], [mb for _, mb in points], marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="L, behaviours", ylabel="MB", title=f"peak memory, N = {rows}")
     axes.set_xticks([int(length) for length in report], [f"{int(length):,}" for length in report], minor=False)
@@ -126,11 +138,13 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths, metavar="L", help=f"default: {lengths}")
     parser.add_argument("--rows", type=int, default=256, help="N, rows a batch (default: 256)")
     parser.add_argument("--steps", type=int, default=5, help="training steps of each contestant (default: 5)")
+    parser.add_argument("--all_units", action="store_true", help="measure every interest unit")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw peaks against L")
     flags = parser.parse_args()
 
-    peaks: dict[str, dict[int, int | str]] = {kind: {} for kind in KINDS}
-    runs = list(itertools.product(flags.lengths, KINDS))
+    kinds = {**KINDS, **(UNITS if flags.all_units else {})}
+    peaks: dict[str, dict[int, int | str]] = {kind: {} for kind in kinds}
+    runs = list(itertools.product(flags.lengths, kinds))
     for length, kind in track(runs, description="training", transient=True):
         peaks[kind][length] = peak(kind, length, flags, psutil.virtual_memory().available)
     report = report_of(peaks, flags)

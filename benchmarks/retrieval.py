@@ -26,12 +26,9 @@ from rich.console import Console
 
 from benchmarks.flags import make_parser, write_json
 from benchmarks.timing import draw, measure, summary, table
-from benchmarks.training import make_model
+from benchmarks.training import make_model, random_behaviours
 from keras_eta import Ranker, ops
-from keras_eta.columns import history_name
 
-_IDS = tf.TensorSpec([None, None], tf.int32)
-_ROWS = tf.TensorSpec([None], tf.int32)
 SEARCHES = 10
 # Beyond this the rows of the pointwise request do not fit in memory.
 _LARGEST_POINTWISE = 500 * 4_096
@@ -42,6 +39,7 @@ UNITS = {
     "sim-hard": "SIM hard",
     "sim-soft": "SIM soft",
     "twin": "TWIN",
+    "twin-v2": "TWIN-V2, clusters of 10",
     "sdim": "SDIM",
     "mimn-100": "MIMN, last 100",
     "pooling": "pooling",
@@ -59,20 +57,20 @@ def requests(flags: argparse.Namespace, candidates: int, length: int) -> Calls:
 
     def inputs(model: Ranker) -> dict[str, tf.Tensor]:
         generator = np.random.default_rng(0)
-        columns = {"user_id": tf.constant([3]), "history_length": tf.constant([length])}
+        columns = {"user_id": tf.constant([3])}
         for feature in model.features.item_features:
-            for name, size in ((feature.name, candidates), (history_name(feature.name), length)):
-                columns[name] = tf.constant(generator.integers(1, feature.num_indices, (1, size)), tf.int32)
-        return columns
+            drawn = generator.integers(1, feature.num_indices, (1, candidates))
+            columns[feature.name] = tf.constant(drawn, tf.int32)
+        behaviours = random_behaviours(model, 1, length, generator)
+        return columns | {name: tf.constant(column) for name, column in behaviours.items()}
 
     def call(model: Ranker, jit_compile: bool = False, pointwise: bool = False) -> Callable[[], object]:
         values = inputs(model)
-        columns = {name: _IDS if value.shape.rank == 2 else _ROWS for name, value in values.items()}
+        columns = {name: tf.TensorSpec([None] * value.shape.rank, value.dtype) for name, value in values.items()}
         if pointwise:
-            items = tf.transpose(values["item_id"])
-            values = {name: tf.repeat(column, candidates, axis=0) for name, column in values.items()}
-            values["item_id"] = items
-            columns["item_id"] = tf.TensorSpec([None, 1], tf.int32)
+            items = {feature.name: tf.transpose(values[feature.name]) for feature in model.features.item_features}
+            values = {name: tf.repeat(column, candidates, axis=0) for name, column in values.items()} | items
+            columns |= {name: tf.TensorSpec([None, 1], tf.int32) for name in items}
         function = tf.function(
             lambda columns: model.score(columns, jit_compile=jit_compile).logits,
             input_signature=[columns],
@@ -80,7 +78,7 @@ def requests(flags: argparse.Namespace, candidates: int, length: int) -> Calls:
         )
         return lambda: function(values).numpy()
 
-    models = {kind: make_model(kind, length, flags) for kind in ("eta", *UNITS)}
+    models = {kind: make_model(kind, length, flags, category=True) for kind in ("eta", *UNITS)}
     for model in models.values():
         model.build()
     models["eta"].interests[-1].refresh()

@@ -24,11 +24,12 @@ from rich.console import Console
 
 from benchmarks.flags import make_parser, write_json
 from benchmarks.timing import draw, measure, summary, table
-from keras_eta import ETA, Feature, Features, Ranker
+from keras_eta import ETA, Feature, Features, Ranker, Sequence
 from keras_eta.interest import (
     MIMN,
     SDIM,
     TWIN,
+    TWINV2,
     FullInterest,
     InnerProductInterest,
     InterestUnit,
@@ -51,6 +52,7 @@ UNITS: dict[str, Callable[[int, dict[str, Any]], list[InterestUnit]]] = {
     "sim-hard": lambda top_k, heads: [SIMHard(top_k, **heads)],
     "sim-soft": lambda top_k, heads: [SIMSoft(top_k, **heads)],
     "twin": lambda top_k, heads: [TWIN(top_k, **heads)],
+    "twin-v2": lambda top_k, heads: [TWINV2(top_k, **heads)],
     "mimn-100": lambda top_k, heads: [MIMN()],
     "inner-product": lambda top_k, heads: [InnerProductInterest(top_k, **heads)],
     "full": lambda top_k, heads: [FullInterest(**heads)],
@@ -59,8 +61,8 @@ UNITS: dict[str, Callable[[int, dict[str, Any]], list[InterestUnit]]] = {
     "no-long-history": lambda top_k, heads: [],
 }
 KINDS = ("eta", "eta-learned", BFLOAT16, XLA, *UNITS)
-# A quarter of their item's width is the category's.
-NEED_CATEGORY = ("sim-hard",)
+# Behaviours per cluster of TWIN-V2.
+CLUSTER_SIZE = 10
 
 Batch = tuple[dict[str, tf.Tensor], tf.Tensor]
 
@@ -73,11 +75,25 @@ def random_batches(model: Ranker, rows: int, length: int, count: int = BATCHES) 
         inputs = {"user_id": generator.integers(1, NUM_USERS, rows, np.int32)}
         for feature in model.features.item_features:
             inputs[feature.name] = generator.integers(1, feature.num_indices, rows, np.int32)
-            inputs[f"history_{feature.name}"] = generator.integers(1, feature.num_indices, (rows, length), np.int32)
-        inputs["history_length"] = np.full(rows, length, np.int32)
+        inputs |= random_behaviours(model, rows, length, generator)
         return {name: tf.constant(x) for name, x in inputs.items()}, tf.constant(generator.integers(0, 2, rows))
 
     return [batch() for _ in range(count)]
+
+
+def random_behaviours(model: Ranker, rows: int, length: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random columns of every sequence, as long as the model reads them."""
+    columns: dict[str, np.ndarray] = {}
+    for sequence in model.features.all_sequences:
+        shape = rows, min(length, sequence.max_length)
+        columns[sequence.length] = np.full(rows, shape[1], np.int32)
+        for feature in model.features.sequence_features(sequence):
+            columns[sequence.column(feature.name)] = (
+                generator.integers(1, feature.num_indices, shape, np.int32)
+                if feature.is_id
+                else generator.integers(1, 20, shape).astype(np.float32)
+            )
+    return columns
 
 
 def make_step(model: Ranker, batches: Iterator[Batch], jit_compile: bool = False) -> Callable[[], None]:
@@ -90,9 +106,18 @@ def make_step(model: Ranker, batches: Iterator[Batch], jit_compile: bool = False
     return step
 
 
-def make_model(kind: str, length: int, flags: argparse.Namespace, **changes: Any) -> Ranker:
-    """One contestant, compiled with the default optimisers; `changes` are further arguments of the model."""
-    attribute_dim = flags.dim // 4 if kind in NEED_CATEGORY else 0
+def make_model(kind: str, length: int, flags: argparse.Namespace, category: bool = False, **changes: Any) -> Ranker:
+    """One contestant, compiled with the default optimisers.
+
+    Args:
+        kind: of `KINDS`.
+        length: L, behaviours that the model reads.
+        flags: sizes.
+        category: whether a quarter of the item's width is a category's, which `sim-hard` needs.
+        **changes: further arguments of the model.
+    """
+    attribute_dim = flags.dim // 4 if category else 0
+    clusters = Sequence("clusters", (Feature("size", "float32"),), max_length=max(length // CLUSTER_SIZE, 1))
     features = Features(
         item_id=Feature("item_id", embedding_dim=flags.dim - attribute_dim, vocabulary_size=flags.items),
         item_attributes=(Feature("category_id", embedding_dim=attribute_dim, vocabulary_size=NUM_CATEGORIES),)
@@ -100,6 +125,7 @@ def make_model(kind: str, length: int, flags: argparse.Namespace, **changes: Any
         else (),
         user=(Feature("user_id", embedding_dim=flags.dim, vocabulary_size=NUM_USERS),),
         max_history_length=length,
+        sequences=(clusters,) if kind == "twin-v2" else (),
     )
     shared: dict[str, Any] = {"hidden_units": HIDDEN_UNITS, **changes}
     heads: dict[str, Any] = {"num_heads": NUM_HEADS}
@@ -136,7 +162,7 @@ def main() -> None:
     steps = {}
     for kind, length in contestants:
         tf.keras.mixed_precision.set_global_policy("mixed_bfloat16" if kind == BFLOAT16 else "float32")
-        model = make_model(kind, length, flags)
+        model = make_model(kind, length, flags, category=True)
         batches = itertools.cycle(random_batches(model, flags.rows, length))
         steps[f"{kind} {length}"] = make_step(model, batches, jit_compile=kind == XLA)
     tf.keras.mixed_precision.set_global_policy("float32")
