@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import re
 import time
@@ -10,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from rich.progress import track
@@ -101,16 +103,20 @@ def table(title: str, report: Mapping[str, Mapping[str, float]], base: str) -> T
 def draw(panels: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]], path: Path) -> None:
     """Draws times against L, one panel a title: title -> L -> a `summary`."""
     figure = Figure(figsize=(5 * len(panels), 4.2), layout="constrained")
+    names = list(dict.fromkeys(name for of in panels.values() for contestants in of.values() for name in contestants))
+    # The same line for a contestant in every panel; hues repeat after ten, then with another stroke.
+    styles = dict(zip(names, itertools.product(("-", "--"), matplotlib.colormaps["tab10"].colors), strict=False))
     for axes, (title, lengths) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        names = dict.fromkeys(name for contestants in lengths.values() for name in contestants)
-        for name in names:
+        for name in dict.fromkeys(name for contestants in lengths.values() for name in contestants):
             points = [(int(length), row[name]) for length, row in lengths.items() if name in row]
-            x = [length for length, _ in points]
-            axes.plot(x, [row["median_ms"] for _, row in points], marker="o", label=name)
-            axes.fill_between(x, [r["p10_ms"] for _, r in points], [r["p90_ms"] for _, r in points], alpha=0.2)
+            x, (stroke, color) = [length for length, _ in points], styles[name]
+            axes.plot(x, [r["median_ms"] for _, r in points], stroke, color=color, marker="o", label=name)
+            bounds = [r["p10_ms"] for _, r in points], [r["p90_ms"] for _, r in points]
+            axes.fill_between(x, *bounds, color=color, alpha=0.15)
         axes.set(xscale="log", yscale="log", xlabel="L, behaviours", ylabel="ms", title=title)
         axes.set_xticks([int(length) for length in lengths], [f"{int(length):,}" for length in lengths], minor=False)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend()
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    figure.legend([*lines.values()], [*map(str, lines)], loc="outside right upper")
     figure.savefig(path, dpi=120)
