@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from rich.progress import track
@@ -105,7 +104,7 @@ def draw(panels: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]], 
     figure = Figure(figsize=(5 * len(panels), 4.2), layout="constrained")
     names = list(dict.fromkeys(name for of in panels.values() for contestants in of.values() for name in contestants))
     # The same line for a contestant in every panel; hues repeat after ten, then with another stroke.
-    styles = dict(zip(names, itertools.product(("-", "--"), matplotlib.colormaps["tab10"].colors), strict=False))
+    styles = dict(zip(names, itertools.product(("-", "--"), [f"C{number}" for number in range(10)]), strict=False))
     for axes, (title, lengths) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name in dict.fromkeys(name for contestants in lengths.values() for name in contestants):
             points = [(int(length), row[name]) for length, row in lengths.items() if name in row]
