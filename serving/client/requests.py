@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_eta.columns import HISTORY, length_name
 from serving.client.answers import Signature
-from serving.client.values import shown
+from serving.client.values import ValueLists, shown
 
 Columns = Mapping[str, Any]
 Sequences = Mapping[str, Columns]
@@ -55,9 +55,14 @@ def ranking_inputs(
     several = min(map(_depth, columns.values())) > 1
 
     def rows(argument: str, values: Any, depth: int) -> Any:
-        if _depth(values) not in (depth + several, depth + several + 1):
-            raise ValueError(f"`{argument}` must be {_FORMS[depth + several]}. Received: {shown(values)}")
-        return values if several else [values]
+        def refusal() -> str:
+            return f"`{argument}` must be {_FORMS[depth + several]}. Received: {shown(values)}"
+
+        more = _depth(values) - depth - several
+        if more not in (0, 1):
+            raise ValueError(refusal())
+        column = values if several else [values]
+        return ValueLists(column, refusal) if more else column
 
     inputs: dict[str, tuple[str, Any]] = {}
     for role, given, depth in (("user", user, 0), ("context", context, 0), ("candidates", candidates, 1)):
@@ -99,7 +104,9 @@ def _sequence_inputs(
                 f"Received: {found} in `{argument}`, {lengths} in `{role}[{next(iter(columns))!r}]`"
             )
         lengths = found
-        inputs[f"{sequence}_{name}"] = argument, _padded(behaviours, max(lengths, default=0))
+        padded = _padded(behaviours, max(lengths, default=0))
+        lists = isinstance(behaviours, ValueLists)
+        inputs[f"{sequence}_{name}"] = argument, ValueLists(padded, behaviours.refusal) if lists else padded
     if chosen_length is not None:
         values = rows("history_length", chosen_length, 0)
         chosen = typed_array("history_length", values, np.dtype(np.int64)).tolist()

@@ -13,6 +13,19 @@ from keras_eta.columns import length_name
 from serving.client.answers import Signature
 
 
+class ValueLists(list[Any]):
+    """A column whose values are lists, which only a feature of several values takes.
+
+    Args:
+        rows: the column.
+        refusal: gives what to say where the signature takes one value.
+    """
+
+    def __init__(self, rows: Sequence[Any], refusal: Callable[[], str]) -> None:
+        super().__init__(rows)
+        self.refusal = refusal
+
+
 def with_value_lengths(inputs: Mapping[str, tuple[str, Any]], signature: Signature) -> dict[str, tuple[str, Any]]:
     """The inputs with those of several values padded to what the signature takes, and how many are real beside them.
 
@@ -25,11 +38,14 @@ def with_value_lengths(inputs: Mapping[str, tuple[str, Any]], signature: Signatu
         The inputs, and by `<name>_length` the numbers of values.
 
     Raises:
-        ValueError: if there are more values than the signature takes, or no list of them.
+        ValueError: if there are more values than the signature takes, or no list of them, or lists where it takes one
+            value.
     """
     result = dict(inputs)
     for name, (argument, values) in inputs.items():
         spec = signature.inputs.get(name)
+        if spec is not None and isinstance(values, ValueLists) and length_name(name) not in signature.inputs:
+            raise ValueError(values.refusal())
         if length_name(name) in signature.inputs and length_name(name) not in inputs and spec and spec.shape:
             most, depth = spec.shape[-1] or 0, len(spec.shape) - 1
             filler = "" if tf.as_dtype(spec.dtype) == tf.string else 0
