@@ -10,7 +10,8 @@ from keras_eta.columns import DTYPES, HISTORY, Age, Feature, Positives
 from keras_eta.columns import Sequence as BehaviourSequence
 from keras_eta.datasets.clustering import SIZE
 from keras_eta.features import Features
-from tfx_pipeline.layouts import AGE_BOUNDARIES, CSV, USER_ID, ClusterSequence, Label, Layout, Selection
+from tfx_pipeline.behaviours import ClusterSequence, Selection
+from tfx_pipeline.layouts import AGE_BOUNDARIES, CSV, USER_ID, Label, Layout
 
 _CLUSTERS = "clusters"
 

@@ -14,10 +14,11 @@ from tfx.types import standard_artifacts
 from keras_eta import Age, FeatureLookup
 from keras_eta.datasets import Impressions, Interactions
 from tests.tfx_pipeline.transformed import run_transform
+from tfx_pipeline.behaviours import Selection
 from tfx_pipeline.config import PipelineConfig, Split
 from tfx_pipeline.custom_layout import custom
 from tfx_pipeline.ingestion.impression_gen import ImpressionGenExecutor, impression_gen
-from tfx_pipeline.layouts import Label, Layout, Selection
+from tfx_pipeline.layouts import Label, Layout
 from tfx_pipeline.schema import make_schema
 from tfx_pipeline.training.batches import transformed_batches
 

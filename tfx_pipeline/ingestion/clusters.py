@@ -18,9 +18,10 @@ from keras_eta.datasets.clustering import SIZE, SNAPSHOT
 from keras_eta.datasets.clusters import tie_keys
 from keras_eta.datasets.columns import ITEM_ID
 from keras_eta.datasets.item_vectors import item_rows, load_item_vectors
+from tfx_pipeline.behaviours import ClusterSequence
 from tfx_pipeline.ingestion.impressions import ClusteredLog, UserLog
 from tfx_pipeline.ingestion.rows import value_dtype, value_names
-from tfx_pipeline.layouts import ClusterSequence, Layout
+from tfx_pipeline.layouts import Layout
 
 # More would take hours, and are rather a period in seconds of a log in milliseconds.
 _MOST_SNAPSHOTS = 1_000

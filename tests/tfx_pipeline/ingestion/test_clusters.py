@@ -17,12 +17,13 @@ from apache_beam.testing import test_pipeline
 from keras_eta import Feature, Features
 from keras_eta import Sequence as BehaviourSequence
 from keras_eta.datasets import Interactions, cluster_log, save_item_vectors
+from tfx_pipeline.behaviours import ClusterSequence
 from tfx_pipeline.ingestion import impressions
 from tfx_pipeline.ingestion.clusters import ClusterUserLog
 from tfx_pipeline.ingestion.impressions import ClusteredLog
 from tfx_pipeline.ingestion.interactions import COUNTS, MALFORMED
 from tfx_pipeline.ingestion.rows import Interaction, value_dtype, value_names
-from tfx_pipeline.layouts import ClusterSequence, Label, Layout
+from tfx_pipeline.layouts import Label, Layout
 
 STRINGS = Layout(
     Features(
