@@ -297,9 +297,11 @@ def test_states_on_the_command_line(address: str, tmp_path: Path, capsys: pytest
         _, out, _ = run("rank", "--json", "--state", str(kept), *flags, candidates=CANDIDATES, user=USER)
         assert json.loads(out)["model_version"] == version
     _, _, err = run("rank", "--state", str(kept), candidates=CANDIDATES, users=USER)
-    assert "with `candidates`, and maybe `context`, `history`, `history_length`, `user`. Received: " in err
+    assert "with `candidates`, and maybe `context`, `history`, `history_length`, `sequences`, `user`. Received: " in err
     _, _, err = run("user-state", "--output", str(kept), candidates=CANDIDATES, history=HISTORY)
-    assert "with `history`, and maybe `context`, `history_length`. Received: ['candidates', 'history']" in err
+    assert (
+        "with `history`, and maybe `context`, `history_length`, `sequences`. Received: ['candidates', 'history']" in err
+    )
     for content in (b"", b"no zip", b"PK\x03\x04broken"):
         kept.write_bytes(content)
         code, _, err = run("rank", "--state", str(kept), candidates=CANDIDATES, user=USER)
