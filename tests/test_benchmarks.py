@@ -34,7 +34,7 @@ def test_training_reports_every_contestant(monkeypatch: pytest.MonkeyPatch, tmp_
     assert list(steps) == ["20"]
     for rows in steps.values():
         ours = ["eta", "eta-learned", "eta-bfloat16", "eta-xla"]
-        others = ["sdim", "sim-hard", "sim-soft", "twin", "mimn-100", "inner-product", "full", "pooling"]
+        others = ["sdim", "sim-hard", "sim-soft", "twin", "twin-v2", "mimn-100", "inner-product", "full", "pooling"]
         assert list(rows) == [*ours, *others, "recent-only", "no-long-history"]
         assert rows["eta"]["over_base"] == 1.0
         assert all(0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] for row in rows.values())
@@ -48,7 +48,8 @@ def test_retrieval_reports_requests_traffic_and_searches(monkeypatch: pytest.Mon
     _run(retrieval.main, monkeypatch, "--lengths", "20", "40", "--candidates", "5", "9", "--callers", "2", *files)
     found = json.loads(report.read_text())
     for candidates, length in itertools.product(("5", "9"), ("20", "40")):
-        others = ["inner product", "SIM hard", "SIM soft", "TWIN", "SDIM", "MIMN, last 100", "pooling"]
+        twins = ["TWIN", "TWIN-V2, clusters of 10"]
+        others = ["inner product", "SIM hard", "SIM soft", *twins, "SDIM", "MIMN, last 100", "pooling"]
         alone = ["ETA, XLA", "ETA", "full attention", *others, "no long history", "ETA, C rows"]
         assert list(found["request"][candidates][length]) == alone
         assert list(found["traffic"][candidates][length]) == alone[:-1]
