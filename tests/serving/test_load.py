@@ -340,6 +340,4 @@ def test_overhead_compares_the_server_with_calls_in_process(
     for table in (report["p50_ms"], report["calls_per_second"]):
         assert all(row["median"] > 0 and row["ratio_p10"] <= row["ratio"] <= row["ratio_p90"] for row in table.values())
         assert table[overhead.SIGNATURE]["ratio"] == 1
-    # A model this small answers faster than gRPC carries a message.
-    assert report["p50_ms"][overhead.GRPC]["median"] > 1.5 * report["p50_ms"][overhead.SESSION]["median"]
     assert "asked of gRPC: <= 1.15" in capsys.readouterr().out
