@@ -8,19 +8,10 @@ import os
 import shlex
 from typing import Any
 
-import tensorflow as tf
-
-from keras_eta.interest import ETAInterest, InterestUnit, RecentInterest
-from keras_eta.models import RetrievalTask
-from keras_eta.models.mlp import check_activation
-from keras_eta.validation import (
-    check_hidden_units,
-    check_integers_from_zero,
-    check_positive_integers,
-    is_integer,
-    is_number,
-)
+from keras_eta.validation import check_integers_from_zero, check_positive_integers, is_integer, is_number
 from tfx_pipeline.layouts import Layout
+from tfx_pipeline.model_config import Model
+from tfx_pipeline.options import option
 
 TRAIN, VALIDATION, EVAL = "train", "validation", "eval"
 SPLITS = (TRAIN, VALIDATION, EVAL)
@@ -29,11 +20,6 @@ SPLITS = (TRAIN, VALIDATION, EVAL)
 HISTORY_BUCKET = "history_bucket"
 HISTORY_BUCKETS = ("0-9", "10-49", "50-199", "200+")
 HISTORY_BUCKET_STARTS = (0, 10, 50, 200)
-
-
-def _option(default: Any, meaning: str, **argument: Any) -> Any:
-    """A field that is a flag: its default, its meaning, and what argparse can't tell from the default."""
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "argument": argument})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +31,16 @@ class Split:
             or late.
     """
 
-    fractions: tuple[float, float, float] = _option(
+    fractions: tuple[float, float, float] = option(
         (0.8, 0.1, 0.1),
         "shares of the impressions, by time",
         nargs=3,
         metavar=("TRAIN", "VALIDATION", "EVAL"),
     )
-    validation_from: int | None = _option(
+    validation_from: int | None = option(
         None, "split by dates instead: timestamp of the first validation impression", type=int, metavar="TIME"
     )
-    eval_from: int | None = _option(None, "timestamp of the first eval impression", type=int, metavar="TIME")
+    eval_from: int | None = option(None, "timestamp of the first eval impression", type=int, metavar="TIME")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fractions", tuple(self.fractions))
@@ -77,107 +63,6 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
-class ETAUnits:
-    """Arguments of the default interest units, those of `keras_eta.ETA`.
-
-    Raises:
-        ValueError: if a number is out of its range.
-    """
-
-    top_k: int = _option(48, "behaviours retrieved per candidate", metavar="K")
-    num_bits: int = _option(64, "bits of a fingerprint", metavar="M")
-    similarity_bias: bool = _option(True, "whether the similarity of fingerprints enters the attention")
-    trainable_planes: bool = _option(True, "whether the planes of the hash learn; needs --similarity_bias")
-    planes_period: int = _option(1, "steps between two moves of learned planes", metavar="N")
-    short_history_length: int = _option(16, "most recent behaviours attended to besides; 0: none", metavar="S")
-    num_heads: int = _option(2, "heads of both attentions", metavar="H")
-    key_dim: int | None = _option(
-        None, "width of a head (default: the candidate's width divided by the heads)", type=int, metavar="D"
-    )
-    cosine: bool = _option(False, "whether the logits of both attentions are scaled cosines")
-    distance_edges: tuple[int, ...] = _option(
-        (),
-        "count what is retrieved up to each of these distances and beyond the one before, for the MLP (default: no "
-        "counts)",
-        type=int,
-        nargs="+",
-        metavar="DISTANCE",
-    )
-
-    def __post_init__(self) -> None:
-        check_integers_from_zero(short_history_length=self.short_history_length)
-        self.make()
-
-    def make(self, seed: int = 0) -> tuple[InterestUnit, ...]:
-        """The units.
-
-        Args:
-            seed: of the planes.
-        """
-        arguments = dataclasses.asdict(self)
-        short_history_length = arguments.pop("short_history_length")
-        heads = {name: arguments[name] for name in ("num_heads", "key_dim", "cosine")}
-        recent = [RecentInterest(short_history_length, **heads)] if short_history_length else []
-        return (*recent, ETAInterest(seed=seed, **arguments))
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """The ranker.
-
-    Args:
-        interests: the interest units, each as the JSON of `tf.keras.utils.serialize_keras_object(unit)`. Units
-            themselves become such JSON.
-
-    Raises:
-        ValueError: if a number is out of its range, or `interests` are none or no JSON.
-    """
-
-    interests: tuple[str, ...] = dataclasses.field(
-        default_factory=lambda: ETAUnits().make(),
-        metadata={
-            "meaning": "interest units, each as the JSON of tf.keras.utils.serialize_keras_object(unit), or @FILE "
-            "with such JSON or a list of it (default: ETA's)",
-            "argument": {"flag": "interest", "nargs": "+", "action": "extend", "metavar": "JSON"},
-        },
-    )
-    hidden_units: tuple[int, ...] = _option((128, 64), "widths of the MLP's hidden layers", metavar="N")
-    activation: str = _option("relu", "of the hidden layers, a name that Keras knows", metavar="NAME")
-    cross_layers: int = _option(0, "layers of DCN-v2 before the MLP", metavar="N")
-    retrieval_weight: float = _option(
-        0.0, "of the retrieval task's loss beside the click loss; 0: no such task", metavar="WEIGHT"
-    )
-    retrieval_temperature: float = _option(0.1, "what the retrieval task divides cosines by", metavar="T")
-    retrieval_recent: int = _option(20, "most recent behaviours that the retrieval task draws from", metavar="N")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "interests", tuple(map(_unit_json, self.interests)))
-        object.__setattr__(self, "hidden_units", tuple(self.hidden_units))
-        if not self.interests:
-            raise ValueError("`interests` must hold at least one interest unit. Received: interests=()")
-        check_integers_from_zero(cross_layers=self.cross_layers)
-        check_hidden_units(self.hidden_units)
-        check_activation(self.activation)
-        if not (is_number(self.retrieval_weight) and self.retrieval_weight >= 0):
-            raise ValueError(
-                "`retrieval_weight` must be a number of at least 0. "
-                f"Received: retrieval_weight={self.retrieval_weight!r}"
-            )
-        if not (is_number(self.retrieval_temperature) and self.retrieval_temperature > 0):
-            raise ValueError(
-                "`retrieval_temperature` must be a positive number. "
-                f"Received: retrieval_temperature={self.retrieval_temperature!r}"
-            )
-        check_positive_integers(retrieval_recent=self.retrieval_recent)
-
-    def retrieval_task(self) -> RetrievalTask | None:
-        """The retrieval task; `None` at a weight of 0."""
-        if not self.retrieval_weight:
-            return None
-        return RetrievalTask(self.retrieval_weight, self.retrieval_temperature, self.retrieval_recent)
-
-
-@dataclasses.dataclass(frozen=True)
 class Training:
     """How the model is trained.
 
@@ -185,20 +70,20 @@ class Training:
         ValueError: if a number is out of its range.
     """
 
-    batch_size: int = _option(512, "impressions per step", metavar="N")
-    epochs: int = _option(2, "passes over the training part, at most", metavar="N")
-    max_steps: int | None = _option(None, "stop training after so many steps", type=int, metavar="N")
-    patience: int = _option(
+    batch_size: int = option(512, "impressions per step", metavar="N")
+    epochs: int = option(2, "passes over the training part, at most", metavar="N")
+    max_steps: int | None = option(None, "stop training after so many steps", type=int, metavar="N")
+    patience: int = option(
         1,
         "epochs without a better validation AUC after which training stops; the best epoch's weights are kept",
         metavar="N",
     )
-    embedding_learning_rate: float = _option(0.1, "Adagrad's, for embeddings", metavar="RATE")
-    dense_learning_rate: float = _option(1e-3, "Adam's, for the rest", metavar="RATE")
-    warm_start: bool = _option(
+    embedding_learning_rate: float = option(0.1, "Adagrad's, for embeddings", metavar="RATE")
+    dense_learning_rate: float = option(1e-3, "Adam's, for the rest", metavar="RATE")
+    warm_start: bool = option(
         True, "whether to start from the latest pushed model, where there is one with the same features"
     )
-    seed: int = _option(0, "of initial weights, of ETA's planes and of the order of batches", metavar="N")
+    seed: int = option(0, "of initial weights, of ETA's planes and of the order of batches", metavar="N")
 
     def __post_init__(self) -> None:
         bounds = {} if self.max_steps is None else {"max_steps": self.max_steps}
@@ -218,13 +103,13 @@ class Evaluation:
         ValueError: if an argument is out of its range.
     """
 
-    min_auc: float = _option(0.6, "floor of the AUC on the eval part, below which no model is blessed", metavar="AUC")
-    max_auc_drop: float = _option(
+    min_auc: float = option(0.6, "floor of the AUC on the eval part, below which no model is blessed", metavar="AUC")
+    max_auc_drop: float = option(
         0.002,
         "how far the AUC may lie below the last blessed model's, overall and on --longest_bucket",
         metavar="AUC",
     )
-    longest_bucket: str = _option(
+    longest_bucket: str = option(
         HISTORY_BUCKETS[-1], "bucket of history lengths that must not get worse", choices=HISTORY_BUCKETS
     )
 
@@ -257,29 +142,29 @@ class PipelineConfig:
     """
 
     layout: Layout
-    data: str = _option(dataclasses.MISSING, "directory of the raw log; movielens: fetched if not given", metavar="DIR")
-    schema: str = _option(
+    data: str = option(dataclasses.MISSING, "directory of the raw log; movielens: fetched if not given", metavar="DIR")
+    schema: str = option(
         dataclasses.MISSING,
         "curated schema, text proto; python -m tfx_pipeline.propose_schema makes a draft for a custom layout",
         metavar="FILE",
     )
-    output: str = _option("build/pipeline", "artifacts, metadata, checkpoints and reports", metavar="DIR")
-    serving_dir: str = _option(
+    output: str = option("build/pipeline", "artifacts, metadata, checkpoints and reports", metavar="DIR")
+    serving_dir: str = option(
         "build/serving/eta", "where versions are pushed, as TF Serving's --model_base_path", metavar="DIR"
     )
     split: Split = Split()
-    min_history: int = _option(
+    min_history: int = option(
         5, "interactions with fewer earlier ones of the same user are behaviours, but no impressions", metavar="N"
     )
-    max_bad_share: float = _option(0.01, "share of malformed rows above which the run stops", metavar="SHARE")
-    statistics_sample_rate: float = _option(
+    max_bad_share: float = option(0.01, "share of malformed rows above which the run stops", metavar="SHARE")
+    statistics_sample_rate: float = option(
         1.0, "share of the impressions that statistics are computed of", metavar="SHARE"
     )
     model: Model = dataclasses.field(default_factory=Model)
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
-    bulk_inference: bool = _option(False, "also score the eval part with the blessed model, as Parquet")
-    beam_args: tuple[str, ...] = _option(
+    bulk_inference: bool = option(False, "also score the eval part with the blessed model, as Parquet")
+    beam_args: tuple[str, ...] = option(
         (),
         "flags of the Beam runner in one string after '=', e.g. "
         "--beam_args='--direct_running_mode=multi_processing --direct_num_workers=2' (default: one local process)",
@@ -348,23 +233,6 @@ class PipelineConfig:
             evaluation=Evaluation(**values.pop("evaluation")),
             **values,
         )
-
-
-def _unit_json(unit: Any) -> str:
-    """An interest unit, or its JSON, as JSON with sorted keys."""
-    config = tf.keras.utils.serialize_keras_object(unit) if isinstance(unit, InterestUnit) else unit
-    try:
-        config = json.loads(config) if isinstance(config, str) else config
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"`interests` must hold JSON objects. Received: {unit!r}, which is no JSON: {error}"
-        ) from error
-    if not isinstance(config, dict) or not {"class_name", "config"} <= config.keys():
-        raise ValueError(
-            "`interests` must hold JSON objects with `class_name` and `config`, as "
-            f"`tf.keras.utils.serialize_keras_object` gives them of a unit. Received: {unit!r}"
-        )
-    return json.dumps(config, sort_keys=True)
 
 
 def history_bucket(count: int) -> str:

@@ -9,9 +9,11 @@ from types import MappingProxyType
 from keras_eta.columns import DTYPES, HISTORY, Age, Feature, Positives
 from keras_eta.columns import Sequence as BehaviourSequence
 from keras_eta.datasets.clustering import SIZE
+from keras_eta.datasets.negative_draws import Period, Weighting
 from keras_eta.features import Features
 from tfx_pipeline.behaviours import ClusterSequence, Selection
 from tfx_pipeline.layouts import AGE_BOUNDARIES, CSV, USER_ID, Label, Layout
+from tfx_pipeline.sampling import NegativeSampling
 
 _CLUSTERS = "clusters"
 
@@ -41,6 +43,10 @@ def custom(
     clusters: str = "",
     snapshot_period: int | None = None,
     group_by: str | None = None,
+    negatives: int = 0,
+    negatives_same: Sequence[str] = (),
+    negatives_by: Weighting = "uniform",
+    negatives_from: Period = "earlier",
 ) -> Layout:
     """A layout of one's own, by a mapping of columns.
 
@@ -77,10 +83,14 @@ def custom(
             `sequence_attributes`, of which float32 ones are means over the cluster. Empty: there is none.
         snapshot_period: of the clusters.
         group_by: of the clusters, e.g. `"rating"`.
+        negatives: number sampled per positive. 0: the log has negatives of its own.
+        negatives_same: `same` of a `NegativeSampling`, e.g. `("category_id",)`.
+        negatives_by: `by` of it.
+        negatives_from: `candidates` of it.
 
     Raises:
         ValueError: if a feature, a sequence or `positives` is not written so, `snapshot_period` or `group_by` come
-            without `clusters`, or as `Layout` and `ClusterSequence`.
+            without `clusters`, `negatives_same` and its like without `negatives`, or as `Layout` and `ClusterSequence`.
     """
     selections = [_selection(HISTORY, history)] if history else []
     attributes: dict[str, list[Feature]] = {}
@@ -94,6 +104,14 @@ def custom(
         raise ValueError(
             "`snapshot_period` and `group_by` must go with `clusters`. "
             f"Received: snapshot_period={snapshot_period!r}, group_by={group_by!r}"
+        )
+    sampling = None
+    if negatives:
+        sampling = NegativeSampling(negatives, tuple(negatives_same), negatives_by, negatives_from)
+    elif negatives_same or negatives_by != "uniform" or negatives_from != "earlier":
+        raise ValueError(
+            "`negatives_same`, `negatives_by` and `negatives_from` must go with `negatives`. "
+            f"Received: negatives={negatives!r}"
         )
     for text in sequence_attributes:
         name, _, attribute = text.partition("=")
@@ -128,6 +146,7 @@ def custom(
         selections=tuple(selections),
         list_separator=list_separator,
         clusters=_cluster_sequence(clusters, snapshot_period, group_by, attributes[_CLUSTERS]) if clusters else None,
+        negatives=sampling,
     )
 
 

@@ -10,11 +10,13 @@ import dataclasses
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from tfx_pipeline.config import ETAUnits, Evaluation, Model, PipelineConfig, Split, Training
+from keras_eta.datasets.negative_draws import Period, Weighting
+from tfx_pipeline.config import Evaluation, PipelineConfig, Split, Training
 from tfx_pipeline.custom_layout import custom
 from tfx_pipeline.layouts import CSV, PARQUET, Label, Layout, movielens, taobao
+from tfx_pipeline.model_config import ETAUnits, Model
 from tfx_pipeline.ranker import check_ranker
 
 READY_MADE = {"movielens": movielens, "taobao": taobao}
@@ -117,13 +119,32 @@ _LAYOUT_FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
         "group_by",
         {"metavar": "NAME", "help": "feature of numbers whose quantiles clusters keep apart; one group if not said"},
     ),
+    "negatives": (
+        "negatives",
+        {"type": int, "metavar": "N", "help": "negatives sampled per positive, for a log that holds positives only"},
+    ),
+    "negatives_same": (
+        "negatives_same",
+        {"nargs": "+", "metavar": "NAME", "help": "columns in which they agree with the positive, e.g. category_id"},
+    ),
+    "negatives_by": (
+        "negatives_by",
+        {"choices": get_args(Weighting), "help": "whether they are drawn alike or by their rows in the log"},
+    ),
+    "negatives_from": (
+        "negatives_from",
+        {"choices": get_args(Period), "help": "whether they are items seen before the positive, or of all rows"},
+    ),
     "slice_columns": (
         "slice_column",
         {"nargs": "+", "metavar": "NAME", "help": "further columns to slice metrics by"},
     ),
 }
 _LABEL_FLAGS: dict[str, dict[str, Any]] = {
-    "label_column": {"metavar": "COLUMN", "help": "the file's column that tells what is positive"},
+    "label_column": {
+        "metavar": "COLUMN",
+        "help": "the file's column that tells what is positive; with --negatives, all if not said",
+    },
     "label_minimum": {"type": float, "metavar": "VALUE", "help": "values from here on are positive"},
     "label_positives": {
         "nargs": "+",
@@ -209,14 +230,20 @@ def layout_from_flags(flags: argparse.Namespace) -> Layout:
         if names:
             raise ValueError(f"{_flag_names(names)}: only with --layout custom. Received: --layout {flags.layout}")
         return READY_MADE[flags.layout](**length)
-    missing = [name for name in ("pattern", "label_column") if name not in flags]
+    required = ("pattern",) if given.get("negatives") else ("pattern", "label_column")
+    missing = [name for name in required if name not in flags]
     if missing:
         raise ValueError(f"--layout custom needs {_flag_names(missing)}.")
     columns = given.pop("columns", ())
     wrong = [text for text in columns if not all(text.partition("="))]
     if wrong:
         raise ValueError(f"--column must be written NAME=COLUMN. Received: {wrong}")
-    return custom(label=Label(**label), columns=dict(text.split("=", 1) for text in columns), **given, **length)
+    return custom(
+        label=Label(**{"column": None, **label}),
+        columns=dict(text.split("=", 1) for text in columns),
+        **given,
+        **length,
+    )
 
 
 def _model(flags: argparse.Namespace, seed: int) -> Model:

@@ -12,6 +12,7 @@ from keras_eta.datasets.taobao import END_TIMESTAMP, FIRST_TIMESTAMP
 from keras_eta.features import Features
 from keras_eta.validation import is_number
 from tfx_pipeline.behaviours import ClusterSequence, Selection
+from tfx_pipeline.sampling import NegativeSampling
 
 USER_ID = "user_id"
 
@@ -27,17 +28,17 @@ class Label:
     """Which interactions are positive.
 
     Args:
-        column: the file's column that tells.
+        column: the file's column that tells. `None`: every interaction is positive; `Layout.negatives` are sampled.
         minimum: values from here on are positive.
         positives: values that are positive, e.g. actions. Without `minimum` and `positives` the column holds 0 and 1.
         negatives: values that are negative; a row with a value of neither is then malformed. Empty: all other values.
 
     Raises:
         ValueError: if `minimum` is no number, both rules are given, `negatives` come without `positives` or one value
-            is in both, or there is no column.
+            is in both, `column` is empty, or there is a rule without a column.
     """
 
-    column: str
+    column: str | None
     minimum: float | None = None
     positives: tuple[str, ...] = ()
     negatives: tuple[str, ...] = ()
@@ -45,7 +46,7 @@ class Label:
     def __post_init__(self) -> None:
         for name in ("positives", "negatives"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.column:
+        if self.column == "" or (self.column is None and (self.minimum is not None or self.positives)):
             raise ValueError(f"`column` of the label must be a column of the file. Received: column={self.column!r}")
         if self.minimum is not None and not is_number(self.minimum):
             raise ValueError(f"`minimum` of the label must be a finite number. Received: minimum={self.minimum!r}")
@@ -117,6 +118,7 @@ class Layout:
         selections: which interactions are behaviours of which sequence, where not all of them are.
         list_separator: between the values of a feature with `max_values`. (Parquet files hold lists.)
         clusters: the sequence that holds clusters of behaviours, where there is one.
+        negatives: how negatives are sampled, where the log holds positives only.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -137,6 +139,7 @@ class Layout:
     selections: tuple[Selection, ...] = ()
     list_separator: str = "|"
     clusters: ClusterSequence | None = None
+    negatives: NegativeSampling | None = None
 
     def __post_init__(self) -> None:
         for name in ("header", "slice_columns", "selections"):
@@ -158,6 +161,8 @@ class Layout:
             raise ValueError(f"`list_separator` must be a character or more. Received: {self.list_separator!r}")
         if self.clusters is not None:
             self._check_clusters(self.clusters)
+        if self.label.column is None and self.negatives is None:
+            raise ValueError("A log whose interactions are all positive needs `negatives`. Received: negatives=None")
         sequences = [sequence.name for sequence in self.log_sequences]
         selected = [selection.sequence for selection in self.selections]
         if not {*selected} <= {*sequences} or len({*selected}) < len(selected):
@@ -236,7 +241,8 @@ class Layout:
         names = (self.source(name) for name in (*self.row_columns, *self.behaviour_columns))
         wanted = [name for name in names if name != LABEL and name not in joined]
         rules = (selection.column for selection in self.selections)
-        return tuple(dict.fromkeys([*wanted, self.label.column, *rules]))
+        label = [] if self.label.column is None else [self.label.column]
+        return tuple(dict.fromkeys([*wanted, *label, *rules]))
 
     def to_dict(self) -> dict[str, Any]:
         """The layout as JSON-ready values; `Layout.from_dict` reads it back."""
@@ -248,13 +254,14 @@ class Layout:
         values = dict(values)
         items = values.pop("items")
         # Older descriptions lack them.
-        clusters = values.pop("clusters", None)
+        clusters, negatives = values.pop("clusters", None), values.pop("negatives", None)
         return cls(
             features=Features.from_dict(values.pop("features")),
             label=Label(**values.pop("label")),
             items=None if items is None else ItemTable(**items),
             selections=tuple(Selection(**selection) for selection in values.pop("selections", ())),
             clusters=None if clusters is None else ClusterSequence(**clusters),
+            negatives=None if negatives is None else NegativeSampling(**negatives),
             **values,
         )
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_eta import FeatureLookup, Features, Ranker
 from keras_eta.interest import InterestUnit
 from keras_eta.models.mlp import activation_class
-from tfx_pipeline.config import Model
+from tfx_pipeline.model_config import Model
 
 
 def make_ranker(model: Model, features: Features, vocabularies: Mapping[str, Any]) -> Ranker:

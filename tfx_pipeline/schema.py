@@ -8,6 +8,7 @@ from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from keras_eta.columns import LABEL, TIMESTAMP, length_name
+from keras_eta.datasets.negative_draws import SAMPLING_PROBABILITY
 from tfx_pipeline.config import HISTORY_BUCKET, HISTORY_BUCKETS
 from tfx_pipeline.layouts import Layout
 
@@ -28,6 +29,7 @@ def make_schema(layout: Layout) -> schema_pb2.Schema:
     | `timestamp` | int64 | 1 |
     | `label` | int64, 0 or 1 | 1 |
     | `history_bucket` | bytes, one of `HISTORY_BUCKETS` | 1 |
+    | `sampling_probability`, where negatives are sampled | float32 | 1 |
     | others of `layout.row_columns` | the feature's; bytes where it is no feature | 1 |
     | of a sequence | the feature's; `<sequence>_timestamp` int64 | 0 to its `max_length` |
 
@@ -58,6 +60,8 @@ def make_schema(layout: Layout) -> schema_pb2.Schema:
     label.int_domain.CopyFrom(schema_pb2.IntDomain(min=0, max=1))
     bucket = _add_row_column(schema, HISTORY_BUCKET, "string")
     bucket.string_domain.value.extend(HISTORY_BUCKETS)
+    if layout.negatives is not None:
+        _add_row_column(schema, SAMPLING_PROBABILITY, "float32")
     for sequence in features.all_sequences:
         for feature in features.sequence_features(sequence):
             name, most = sequence.column(feature.name), sequence.max_length

@@ -19,7 +19,7 @@ from keras_eta.datasets.columns import ITEM_ID, USER_ID, Column, id_numbers, par
 from keras_eta.datasets.delimited import WRONG_COLUMNS, parse_lines
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions, Rejection
-from keras_eta.datasets.negatives import draw_negatives
+from keras_eta.datasets.negative_draws import draw_negatives
 from keras_eta.features import Features
 
 CATEGORY_ID = "category_id"

@@ -11,6 +11,8 @@ import tensorflow as tf
 from keras_eta.columns import RawColumns, Sequence
 from keras_eta.features import Features
 from keras_eta.interest.base import InterestUnit
+from keras_eta.layers.feature_lookup import FeatureLookup
+from keras_eta.models.tasks import RetrievalTask
 
 _ADVICE = (
     "Rankers read rows of their embedding tables, as a FeatureLookup makes them of ids: give `to_dataset` its "
@@ -18,19 +20,27 @@ _ADVICE = (
 )
 
 
-def check_sequences(interests: collections.abc.Sequence[InterestUnit], features: Features) -> None:
-    """Refuses units that read a sequence that the features lack."""
-    known = [sequence.name for sequence in features.all_sequences]
-    for unit in interests:
-        if unit.sequence not in known:
-            raise ValueError(
-                f"Interest unit {unit.name!r} needs one of the sequences of `features`, {known}. "
-                f"Received: sequence={unit.sequence!r}"
-            )
+def checked_features_of(features: Any, lookup: Any) -> Features:
+    """The features of a ranker: those given, or else the lookup's; what is neither is refused."""
+    if lookup is not None and not isinstance(lookup, FeatureLookup):
+        raise TypeError(f"`lookup` must be a FeatureLookup or None. Received: lookup={lookup!r}")
+    if features is None:
+        if lookup is None:
+            raise ValueError("Give `features` with vocabulary sizes, or an adapted `lookup`. Received neither.")
+        return lookup.features
+    if not isinstance(features, Features):
+        raise TypeError(f"`features` must be a keras_eta.Features. Received: features={features!r}")
+    return features
 
 
-def check_interests(interests: collections.abc.Sequence[Any]) -> None:
-    """Refuses what is no list of interest units with names of their own."""
+def check_retrieval_task(task: Any) -> None:
+    """Refuses what is neither a retrieval task nor `None`."""
+    if task is not None and not isinstance(task, RetrievalTask):
+        raise TypeError(f"`retrieval_task` must be a RetrievalTask or None. Received: retrieval_task={task!r}")
+
+
+def check_interests(interests: collections.abc.Sequence[Any], features: Features) -> None:
+    """Refuses what is no list of interest units with names of their own and a sequence that the features have."""
     wrong = [unit for unit in interests if not isinstance(unit, InterestUnit)]
     if wrong:
         raise TypeError(f"`interests` must hold interest units. Received: {wrong}")
@@ -40,6 +50,13 @@ def check_interests(interests: collections.abc.Sequence[Any]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"Every interest unit must have a `name` of its own. Used twice: {twice}")
+    known = [sequence.name for sequence in features.all_sequences]
+    for unit in interests:
+        if unit.sequence not in known:
+            raise ValueError(
+                f"Interest unit {unit.name!r} needs one of the sequences of `features`, {known}. "
+                f"Received: sequence={unit.sequence!r}"
+            )
 
 
 def checked_columns(inputs: Mapping[str, Any], features: Features) -> Mapping[str, tf.Tensor]:
@@ -75,6 +92,19 @@ def checked_columns(inputs: Mapping[str, Any], features: Features) -> Mapping[st
     checks += [check for sequence in features.all_sequences for check in _check_lengths(sequence, columns, features)]
     with tf.control_dependencies([check for check in checks if check is not None]):
         return {name: tf.identity(column) for name, column in columns.items()}
+
+
+def batch_columns(inputs: Mapping[str, Any], features: Features) -> dict[str, tf.Tensor]:
+    """The columns of a batch as `checked_columns` gives them, one value or one set of values a row: [N] or [N, V]."""
+    columns = dict(checked_columns(inputs, features))
+    shapes = {feature.name: feature.values_shape for feature in features.row_features}
+    shapes |= {sequence.length: () for sequence in features.all_sequences}
+    return columns | {name: tf.reshape(columns[name], [-1, *shape]) for name, shape in shapes.items()}
+
+
+def with_candidates(columns: Mapping[str, tf.Tensor], features: Features) -> dict[str, tf.Tensor]:
+    """The columns of a batch, those of the item as one candidate per row: [N, 1] or [N, 1, V]."""
+    return {**columns, **{item.name: columns[item.name][:, tf.newaxis] for item in features.item_features}}
 
 
 def _check_lengths(

@@ -12,13 +12,20 @@ from keras_eta.features import Features
 from keras_eta.interest.base import Interest, InterestUnit
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.metrics import LogOddsAUC
-from keras_eta.models.feature_embedding import FeatureEmbedding
-from keras_eta.models.input_checks import check_interests, check_sequences, checked_columns, specs_of
+from keras_eta.models.input_checks import (
+    batch_columns,
+    check_interests,
+    check_retrieval_task,
+    checked_features_of,
+    specs_of,
+    with_candidates,
+)
 from keras_eta.models.losses import RETRIEVAL_LOSS, ranking_losses
 from keras_eta.models.mlp import check_activation, make_mlp
 from keras_eta.models.ranker_config import deserialized, serialized
 from keras_eta.models.tasks import RetrievalTask
 from keras_eta.models.trainable import TrainableModel, is_native
+from keras_eta.models.unit_embeddings import make_embeddings
 from keras_eta.models.user_states import UserStates, own_state
 from keras_eta.names import is_argument
 from keras_eta.validation import check_hidden_units, check_integers_from_zero
@@ -91,25 +98,14 @@ class Ranker(UserStates, TrainableModel):
         retrieval_task: RetrievalTask | None = None,
         **kwargs: Any,
     ) -> None:
-        check_interests(interests)
-        if retrieval_task is not None and not isinstance(retrieval_task, RetrievalTask):
-            raise TypeError(
-                f"`retrieval_task` must be a RetrievalTask or None. Received: retrieval_task={retrieval_task!r}"
-            )
-        parts = [f"{unit.name}_loss" for unit in interests if unit.has_own_loss]
-        super().__init__(part_names=[*parts, *([] if retrieval_task is None else [RETRIEVAL_LOSS])], **kwargs)
-        if lookup is not None and not isinstance(lookup, FeatureLookup):
-            raise TypeError(f"`lookup` must be a FeatureLookup or None. Received: lookup={lookup!r}")
-        if features is None:
-            if lookup is None:
-                raise ValueError("Give `features` with vocabulary sizes, or an adapted `lookup`. Received neither.")
-            features = lookup.features
-        if not isinstance(features, Features):
-            raise TypeError(f"`features` must be a keras_eta.Features. Received: features={features!r}")
+        features = checked_features_of(features, lookup)
+        check_interests(interests, features)
+        check_retrieval_task(retrieval_task)
         check_activation(activation)
         check_integers_from_zero(cross_layers=cross_layers)
         check_hidden_units(hidden_units)
-        check_sequences(interests, features)
+        parts = [f"{unit.name}_loss" for unit in interests if unit.has_own_loss]
+        super().__init__(part_names=[*parts, *([] if retrieval_task is None else [RETRIEVAL_LOSS])], **kwargs)
         self.features = features
         self.lookup = lookup
         self.interests = list(interests)
@@ -117,21 +113,10 @@ class Ranker(UserStates, TrainableModel):
         self.activation = activation
         self._regularizer = tf.keras.regularizers.get(embeddings_regularizer)
 
-        tables: dict[str, tf.keras.layers.Embedding] = {}
+        embeddings = make_embeddings(self.interests, features, self._regularizer)
+        self.feature_embedding, self.own_embeddings = embeddings
         for unit in self.interests:
-            if not unit.own_embeddings:
-                # The first unit that needs a table of its own kind makes it for all.
-                tables = {**unit.make_tables(features, self._regularizer), **tables}
-        self.feature_embedding = FeatureEmbedding(features, tables, self._regularizer, name="embeddings")
-        self.own_embeddings: dict[str, FeatureEmbedding] = {}
-        for unit in self.interests:
-            if unit.own_embeddings:
-                made = unit.make_tables(features, self._regularizer)
-                self.own_embeddings[unit.name] = FeatureEmbedding(
-                    features, made, self._regularizer, sequence=unit.sequence, name=f"{unit.name}_embeddings"
-                )
             unit.bind(features, self.own_embeddings.get(unit.name, self.feature_embedding).tables)
-
         self.cross = [tfrs.layers.dcn.Cross(name=f"cross_{index}") for index in range(cross_layers)]
         self.mlp = make_mlp(self.hidden_units, activation)
         self.retrieval_task = retrieval_task
@@ -146,21 +131,16 @@ class Ranker(UserStates, TrainableModel):
             ],
         )
 
-    @property
-    def embeddings(self) -> dict[str, tf.keras.layers.Embedding]:
-        """The embedding tables that the units share, by feature name."""
-        return self.feature_embedding.tables
-
     def build(self, input_shape: Any = None) -> None:
         """Creates all variables. Keras calls it at the first batch; call it earlier to restore weights."""
-        self._build_embeddings()
+        self.build_embeddings()
         if self.retrieval_task is not None and not self.retrieval_task.built:
             # Keras scopes names only where it builds by itself.
             with tf.name_scope(self.retrieval_task.name):
                 self.retrieval_task.build()
         specs = specs_of(self.features)
         zeros = {name: tf.zeros([size or 1 for size in spec.shape], spec.dtype) for name, spec in specs.items()}
-        self.score(self._with_candidates(zeros))
+        self.score(with_candidates(zeros, self.features))
         # Keras sets it at the first call, to the shapes of that one; without it no SavedModel is written.
         self._set_save_spec(specs)
         self.built = True
@@ -171,16 +151,7 @@ class Ranker(UserStates, TrainableModel):
 
     def batch_columns(self, inputs: Inputs) -> dict[str, tf.Tensor]:
         """The columns of a batch, checked, each row's item as its one candidate."""
-        columns = dict(checked_columns(inputs, self.features))
-        shapes = {feature.name: feature.values_shape for feature in self.features.row_features}
-        shapes |= {sequence.length: () for sequence in self.features.all_sequences}
-        for name, shape in shapes.items():
-            columns[name] = tf.reshape(columns[name], [-1, *shape])
-        return self._with_candidates(columns)
-
-    def _with_candidates(self, columns: Inputs) -> dict[str, tf.Tensor]:
-        """The columns with those of the item as one candidate per row."""
-        return {**columns, **{item.name: columns[item.name][:, tf.newaxis] for item in self.features.item_features}}
+        return with_candidates(batch_columns(inputs, self.features), self.features)
 
     def score(
         self,
@@ -201,7 +172,7 @@ class Ranker(UserStates, TrainableModel):
         Returns:
             `Scores` of [R, C] candidates.
         """
-        self._build_embeddings()
+        self.build_embeddings()
         shared = self.feature_embedding.candidates(inputs)
         # Looked up once, before any unit asks for them.
         parts, interests = [shared.vectors], {}
@@ -226,18 +197,6 @@ class Ranker(UserStates, TrainableModel):
             x = cross(x0, x)
         return self.mlp(x)[..., 0]
 
-    def _build_embeddings(self) -> None:
-        # Before any unit runs: what a unit keeps beside the embeddings is derived from them.
-        for embedding in (self.feature_embedding, *self.own_embeddings.values()):
-            if not embedding.built:
-                with tf.init_scope():
-                    embedding.build()
-
-    def embedding_of(self, unit: InterestUnit) -> FeatureEmbedding:
-        """The embedding tables in which the columns of a unit are looked up, built: the shared ones or its own."""
-        self._build_embeddings()
-        return self.own_embeddings.get(unit.name, self.feature_embedding)
-
     def compute_losses(self, inputs: tuple[Any, ...], training: bool = False) -> dict[str, tf.Tensor]:
         """The click loss and, in training, the losses of units as `<unit>_loss`, and that of the retrieval task."""
         return ranking_losses(self, inputs, training)
@@ -256,10 +215,6 @@ class Ranker(UserStates, TrainableModel):
             # No default signature: TensorFlow's can't have such inputs.
             kwargs.setdefault("signatures", {})
         super().save(filepath, overwrite, save_format, **kwargs)
-
-    def embedding_variables(self) -> list[tf.Variable]:
-        embeddings = (self.feature_embedding, *self.own_embeddings.values())
-        return [table.embeddings for embedding in embeddings for table in embedding.tables.values()]
 
     def get_config(self) -> dict[str, Any]:
         arguments = ("name", "features", "lookup", "interests", "hidden_units", "activation", "retrieval_task")

@@ -7,19 +7,15 @@ from collections.abc import Callable, Mapping
 import tensorflow as tf
 
 from keras_eta.interest.base import Columns, InterestUnit
-from keras_eta.models.feature_embedding import FeatureEmbedding
+from keras_eta.models.unit_embeddings import UnitEmbeddings
 
 Inputs = Mapping[str, tf.Tensor]
 
 
-class UserStates:
+class UserStates(UnitEmbeddings):
     """The methods of a ranker about states that a feature service can keep."""
 
     interests: list[InterestUnit]
-
-    def embedding_of(self, unit: InterestUnit) -> FeatureEmbedding:
-        """The embedding tables in which the columns of a unit are looked up, built."""
-        raise NotImplementedError
 
     def user_state(self, inputs: Inputs) -> dict[str, tf.Tensor]:
         """What depends on the users alone, of all units that have such a state.

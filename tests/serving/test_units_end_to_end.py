@@ -1,5 +1,6 @@
 """Every interest unit from a raw log to an answer over gRPC: trained, exported, served, and asked by the client.
 
+The log is a slice of MovieLens-1M, from the wheel that `movielens.load` fetches.
 The units are those of `tests.interest.test_units.UNITS`, one row per class: a class that has a row there is tried here.
 Those whose states are of one kind share a ranker, since most of the time goes into training and loading rankers.
 """
@@ -10,10 +11,10 @@ import importlib
 import pkgutil
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format
@@ -21,7 +22,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from keras_eta import Age, Feature, FeatureLookup, Features, Ranker, Sequence, interest
 from keras_eta.columns import HISTORY_LENGTH
-from keras_eta.datasets import Interactions, cluster_log, regular_snapshots, taobao
+from keras_eta.datasets import Interactions, cluster_log, movielens, regular_snapshots
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.export import export_model
 from keras_eta.export.examples import make_example
@@ -33,17 +34,18 @@ from tests.interest.test_units import UNITS
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
+# A film's first genre and the stars it got, named as `UNITS` has them.
 FEATURES = Features(
-    item_id=Feature("item_id", embedding_dim=8),
-    item_attributes=(Feature("category_id", embedding_dim=4),),
-    behaviour_attributes=(Feature("action", "string", embedding_dim=3),),
-    user=(Feature("user_id", embedding_dim=4),),
+    item_id=Feature("item_id", "string", embedding_dim=8),
+    item_attributes=(Feature("category_id", "string", embedding_dim=4),),
+    behaviour_attributes=(Feature("action", embedding_dim=3),),
+    user=(Feature("occupation", embedding_dim=4),),
     age=Age((60, 3_600, 86_400), embedding_dim=3),
     max_history_length=12,
     sequences=(Sequence("clusters", (Feature("size", "float32"),), max_length=4),),
 )
 COLUMNS = {sequence.name: FEATURES.sequence_names(sequence) for sequence in FEATURES.all_sequences}
-NUM_USERS, NUM_CATEGORIES, ITEMS_PER_CATEGORY = 120, 10, 6
+NUM_USERS, MAX_RATINGS, NUM_FILMS = 80, 24, 250
 CANDIDATES = 5
 TOLERANCE = 1e-5
 # The last row of each class, whose unit has the most to export: snapshots, tables of its own.
@@ -69,33 +71,25 @@ class Served(NamedTuple):
     model_name: str
 
 
-def write_log(path: Path) -> None:
-    """A log in the form of Taobao's: users have 0 to 20 behaviours beyond one, mostly of items of two categories."""
-    rng = np.random.default_rng(5)
-    lines = []
-    for user in range(1, NUM_USERS + 1):
-        liked = rng.choice(NUM_CATEGORIES, 2)
-        for _ in range(1 + rng.integers(0, 21)):
-            category = rng.choice(liked) if rng.random() < 0.7 else rng.integers(NUM_CATEGORIES)
-            item = 100 + category * ITEMS_PER_CATEGORY + rng.integers(ITEMS_PER_CATEGORY)
-            moment = rng.integers(taobao.FIRST_TIMESTAMP, taobao.END_TIMESTAMP)
-            lines.append(f"{user},{item},{category},{rng.choice(taobao.ACTIONS)},{moment}\n")
-    path.write_text("".join(lines))
-
-
 @pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Interactions:
-    path = tmp_path_factory.mktemp("log") / "UserBehavior.csv"
-    write_log(path)
-    return taobao.load(path)
+def log() -> Interactions:
+    """The first ratings of some users, of the films rated most."""
+    ratings = movielens.load().interactions
+    frame = pd.DataFrame({name: ratings[name] for name in ("user_id", "item_id", "timestamp", "occupation")})
+    frame["category_id"], frame["action"] = ratings["genre"], ratings["rating"]
+    frame["liked"] = ratings["liked"]
+    frame = frame[frame["item_id"].isin(frame["item_id"].value_counts().index[:NUM_FILMS])]
+    frame = frame[frame["user_id"] <= NUM_USERS]
+    return Interactions.from_frame(frame[frame.groupby("user_id").cumcount() < MAX_RATINGS])
 
 
 @pytest.fixture(scope="module")
 def impressions(log: Interactions) -> Impressions:
-    items = np.arange(100, 100 + NUM_CATEGORIES * ITEMS_PER_CATEGORY)
-    vectors = np.random.default_rng(3).normal(size=[len(items), 4])
-    clusters = cluster_log(log, items, vectors, snapshots=regular_snapshots(log, 2 * 86_400), max_size=3)
-    return taobao.paper_impressions(log, num_positives=2).with_sequence("clusters", clusters)
+    films = np.unique(log["item_id"])
+    vectors = np.random.default_rng(3).normal(size=[len(films), 4])
+    clusters = cluster_log(log, films, vectors, snapshots=regular_snapshots(log, 7 * 86_400), max_size=3)
+    ratings = Impressions.from_interactions(log, lambda log: log["liked"], min_history=0, outcomes=("action", "liked"))
+    return ratings.with_sequence("clusters", clusters)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +99,7 @@ def served(
     """By the name of the row of `UNITS`; one server process of all rankers."""
     folder = tmp_path_factory.mktemp("units")
     lookup = FeatureLookup(FEATURES)
-    lookup.adapt({name: log[name] for name in ("user_id", "item_id", "category_id", "action")})
+    lookup.adapt({name: log[name] for name in ("item_id", "category_id", "action", "occupation")})
     dataset = impressions.to_dataset(FEATURES, 128, lookup=lookup).cache()
     kinds: dict[Any, dict[str, InterestUnit]] = defaultdict(dict)
     for name in ROWS:
@@ -134,8 +128,10 @@ def rows(impressions: Impressions) -> Arrays:
     lengths = arrays[HISTORY_LENGTH]
     chosen = [np.flatnonzero(lengths == length)[0] for length in (FEATURES.max_history_length, 0, 1, 5)]
     arrays = {name: array[chosen] for name, array in arrays.items()}
-    items = arrays["item_id"][:, np.newaxis] + np.arange(CANDIDATES) * 7
-    return arrays | {"item_id": items, "category_id": (items - 100) // ITEMS_PER_CATEGORY}
+    # Neighbours in the order of titles, each with its own genre.
+    films, first = np.unique(np.asarray(impressions["item_id"]), return_index=True)
+    places = (np.searchsorted(films, arrays["item_id"].astype(str))[:, np.newaxis] + np.arange(CANDIDATES)) % len(films)
+    return arrays | {"item_id": films[places], "category_id": impressions["category_id"][first][places]}
 
 
 def behaviours(rows: Arrays, start: int, end: int | None = None) -> Arrays:
@@ -160,9 +156,9 @@ def encoded(model: Ranker, columns: Arrays) -> dict[str, tf.Tensor]:
     assert model.lookup is not None
     size = len(columns[HISTORY_LENGTH])
     absent = {
-        "user_id": np.zeros(size, int),
-        "item_id": np.zeros([size, 0], int),
-        "category_id": np.zeros([size, 0], int),
+        "occupation": np.zeros(size, int),
+        "item_id": np.zeros([size, 0], str),
+        "category_id": np.zeros([size, 0], str),
         **{name: np.zeros([size, 0], np.float32 if name.endswith("size") else int) for name in COLUMNS["clusters"]},
         "clusters_length": np.zeros(size, int),
     }
@@ -187,7 +183,7 @@ def test_unit_over_grpc(served: dict[str, Served], rows: Arrays, name: str) -> N
     expected = tf.sigmoid(scores.logits).numpy()
     assert expected.std() > 1e-3
     candidates = {column: rows[column] for column in ("item_id", "category_id")}
-    users = {"user": {"user_id": rows["user_id"]}, "context": {"timestamp": rows["timestamp"]}}
+    users = {"user": {"occupation": rows["occupation"]}, "context": {"timestamp": rows["timestamp"]}}
     request = {"candidates": candidates, "history": sequence_of(rows), **users}
     request["sequences"] = {"clusters": sequence_of(rows, "clusters")}
     # All candidates of all users in one call, and in parts.
@@ -262,11 +258,12 @@ def check_examples(client: RankingClient, rows: Arrays, expected: np.ndarray) ->
     sequences = {sequence: sequence_of(rows, sequence) for sequence in COLUMNS}
     examples = []
     for row in range(len(expected)):
-        columns = {name: rows[name][row] for name in ("user_id", "timestamp")}
+        columns = {name: rows[name][row] for name in ("occupation", "timestamp")}
         columns |= {name: rows[name][row, 0] for name in ("item_id", "category_id")}
         for sequence, values in sequences.items():
             columns |= {f"{sequence}_{name}": column[row] for name, column in values.items()}
-        dtypes = {name: np.int64 for name in columns} | {"history_action": object, "clusters_size": np.float32}
+        of_strings = {name: object for name in columns if name.endswith(("item_id", "category_id"))}
+        dtypes = {**dict.fromkeys(columns, np.int64), **of_strings, "clusters_size": np.float32}
         example = make_example({name: np.atleast_1d(np.array(x, dtypes[name])) for name, x in columns.items()})
         examples.append(example.SerializeToString())
     outputs = client.predict({"examples": examples}, "examples")

@@ -20,13 +20,14 @@ from keras_eta import Feature, Sequence
 from keras_eta.datasets import Impressions, Interactions, cluster_log, regular_snapshots, save_item_vectors
 from keras_eta.interest import TWINV2
 from tfx_pipeline.behaviours import ClusterSequence, Selection
-from tfx_pipeline.config import Model, PipelineConfig, Split
+from tfx_pipeline.config import PipelineConfig, Split
 from tfx_pipeline.custom_layout import custom
 from tfx_pipeline.flags import add_layout_flags, layout_from_flags
 from tfx_pipeline.ingestion.clusters import _snapshots
 from tfx_pipeline.ingestion.impression_gen import ImpressionGenExecutor, impression_gen
 from tfx_pipeline.ingestion.log_checks import check_data
 from tfx_pipeline.layouts import Label, Layout
+from tfx_pipeline.model_config import Model
 from tfx_pipeline.propose_schema import propose_schema
 from tfx_pipeline.ranker import check_ranker
 from tfx_pipeline.schema import make_schema

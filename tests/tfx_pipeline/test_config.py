@@ -11,16 +11,9 @@ import pytest
 
 from keras_eta import ETA, Feature, Features
 from keras_eta.interest import SDIM, RecentInterest
-from tfx_pipeline.config import (
-    ETAUnits,
-    Evaluation,
-    Model,
-    PipelineConfig,
-    Split,
-    Training,
-    history_bucket,
-)
+from tfx_pipeline.config import Evaluation, PipelineConfig, Split, Training, history_bucket
 from tfx_pipeline.layouts import Layout, movielens, taobao
+from tfx_pipeline.model_config import ETAUnits, Model
 from tfx_pipeline.ranker import check_ranker, make_ranker
 
 NAN: Any = float("nan")

@@ -15,9 +15,10 @@ import tensorflow as tf
 
 from keras_eta import Feature
 from keras_eta.interest import MIMN, SDIM, RecentInterest, SIMHard
-from tfx_pipeline.config import ETAUnits, Evaluation, Model, PipelineConfig, Split, Training
+from tfx_pipeline.config import Evaluation, PipelineConfig, Split, Training
 from tfx_pipeline.flags import add_flags, config_from_flags
 from tfx_pipeline.layouts import Label, movielens, taobao
+from tfx_pipeline.model_config import ETAUnits, Model
 
 CUSTOM = ["--data", "d", "--layout", "custom", "--schema", "s.pbtxt", "--pattern", "*.csv", "--label_column", "clicked"]
 

@@ -12,8 +12,8 @@ from keras_eta import Feature, Features
 from keras_eta.datasets.item_vectors import load_item_vectors
 from keras_eta.export import export_model
 from keras_eta.interest import ETAInterest, InterestUnit, RecentInterest
-from tfx_pipeline.config import Model
 from tfx_pipeline.item_vectors import main
+from tfx_pipeline.model_config import Model
 from tfx_pipeline.ranker import make_ranker
 
 

@@ -18,6 +18,7 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 from tfx.utils import io_utils
 
 from keras_eta.columns import LABEL, TIMESTAMP
+from keras_eta.datasets.negative_draws import SAMPLING_PROBABILITY
 from keras_eta.export import EXAMPLES, PROBABILITY
 from keras_eta.export.examples import LISTS
 from tfx_pipeline.config import EVAL, HISTORY_BUCKET, PipelineConfig
@@ -76,13 +77,16 @@ def bulk_scores(
 def score_columns(config: PipelineConfig) -> dict[str, str]:
     """The columns of the scores and their types, `"int64"`, `"string"` or `"float32"`.
 
-    User, candidate, timestamp, label, what evaluation slices by, and the probability of a click.
+    User, candidate, timestamp, label, what evaluation slices by, and the probability of a click; where negatives are
+    sampled, also `sampling_probability`, with which `keras_eta.datasets.corrected_logits` undoes the sampling.
     """
     layout = config.layout
     names = (USER_ID, layout.features.item_id.name, TIMESTAMP, *config.slice_columns)
     columns = {name: _DTYPES[value_dtype(layout, name)] for name in names}
     if PROBABILITY in layout.row_columns:
         raise ValueError(f"A column of the impressions is named {PROBABILITY!r}, as the scores are. Rename it.")
+    if layout.negatives is not None:
+        columns[SAMPLING_PROBABILITY] = "float32"
     return {**columns, HISTORY_BUCKET: "string", LABEL: "int64", PROBABILITY: "float32"}
 
 

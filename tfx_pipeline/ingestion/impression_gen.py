@@ -29,13 +29,15 @@ from tfx.types import artifact_utils
 from tfx.types.standard_component_specs import CUSTOM_CONFIG_KEY, EXAMPLES_KEY
 from tfx.utils import proto_utils
 
-from tfx_pipeline.config import SPLITS, Evaluation, Model, PipelineConfig, Training
+from tfx_pipeline.config import SPLITS, Evaluation, PipelineConfig, Training
 from tfx_pipeline.ingestion import impressions, interactions
 from tfx_pipeline.ingestion.clusters import ClusterUserLog, Snapshots
 from tfx_pipeline.ingestion.files import log_files, log_spans
 from tfx_pipeline.ingestion.log_checks import check_data, listed
+from tfx_pipeline.ingestion.negatives import SampleNegatives
 from tfx_pipeline.ingestion.quantiles import ExactQuantiles
 from tfx_pipeline.ingestion.report import check_report, check_spellings, make_report
+from tfx_pipeline.model_config import Model
 
 REPORT_FILE = "report.json"
 
@@ -60,6 +62,7 @@ def impression_gen(config: PipelineConfig) -> FileBasedExampleGen:
     | user, context and item features | as the feature: int64, bytes or float |
     | slice columns, `history_bucket` | bytes |
     | `timestamp`, `label` | int64 |
+    | `sampling_probability`, where `config.layout.negatives` are sampled | float |
     | `history_<name>` of the item and behaviour features, `history_timestamp` | at most L, most recent first |
 
     A history holds the user's behaviours strictly before the impression; behaviours of the same moment are in the
@@ -208,11 +211,16 @@ class GenerateImpressions(beam.PTransform):
                 impressions.ITEMS, interactions.MALFORMED, interactions.COUNTS, main="logs"
             )
         )
-        cuts = self._cuts(pipeline, logs["logs"])
-        clustered = logs["logs"]
+        users = logs["logs"]
+        of_sampling: tuple[Any, ...] = ()
+        if config.layout.negatives is not None:
+            sampled = users | "SampleNegatives" >> SampleNegatives(config.layout, config.layout.negatives)
+            users, of_sampling = sampled["logs"], (sampled[interactions.COUNTS],)
+        cuts = self._cuts(pipeline, users)
+        clustered = users
         if config.layout.clusters is not None:
-            snapshots = logs["logs"] | "TakeSnapshots" >> Snapshots(config.layout.clusters)
-            clustered = logs["logs"] | "Cluster" >> beam.ParDo(
+            snapshots = users | "TakeSnapshots" >> Snapshots(config.layout.clusters)
+            clustered = users | "Cluster" >> beam.ParDo(
                 ClusterUserLog(config.layout, config.layout.clusters), beam.pvalue.AsSingleton(snapshots)
             )
         examples = clustered | "MakeExamples" >> beam.ParDo(
@@ -229,7 +237,13 @@ class GenerateImpressions(beam.PTransform):
             | "NameItems" >> beam.Map(_pair, impressions.ITEMS)
         )
         counts = (
-            (rows[interactions.COUNTS], logs[interactions.COUNTS], examples[interactions.COUNTS], num_items)
+            (
+                rows[interactions.COUNTS],
+                logs[interactions.COUNTS],
+                *of_sampling,
+                examples[interactions.COUNTS],
+                num_items,
+            )
             | "FlattenCounts" >> beam.Flatten()
             | beam.GroupByKey()
             | beam.MapTuple(_sum)

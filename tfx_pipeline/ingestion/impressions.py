@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras_eta.columns import LABEL, TIMESTAMP, length_name
 from keras_eta.columns import Sequence as BehaviourSequence
 from keras_eta.datasets.clustering import SNAPSHOT
+from keras_eta.datasets.negative_draws import SAMPLING_PROBABILITY
 from keras_eta.export.examples import LISTS
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, history_bucket
 from tfx_pipeline.ingestion.interactions import CountingDoFn
@@ -42,10 +43,13 @@ class UserLog(NamedTuple):
     Args:
         user: the user's id.
         timestamps: int64 [n].
-        ends: int64 [n], how many behaviours of the history lie strictly before each.
+        ends: int64 [n], how many behaviours of the history lie strictly before each; -1 for what is no impression,
+            whatever lies before it.
         labels: int64 [n].
         values: for each of `value_names` a list of n values; of a feature of several, tuples.
         sequences: bool [n] for each of `Layout.log_sequences`, whether the interaction is one of its behaviours.
+        probability: float64 [n], with which one draw gives the item of a row, as `sampling_probability` of
+            `keras_eta.datasets.sample_negatives`; 1 for rows that were negative in the log. `None`: nothing is sampled.
     """
 
     user: UserId
@@ -54,6 +58,7 @@ class UserLog(NamedTuple):
     labels: np.ndarray
     values: tuple[list[Any], ...]
     sequences: tuple[np.ndarray, ...]
+    probability: np.ndarray | None = None
 
     def impressions(self, min_history: int) -> np.ndarray:
         """Positions of the interactions with at least `min_history` behaviours before them, int64."""
@@ -152,7 +157,8 @@ class SortUserLog(CountingDoFn):
 
     def _text(self, user: UserId, row: Interaction) -> str:
         cells = {USER_ID: user, TIMESTAMP: row.timestamp, **dict(zip(self._names, row.values, strict=True))}
-        return json.dumps({**cells, self._label: row.outcome}, default=lambda value: value.decode())
+        outcome = {} if self._label is None else {self._label: row.outcome}
+        return json.dumps(cells | outcome, default=lambda value: value.decode())
 
 
 def impression_times(log: UserLog, min_history: int) -> np.ndarray:
@@ -199,6 +205,8 @@ class MakeExamples(CountingDoFn):
         timestamps, ends, labels = (column.tolist() for column in (log.timestamps, log.ends, log.labels))
         row = [(name, kind, log.values[index]) for name, kind, index in self._row]
         row += [(TIMESTAMP, LISTS["int64"], timestamps), (LABEL, LISTS["int64"], labels)]
+        if log.probability is not None:
+            row.append((SAMPLING_PROBABILITY, LISTS["float32"], log.probability.tolist()))
         sequences = [self._behaviours(clustered, sequence) for sequence in self._columns]
 
         def serialize(position: int) -> bytes:
@@ -218,7 +226,7 @@ class MakeExamples(CountingDoFn):
             return example.SerializeToString(deterministic=True)
 
         positions = log.impressions(self._min_history)
-        self.count(LEFT_OUT, len(timestamps) - len(positions))
+        self.count(LEFT_OUT, int(np.sum(log.ends >= 0)) - len(positions))
         for split, part in cuts.split(log.timestamps, positions).items():
             self.count(f"{IMPRESSIONS}/{split}", len(part))
             self.count(f"{POSITIVES}/{split}", int(log.labels[part].sum()))

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple, TypeAlias
 import apache_beam as beam
 import numpy as np
 
-from keras_eta.datasets.negatives import Period, Weighting, check_choices
-from keras_eta.validation import check_positive_integers
 from tfx_pipeline.ingestion.impressions import UserLog, ends_before
 from tfx_pipeline.ingestion.interactions import COUNTS, CountingDoFn
 from tfx_pipeline.ingestion.rows import Scalar, value_names
 from tfx_pipeline.layouts import Layout
+from tfx_pipeline.sampling import NegativeSampling
 
 NEGATIVES = "negatives"
 WITHOUT_CANDIDATE = "positives_without_candidate"
@@ -28,20 +27,6 @@ _TRIES = 32
 _EARLIEST: Any = min
 
 Group: TypeAlias = tuple[Any, ...]
-
-
-class SampledLog(NamedTuple):
-    """A user's interactions, with sampled negatives among them, n rows in all.
-
-    Args:
-        log: the rows. A negative follows its positive, has its time and the label 0, and is a behaviour of no sequence.
-            `ends` of a positive without a candidate is -1, so it is a behaviour and no impression.
-        probability: float64 [n], with which one draw gives the row's item, as `sampling_probability` of
-            `keras_eta.datasets.sample_negatives`; 1 for rows that were negative in the log.
-    """
-
-    log: UserLog
-    probability: np.ndarray
 
 
 class Candidates(NamedTuple):
@@ -63,45 +48,30 @@ class Candidates(NamedTuple):
 
 
 class SampleNegatives(beam.PTransform):
-    """PCollection of `UserLog` -> `SampledLog` as the main output, and sums under `COUNTS`.
+    """PCollection of `UserLog` -> `UserLog` with sampled negatives as the main output, and sums under `COUNTS`.
 
     The rules are those of `keras_eta.datasets.sample_negatives`: rows with label 1 are the positives, the item's
     columns come from the candidate, all others from the positive, and an item that the user took at that moment is
-    never drawn. Positives without a candidate are left out as impressions and counted, and stay behaviours. Draws
-    depend on the seed and the user alone, not on the runner. Every worker holds the candidates of all groups: a row of
-    the log each by popularity, an item and group each uniformly.
+    never drawn. A negative follows its positive, has its time and the label 0, and is a behaviour of no sequence.
+    Positives without a candidate are counted, and stay as behaviours that are no impressions. Draws depend on the seed
+    and the user alone, not on the runner. Every worker holds the candidates of all groups: a row of the log each by
+    popularity, an item and group each uniformly.
 
     Args:
         layout: of the log.
-        rate: negatives per positive.
-        same: columns in which the candidates agree with the positive, among those of the item, the user and the
-            context. Empty: any item.
-        by: "uniform" or "popularity".
-        candidates: "earlier", rows strictly before the positive, or "all" rows.
-        seed: of the draws.
+        sampling: what is drawn.
 
     Raises:
-        ValueError: if `rate` is not positive, `same` names another column, or `by` or `candidates` has another value.
+        ValueError: if `sampling.same` names another column than those of the item, the user and the context.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        rate: int = 1,
-        *,
-        same: Sequence[str] = (),
-        by: Weighting = "uniform",
-        candidates: Period = "earlier",
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, layout: Layout, sampling: NegativeSampling) -> None:
         super().__init__()
-        check_positive_integers(rate=rate)
-        check_choices(by=by, candidates=candidates)
-        self._columns = _Columns(layout, same)
-        self._rate = rate
-        self._distinct = by == "uniform"
-        self._earlier = candidates == "earlier"
-        self._seed = seed
+        self._columns = _Columns(layout, sampling.same)
+        self._rate = sampling.rate
+        self._distinct = sampling.by == "uniform"
+        self._earlier = sampling.candidates == "earlier"
+        self._seed = sampling.seed
 
     def expand(self, logs: Any) -> Any:
         columns = self._columns
@@ -170,7 +140,7 @@ class _Columns:
 
 
 class _Row(NamedTuple):
-    """A row of a `SampledLog`: its position in the log, the item drawn for it, and what came of it."""
+    """A row of a sampled log: its position in the log, the item drawn for it, and what came of it."""
 
     position: int
     label: int
@@ -180,7 +150,7 @@ class _Row(NamedTuple):
 
 
 class _Draw(CountingDoFn):
-    """`UserLog` -> `SampledLog`."""
+    """`UserLog` -> `UserLog` with sampled negatives."""
 
     def __init__(self, columns: _Columns, rate: int, earlier: bool, seed: int) -> None:
         super().__init__()
@@ -191,7 +161,7 @@ class _Draw(CountingDoFn):
 
     def process(
         self, log: UserLog, pools: Mapping[Group, Candidates], descriptions: Mapping[Scalar, Group]
-    ) -> Iterator[SampledLog]:
+    ) -> Iterator[UserLog]:
         generator = np.random.default_rng([self._seed, zlib.crc32(repr(log.user).encode())])
         taken: dict[int, set[Scalar]] = {}
         for time, item in zip(log.timestamps.tolist(), log.values[self._columns.item], strict=True):
@@ -199,7 +169,7 @@ class _Draw(CountingDoFn):
         rows: list[_Row] = []
         for position, label in enumerate(log.labels.tolist()):
             rows += self._rows(log, position, pools, taken, generator) if label else [_Row(position, 0)]
-        yield SampledLog(self._assembled(log, rows, descriptions), np.array([row.probability for row in rows]))
+        yield self._assembled(log, rows, descriptions)
 
     def _rows(
         self,
@@ -238,7 +208,9 @@ class _Draw(CountingDoFn):
         sequences = tuple(chosen[positions] & behaviours for chosen in log.sequences)
         impressions = np.array([row.is_impression for row in rows])
         ends = np.where(impressions, ends_before(timestamps, sequences[0]), -1)
-        return UserLog(log.user, timestamps, ends, np.array([row.label for row in rows], "int64"), values, sequences)
+        labels = np.array([row.label for row in rows], "int64")
+        probability = np.array([row.probability for row in rows])
+        return UserLog(log.user, timestamps, ends, labels, values, sequences, probability)
 
 
 def _drawn(

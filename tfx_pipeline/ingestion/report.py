@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tfx_pipeline.config import EVAL, SPLITS, TRAIN, PipelineConfig
-from tfx_pipeline.ingestion import impressions, interactions, rows
+from tfx_pipeline.ingestion import impressions, interactions, negatives, rows
 
 
 def make_report(raw: Mapping[str, Any], num_files: int, num_bytes: int, dead_letters: str) -> dict[str, Any]:
@@ -31,6 +31,8 @@ def make_report(raw: Mapping[str, Any], num_files: int, num_bytes: int, dead_let
         "users": counts.get(impressions.USERS, 0),
         "items": counts[impressions.ITEMS],
         "left_out_for_short_history": counts.get(impressions.LEFT_OUT, 0),
+        "sampled_negatives": counts.get(negatives.NEGATIVES, 0),
+        "positives_without_candidate": counts.get(negatives.WITHOUT_CANDIDATE, 0),
         "impressions": num_impressions,
         "positives": by_split(impressions.POSITIVES),
         "split": raw["cuts"],
@@ -77,14 +79,21 @@ def check_report(report: Mapping[str, Any], examples: Mapping[str, Any], config:
     sizes, positives = report["impressions"], report["positives"]
     empty = [split for split in SPLITS if not sizes[split]]
     if empty:
+        alone = report["positives_without_candidate"]
+        without = f", and {alone:,} positives had no candidate to draw a negative from" if alone else ""
         raise ValueError(
             f"The split by time leaves {', '.join(empty)} without impressions: {sizes}, cut at {report['split']}; "
             f"{report['left_out_for_short_history']:,} interactions had fewer than `min_history`={config.min_history} "
-            "behaviours before them. Use another `split` or `min_history`, or more data."
+            f"behaviours before them{without}. Use another `split` or `min_history`, or more data."
         )
     for split in (TRAIN, EVAL):
         if positives[split] in (0, sizes[split]):
+            advice = f"The label is made of the column {config.layout.label.column!r}: check its rule."
+            if config.layout.negatives is not None:
+                advice = "No negative could be sampled: check `same`, the columns in which they agree with a positive."
+            elif positives[split]:
+                advice += " Where a log holds positives only, have `negatives` sampled."
             raise ValueError(
                 f"All {sizes[split]:,} impressions of {split} have the label {int(positives[split] > 0)}; a model "
-                f"needs both classes. The label is made of the column {config.layout.label.column!r}: check its rule."
+                f"needs both classes. {advice}"
             )

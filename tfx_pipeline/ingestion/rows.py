@@ -120,7 +120,11 @@ class RowParser:
         self._timestamp = cell(TIMESTAMP)
         self._item = cell(layout.features.item_id.name)
         rule = layout.label
-        self._outcome = _Cell(positions[rule.column], rule.column, bytes if rule.positives else float, False)
+        self._outcome = (
+            _Cell(positions[rule.column], rule.column, bytes if rule.positives else float, False)
+            if rule.column is not None
+            else None
+        )
         self._rule = rule
         self._positives = {value.encode() for value in rule.positives}
         self._negatives = {value.encode() for value in rule.negatives}
@@ -164,7 +168,7 @@ class RowParser:
             if found is None:
                 raise MalformedRowError("of an unknown item")
             joined = found
-        outcome = self._outcome.parse(row)
+        outcome = 1 if self._outcome is None else self._outcome.parse(row)
         label = self._label(outcome)
         cells = (*row, *joined, label)
         values = tuple(value.parse(cells) for value in self._values)

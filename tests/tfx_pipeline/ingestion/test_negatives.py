@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import json
 import pickle
 import random
 import re
@@ -13,14 +16,22 @@ import apache_beam as beam
 import pytest
 import tensorflow as tf
 from apache_beam.testing import test_pipeline
+from tfx.types import standard_artifacts
 
 from keras_eta import Feature, Features
 from tests.datasets import reference
+from tfx_pipeline.components.scores import score_columns
+from tfx_pipeline.config import PipelineConfig
+from tfx_pipeline.flags import add_flags, config_from_flags
 from tfx_pipeline.ingestion import impressions
+from tfx_pipeline.ingestion.impression_gen import ImpressionGenExecutor, impression_gen
+from tfx_pipeline.ingestion.impressions import UserLog
 from tfx_pipeline.ingestion.interactions import COUNTS, MALFORMED
-from tfx_pipeline.ingestion.negatives import SampledLog, SampleNegatives
+from tfx_pipeline.ingestion.negatives import SampleNegatives
 from tfx_pipeline.ingestion.rows import Interaction, value_names
 from tfx_pipeline.layouts import Label, Layout
+from tfx_pipeline.sampling import NegativeSampling
+from tfx_pipeline.schema import make_schema
 
 LAYOUT = Layout(
     Features(
@@ -47,7 +58,7 @@ def _rows() -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True), price=0.5 * number) for number, row in enumerate(sorted(rows))]
 
 
-def _sampled(rows: list[dict[str, Any]], path: Path, **options: Any) -> tuple[list[SampledLog], dict[str, int]]:
+def _sampled(rows: list[dict[str, Any]], path: Path, **options: Any) -> tuple[list[UserLog], dict[str, int]]:
     users: dict[int, list[Interaction]] = {}
     for row in rows:
         values = tuple(row[name] for name in value_names(LAYOUT))
@@ -61,7 +72,7 @@ def _sampled(rows: list[dict[str, Any]], path: Path, **options: Any) -> tuple[li
                 impressions.ITEMS, MALFORMED, COUNTS, main="logs"
             )
         )
-        sampled = logs["logs"] | "Sample" >> SampleNegatives(LAYOUT, **options)
+        sampled = logs["logs"] | "Sample" >> SampleNegatives(LAYOUT, NegativeSampling(**{"rate": 1, **options}))
         for name, values in (("logs", sampled["logs"]), ("counts", sampled[COUNTS])):
             pickled = values | f"Pickle[{name}]" >> beam.Map(pickle.dumps)
             pickled | f"Write[{name}]" >> beam.io.WriteToTFRecord(f"{path}/{name}", shard_name_template="")
@@ -72,7 +83,7 @@ def _sampled(rows: list[dict[str, Any]], path: Path, **options: Any) -> tuple[li
     counts: Counter[str] = Counter()
     for name, number in counted:
         counts[name] += number
-    return sorted(found, key=lambda sampled: sampled.log.user), dict(counts)
+    return sorted(found, key=lambda log: log.user), dict(counts)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +112,10 @@ def test_negatives_keep_the_rules_of_the_library(options: dict[str, Any], tmp_pa
     category = {row["item_id"]: row["category"] for row in rows}
     names = value_names(LAYOUT)
     expected_counts: Counter[str] = Counter()
-    assert [sampled.log.user for sampled in found] == [0, 1, 2, 3]
-    for log, probability in found:
+    assert [log.user for log in found] == [0, 1, 2, 3]
+    for log in found:
+        probability = log.probability
+        assert probability is not None
         columns = dict(zip(names, log.values, strict=True))
         table = [
             dict(zip(NAMES, values, strict=True)) for values in zip(*(columns[name] for name in NAMES), strict=True)
@@ -142,12 +155,12 @@ def test_negatives_become_examples_whose_history_lacks_them(tmp_path: Path) -> N
         {"user_id": user, "item_id": item, "timestamp": time, "category": 0, "store": 0, "price": 1.0}
         for user, item, time in ((1, b"a", 10), (1, b"b", 20), (1, b"c", 30))
     ]
-    (sampled,), _ = _sampled(rows, tmp_path, rate=2)
+    (log,), _ = _sampled(rows, tmp_path, rate=2)
     # a is the first of all: no candidate. b has a; c has a and b.
     with test_pipeline.TestPipeline() as pipeline:
         examples = (
             pipeline
-            | beam.Create([sampled.log])
+            | beam.Create([log])
             | beam.ParDo(impressions.MakeExamples(LAYOUT, 0), impressions.Cuts(40, 41)).with_outputs(
                 "train", "validation", "eval", COUNTS
             )
@@ -172,8 +185,9 @@ def test_negatives_rows_of_label_0_stay_and_get_none(tmp_path: Path) -> None:
         {"user_id": 1, "item_id": item, "timestamp": time, "category": 0, "store": 0, "price": 1.0, "label": label}
         for item, time, label in ((b"a", 10, 0), (b"b", 20, 1))
     ]
-    ((log, probability),), counts = _sampled(rows, tmp_path)
-    assert (log.labels.tolist(), log.ends.tolist(), probability.tolist()) == ([0, 1, 0], [0, 1, 1], [1, 1, 1])
+    (log,), counts = _sampled(rows, tmp_path)
+    assert log.probability is not None
+    assert (log.labels.tolist(), log.ends.tolist(), log.probability.tolist()) == ([0, 1, 0], [0, 1, 1], [1, 1, 1])
     assert counts == {"negatives": 1}
 
 
@@ -189,22 +203,23 @@ def test_negatives_seed_decides_and_a_crowded_pool_is_drawn_from(tmp_path: Path)
     for number, seed in enumerate((0, 0, 1)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        (_, (log, probability)), _ = _sampled(rows, folder, rate=40, by="popularity", seed=seed)
+        (_, log), _ = _sampled(rows, folder, rate=40, by="popularity", seed=seed)
         drawn.append(log.values[value_names(LAYOUT).index("item_id")][1:])
-        assert probability.tolist() == [1] + [1 / 4] * 40
+        assert log.probability is not None
+        assert log.probability.tolist() == [1] + [1 / 4] * 40
     assert drawn[0] == drawn[1] != drawn[2]
     assert {*drawn[0]} == {*items[-4:]}
 
 
 def test_negatives_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=re.escape("`rate` must be a positive integer. Received: rate=0")):
-        SampleNegatives(LAYOUT, 0)
+        NegativeSampling(0)
     message = "`by` must be one of ('uniform', 'popularity'). Received: by='rank'"
     with pytest.raises(ValueError, match=re.escape(message)):
-        SampleNegatives(LAYOUT, by="rank")  # type: ignore[arg-type]
+        NegativeSampling(1, by="rank")  # type: ignore[arg-type]
     message = "`same` must name columns among ['store', 'category']. Received: ['price', 'item_id']"
     with pytest.raises(ValueError, match=re.escape(message)):
-        SampleNegatives(LAYOUT, same=("price", "item_id"))
+        SampleNegatives(LAYOUT, NegativeSampling(1, same=("price", "item_id")))
 
 
 def test_negatives_of_a_user_do_not_depend_on_the_others_order(tmp_path: Path) -> None:
@@ -213,5 +228,97 @@ def test_negatives_of_a_user_do_not_depend_on_the_others_order(tmp_path: Path) -
     for number, order in enumerate((rows, rows[::-1])):
         folder = tmp_path / str(number)
         folder.mkdir()
-        found.append([log.values for log, _ in _sampled(order, folder, rate=3)[0]])
+        found.append([log.values for log in _sampled(order, folder, rate=3)[0]])
     assert found[0] == found[1]
+
+
+def _write_purchases(folder: Path) -> None:
+    """Households 1 to 6 buy from a shelf of twelve items in four categories; item 99 is alone in its category."""
+    rng = random.Random(1)
+    lines = ["user_id,item_id,timestamp,category,store"]
+    for time in range(120):
+        item = rng.randrange(12)
+        lines.append(f"{1 + time % 6},{item},{time},{item % 4},{rng.randrange(2)}")
+    lines.append("3,99,115,9,0")
+    folder.mkdir()
+    (folder / "purchases.csv").write_text("\n".join(lines) + "\n")
+
+
+def _config(folder: Path, *flags: str) -> PipelineConfig:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    words = ["--data", str(folder / "data"), "--output", str(folder / "output"), "--schema", "none.pbtxt"]
+    words += ["--layout", "custom", "--pattern", "*.csv", "--item_attribute", "category", "--context_feature", "store"]
+    words += ["--validation_from", "80", "--eval_from", "100", "--min_history", "2", *flags]
+    return config_from_flags(parser.parse_args(words))
+
+
+def _ingest(config: PipelineConfig) -> tuple[dict[str, Any], list[bytes]]:
+    artifact = standard_artifacts.Examples()
+    artifact.uri = f"{config.output}/examples"
+    ImpressionGenExecutor().Do({}, {"examples": [artifact]}, {**impression_gen(config).exec_properties, "span": 0})
+    files = sorted(map(str, Path(artifact.uri).glob("*/*.gz")))
+    report = json.loads(Path(artifact.uri, "report.json").read_text())
+    return report, list(tf.data.TFRecordDataset(files, "GZIP").as_numpy_iterator())
+
+
+def test_a_log_of_positives_alone_becomes_impressions_that_fit_the_schema(tmp_path: Path) -> None:
+    _write_purchases(tmp_path / "data")
+    config = _config(tmp_path, "--negatives", "3", "--negatives_same", "category", "store", "--negatives_from", "all")
+    assert PipelineConfig.from_json(config.to_json()) == config
+    report, records = _ingest(config)
+    assert report["rows_kept"] == 121
+    assert report["positives_without_candidate"] == 1
+    assert report["sampled_negatives"] == 3 * 120
+    # The first two purchases of each household have too short a history, and so have their negatives.
+    assert report["left_out_for_short_history"] == 6 * 2 * 4
+    assert sum(report["positives"].values()) == 108
+    assert len(records) == sum(report["impressions"].values()) == 4 * 108
+
+    schema = make_schema(config.layout)
+    for record in records:
+        feature = tf.train.Example.FromString(record).features.feature
+        (probability,) = feature["sampling_probability"].float_list.value
+        # Two of the three items of a category can be drawn; that of the positive would be one of two, were it free.
+        assert probability == 0.5
+        assert feature["item_id"].int64_list.value[0] % 4 == feature["category"].int64_list.value[0]
+        assert len(feature["history_item_id"].int64_list.value) >= 2
+        assert {*feature} == {column.name for column in schema.feature}
+    assert score_columns(config)["sampling_probability"] == "float32"
+
+
+def test_a_log_whose_positives_have_no_candidates_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    # Each category has one item.
+    rows = [f"{user},{user},{time},{user},0" for time in range(0, 120, 3) for user in (1, 2)]
+    (folder / "purchases.csv").write_text("\n".join(["user_id,item_id,timestamp,category,store", *rows]) + "\n")
+    message = "and 80 positives had no candidate to draw a negative from. Use another `split`"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        _ingest(_config(tmp_path, "--negatives", "2", "--negatives_same", "category"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--layout custom needs --label_column."),
+        (
+            ["--label_column", "store", "--negatives_same", "category"],
+            "`negatives_same`, `negatives_by` and `negatives_from` must go with `negatives`. Received: negatives=0",
+        ),
+        (["--negatives", "-1"], "`rate` must be a positive integer. Received: rate=-1"),
+        (
+            ["--negatives", "1", "--label_minimum", "3"],
+            "`column` of the label must be a column of the file. Received: column=None",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(flags: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        _config(tmp_path, *flags)
+
+
+def test_a_layout_of_positives_alone_needs_negatives() -> None:
+    message = "A log whose interactions are all positive needs `negatives`. Received: negatives=None"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dataclasses.replace(LAYOUT, label=Label(None))

@@ -23,8 +23,9 @@ from keras_eta.interest import MIMN, SDIM, TWIN, InterestUnit, RecentInterest, S
 from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transform, serialized
 from tfx_pipeline.components.infra_validator import check_signatures, serving_requests
 from tfx_pipeline.components.model_server import ModelServer
-from tfx_pipeline.config import ETAUnits, Model, PipelineConfig, Training
+from tfx_pipeline.config import PipelineConfig, Training
 from tfx_pipeline.layouts import Label, Layout
+from tfx_pipeline.model_config import ETAUnits, Model
 from tfx_pipeline.ranker import make_ranker
 from tfx_pipeline.schema import make_schema
 from tfx_pipeline.training import trainer

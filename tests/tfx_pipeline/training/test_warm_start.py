@@ -24,7 +24,7 @@ from keras_eta.interest import (
     SIMSoft,
 )
 from keras_eta.layers import ActivationUnit
-from tfx_pipeline.config import Model
+from tfx_pipeline.model_config import Model
 from tfx_pipeline.ranker import make_ranker
 from tfx_pipeline.training.accumulators import accumulators, save_accumulators
 from tfx_pipeline.training.warm_start import warm_start
