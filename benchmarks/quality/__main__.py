@@ -14,9 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.quality.counting import COUNTING
 from benchmarks.quality.protocols import LOADERS
-from benchmarks.quality.results import print_table, read_results, write_results
-from benchmarks.quality.training import run
+from benchmarks.quality.results import Result, print_table, read_results, write_results
+from benchmarks.quality.training import count, run
 from benchmarks.quality.units import UNITS
 
 
@@ -26,7 +27,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.quality"
     )
     parser.add_argument("data_set", choices=LOADERS)
-    parser.add_argument("--units", nargs="+", choices=UNITS, default=["recent", "eta"], help="default: recent eta")
+    names = [*COUNTING, *UNITS]
+    parser.add_argument("--units", nargs="+", choices=names, default=["recent", "eta"], help="default: recent eta")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--epochs", type=int, default=12, help="at most (default: 12)")
     parser.add_argument("--no-task", dest="task", action="store_false", help="train without the retrieval task")
@@ -41,8 +43,9 @@ def main() -> None:
     data = load(flags.data, flags.max_history_length or longest, flags.max_rows)
     results = read_results(flags.json) if flags.json else []
     known = {result.setting for result in results}
-    console, shown = Console(), []
-    runs = [(seed, unit) for seed in flags.seeds for unit in flags.units]
+    console, shown = Console(), list[Result]()
+    shown += [count(data, unit) for unit in flags.units if unit in COUNTING]
+    runs = [(seed, unit) for seed in flags.seeds for unit in flags.units if unit in UNITS]
     for number, (seed, unit) in enumerate(runs, 1):
         setting = data.name, unit, seed, flags.task, flags.cosine, data.features.max_history_length, len(data.train)
         if setting in known:

@@ -28,15 +28,15 @@ class Result:
         cosine: whether its attention went by cosines.
         max_history_length: behaviours that it could read.
         rows: of the training part.
-        epochs: passes over the training part up to the best.
-        validation_auc: by which training stopped.
         auc: of the test part, as are the others.
         grouped_auc: within users, weighted by their impressions.
-        log_loss: mean.
-        calibration: mean probability by mean label.
         auc_long: of impressions with a long history alone.
         grouped_auc_long: likewise.
         training_seconds: of all epochs, tracing and validation included.
+        epochs: passes over the training part up to the best; 0 for what learns nothing, which lacks what follows.
+        validation_auc: by which training stopped.
+        log_loss: mean.
+        calibration: mean probability by mean label.
         request_ms: median time of 500 candidates over one longest history.
     """
 
@@ -47,16 +47,16 @@ class Result:
     cosine: bool
     max_history_length: int
     rows: int
-    epochs: int
-    validation_auc: float
     auc: float
     grouped_auc: float
-    log_loss: float
-    calibration: float
     auc_long: float
     grouped_auc_long: float
     training_seconds: float
-    request_ms: float
+    epochs: int = 0
+    validation_auc: float | None = None
+    log_loss: float | None = None
+    calibration: float | None = None
+    request_ms: float | None = None
 
     @property
     def setting(self) -> tuple[object, ...]:
@@ -98,12 +98,14 @@ def print_table(results: Sequence[Result], console: Console | None = None) -> No
             epochs,
             *cells,
             f"{np.mean([r.training_seconds for r in own]):.0f} s",
-            f"{np.mean([r.request_ms for r in own]):.1f} ms",
+            _spread([result.request_ms for result in own], ".1f", " ms"),
         )
     (console or Console(width=180)).print(table)
 
 
-def _spread(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.4f}"
-    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
+def _spread(values: Sequence[float | None], form: str = ".4f", unit: str = "") -> str:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return ""
+    spread = f" ± {np.std(numbers, ddof=1):{form}}" if len(numbers) > 1 else ""
+    return f"{np.mean(numbers):{form}}{spread}{unit}"

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.quality.counting import COUNTING
 from benchmarks.quality.protocols import Protocol
 from benchmarks.quality.results import Result
 from benchmarks.quality.units import make_ranker, request_milliseconds
@@ -64,15 +65,46 @@ def run(data: Protocol, unit: str, seed: int, task: bool, cosine: bool, max_epoc
     )
 
 
+def count(data: Protocol, name: str) -> Result:
+    """Judges a rival that learns nothing.
+
+    Args:
+        data: the data set.
+        name: of `COUNTING`.
+    """
+    start = time.perf_counter()
+    scores = COUNTING[name](data)
+    return Result(
+        data=data.name,
+        unit=name,
+        seed=0,
+        task=False,
+        cosine=False,
+        max_history_length=data.features.max_history_length,
+        rows=len(data.train),
+        epochs=0,
+        **_ranking_scores(scores, data),
+        training_seconds=time.perf_counter() - start,
+    )
+
+
 def _scores(model: Ranker, data: Protocol) -> dict[str, float]:
     test, logits = data.test, _predict(model, data, data.test)
     probability = 1 / (1 + np.exp(-logits))
+    return {
+        "log_loss": metrics.log_loss(test.label, logits),
+        "calibration": float(probability.mean() / test.label.mean()),
+        **_ranking_scores(logits, data),
+    }
+
+
+def _ranking_scores(logits: np.ndarray, data: Protocol) -> dict[str, float]:
+    """What depends on the order of the test part's scores alone."""
+    test = data.test
     users = test.columns["user_id"]
     scores = {
         "auc": metrics.auc(test.label, logits),
         "grouped_auc": metrics.grouped_auc(test.label, logits, users),
-        "log_loss": metrics.log_loss(test.label, logits),
-        "calibration": float(probability.mean() / test.label.mean()),
     }
     long = np.flatnonzero(test.history_counts >= data.long_history)
     return {
