@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from benchmarks.quality import __main__ as command
+from benchmarks.quality import ablation, counting, needle, recall, staleness
 from benchmarks.quality.protocols import LOADERS, Protocol, load_taobao
 from benchmarks.quality.results import Result, print_table, read_results, write_results
 from benchmarks.quality.units import UNITS, make_ranker
 from keras_eta import Feature, FeatureLookup, Features
 from keras_eta.datasets import Impressions, Interactions
 from keras_eta.datasets.impressions import temporal_split
+from keras_eta.interest.top_k import largest_k
 
 
 def _protocol(path: str | None, max_history_length: int, max_rows: int | None) -> Protocol:
@@ -86,14 +91,14 @@ def test_every_contestant_can_be_made() -> None:
 
 def test_results_survive_a_file(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "results.json"
-    assert read_results(file) == []
+    assert read_results(file, Result) == []
     results = [_result(), _result(seed=1)]
     write_results(file, results)
-    assert read_results(file) == results
+    assert read_results(file, Result) == results
     assert [path.name for path in file.parent.iterdir()] == ["results.json"]
     file.write_text("[{}]")
     with pytest.raises(ValueError, match="holds no results of this benchmark"):
-        read_results(file)
+        read_results(file, Result)
 
 
 def test_table_has_mean_and_spread(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,3 +112,145 @@ def test_table_has_mean_and_spread(capsys: pytest.CaptureFixture[str]) -> None:
 def test_taobao_needs_a_path() -> None:
     with pytest.raises(ValueError, match="taobao needs --data"):
         load_taobao(None, 10, None)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny data set in place of MovieLens, and experiments cut to its size."""
+    monkeypatch.setitem(LOADERS, "movielens", (_protocol, 24))
+    monkeypatch.setattr(recall, "BITS", (4, 8))
+    monkeypatch.setattr(recall, "TOP_K", 3)
+    monkeypatch.setattr(staleness, "measure", functools.partial(staleness.measure, periods=5, lags=(0, 2)))
+    for name, small in (("USERS", 12), ("GROUPS", 4), ("IMPRESSIONS_PER_USER", 10), ("DEPTHS", (20,))):
+        monkeypatch.setattr(needle, name, small)
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    files = ["--json", str(folder / "rows.json"), "--plot", str(folder / "plot.png")]
+    monkeypatch.setattr(sys, "argv", ["quality", "movielens", "--seeds", "0", "--epochs", "1", *arguments, *files])
+    command.main()
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+    rows: list[dict[str, Any]] = json.loads((folder / "rows.json").read_text())
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny")
+def test_recall_is_by_stage_and_bits_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = _run(monkeypatch, tmp_path, "--experiment", "recall")
+    assert [(row["stage"], row["bits"]) for row in rows] == [
+        ("learned planes", 4),
+        ("fixed planes", 4),
+        ("learned planes", 8),
+        ("fixed planes", 8),
+        ("inner product", 0),
+        ("cosine", 0),
+        ("category", 0),
+        ("most recent", 0),
+    ]
+    assert all(0 < row["recall"] <= 1 for row in rows)
+    # One line a stage, and nothing is trained again.
+    monkeypatch.setattr(recall, "train", None)
+    assert _run(monkeypatch, tmp_path, "--experiment", "recall") == rows
+    assert "first stage" in capsys.readouterr().out
+
+
+def test_recall_is_the_share_of_the_exact_choice() -> None:
+    # Of five behaviours the scorer chooses 0, 1, 2; the stage finds 0, 2, 4; the last behaviour is padding.
+    mask = tf.constant([[[True, True, True, True, True, False]]])
+    exact, stage = (
+        recall.chosen(largest_k(tf.constant([[scores]]), mask, 3), mask)
+        for scores in ([5.0, 4.0, 3.0, 2.0, 1.0, 9.0], [5.0, 0.0, 4.0, 1.0, 3.0, 9.0])
+    )
+    assert exact.numpy().tolist() == [[[True, True, True, False, False, False]]]
+    assert stage.numpy().tolist() == [[[True, False, True, False, True, False]]]
+    np.testing.assert_allclose(recall.share(exact, stage), [2 / 3])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny")
+def test_staleness_judges_fresh_and_old_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = _run(monkeypatch, tmp_path, "--experiment", "staleness")
+    # Of five periods the third and the fourth follow the longest lag and have one to be judged on.
+    expected = [(unit, 3, lag) for unit in ("eta", "inner-product") for lag in (0, 2)] + [("sim-hard", 3, 0)]
+    expected += [(unit, 4, lag) for unit in ("eta", "inner-product") for lag in (0, 2)] + [("sim-hard", 4, 0)]
+    assert sorted((row["unit"], row["period"], row["lag"]) for row in rows) == sorted(expected)
+
+
+def test_a_lag_costs_what_the_fresh_search_has_more() -> None:
+    points = [
+        staleness.Point("eta", seed, period, lag, grouped, 0.5)
+        for seed, period, lag, grouped in (
+            (0, 1, 0, 0.7), (0, 1, 5, 0.6), (0, 2, 0, 0.8), (0, 2, 5, 0.5), (1, 1, 0, 0.9), (1, 1, 5, 0.9)
+        )
+    ]  # fmt: skip
+    lost = staleness.losses(points)
+    np.testing.assert_allclose(lost["eta", 5], [0.2, 0.0], atol=1e-12)
+    np.testing.assert_allclose(lost["eta", 0], [0.0, 0.0])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny")
+def test_a_needle_beyond_reach_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = _run(monkeypatch, tmp_path, "--experiment", "needle", "--units", "recent", "sim-hard")
+    assert [(row["unit"], row["depth"]) for row in rows] == [("recent", 20), ("sim-hard", 20)]
+
+
+def test_a_needle_lies_where_it_is_said_to_lie() -> None:
+    data = needle.make_data(30, seed=3)
+    for part in (data.train, data.test):
+        columns, label = next(iter(part.to_dataset(data.features, 64)))
+        history = columns["history_category"].numpy()
+        assert history.shape[1] == 38
+        liked = history[:, -1]
+        # The oldest eight are of the taste; a candidate is of it if and only if it is a positive.
+        assert (history[:, 30:] == liked[:, np.newaxis]).all()
+        np.testing.assert_array_equal(columns["category"].numpy() == liked, label.numpy() == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny")
+def test_ablation_changes_one_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ablation.AXES, "L", (8, 24))
+    rows = _run(monkeypatch, tmp_path, "--experiment", "ablation", "--axes", "L")
+    assert [(row["unit"], row["max_history_length"]) for row in rows] == [("eta L=8", 8), ("eta L=24", 24)]
+
+
+def test_variants_differ_in_one_part() -> None:
+    usual = ablation.Variant("K", 48)
+    config = usual.unit().get_config()
+    assert (usual.task, usual.cosine, config["num_bits"], config["top_k"]) == (True, True, 64, 48)
+    changed: dict[tuple[str, Any], dict[str, Any]] = {
+        ("M", 8): {"num_bits": 8},
+        ("K", 16): {"top_k": 16},
+        ("planes", "fixed"): {"trainable_planes": False, "similarity_bias": False, "planes_period": 1},
+        ("attention", "plain"): {"cosine": False},
+        ("task", "no"): {},
+        ("L", 64): {},
+    }
+    for (axis, value), part in changed.items():
+        variant = ablation.Variant(axis, value)
+        assert {**variant.unit().get_config(), "name": None} == {**config, **part, "name": None}
+        assert variant.task is ((axis, value) != ("task", "no"))
+
+
+def test_counts_of_the_item_among_users_and_behaviours() -> None:
+    log = Interactions.from_columns(
+        {"user_id": [1, 1, 1, 1, 2, 2], "item_id": [7, 8, 7, 9, 7, 8], "timestamp": [1, 2, 3, 4, 1, 2]}
+    )
+    impressions = Impressions.from_columns(
+        log,
+        {"user_id": [1, 1, 2, 2], "item_id": [7, 8, 8, 6], "timestamp": [5, 5, 5, 5]},
+        np.array([1, 0, 1, 0]),
+    )
+    features = Features(Feature("item_id"), max_history_length=3)
+    lookup = FeatureLookup(features)
+    lookup.adapt({"item_id": log["item_id"]})
+    data = Protocol("tiny", impressions, impressions, impressions, lookup, category="", long_history=0)
+    # Of the last three behaviours: the first 7 is out of reach.
+    assert counting.repeat_count(data).tolist() == [1, 1, 1, 0]
+    assert counting.popularity(data).tolist() == [1, 1, 1, 0]
+    np.testing.assert_allclose(counting.click_rate(data), [6 / 11, 6 / 12, 6 / 12, 5 / 11])
+    np.testing.assert_allclose(counting.repeat_popularity(data), [1.5, 1.5, 1.5, 0])

@@ -8,10 +8,13 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+Row = TypeVar("Row")
 
 SCORES = ("auc", "grouped_auc", "log_loss", "calibration", "auc_long", "grouped_auc_long")
 
@@ -64,17 +67,17 @@ class Result:
         return self.data, self.unit, self.seed, self.task, self.cosine, self.max_history_length, self.rows
 
 
-def read_results(path: Path) -> list[Result]:
-    """The results in a file; none if there is no file."""
+def read_results(path: Path, kind: type[Row]) -> list[Row]:
+    """The results in a file, of a dataclass; none if there is no file."""
     if not path.exists():
         return []
     try:
-        return [Result(**row) for row in json.loads(path.read_text())]
+        return [kind(**row) for row in json.loads(path.read_text())]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} holds no results of this benchmark: {error}") from error
 
 
-def write_results(path: Path, results: Sequence[Result]) -> None:
+def write_results(path: Path, results: Sequence[Any]) -> None:
     """Writes results in place of what the file held, at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:

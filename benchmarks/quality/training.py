@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -32,13 +33,40 @@ def run(data: Protocol, unit: str, seed: int, task: bool, cosine: bool, max_epoc
     """
     tf.keras.utils.set_random_seed(seed)
     model = make_ranker(unit, data, task, cosine)
+    trained = train(model, data, seed, max_epochs)
+    return judged(model, data, trained, unit=unit, seed=seed, task=task, cosine=cosine)
+
+
+class Trained(NamedTuple):
+    """How a training went.
+
+    Attributes:
+        epochs: passes over the training part up to the best.
+        validation_auc: of the best.
+        seconds: of all epochs, tracing and validation included.
+    """
+
+    epochs: int
+    validation_auc: float
+    seconds: float
+
+
+def train(model: Ranker, data: Protocol, seed: int, max_epochs: int) -> Trained:
+    """Trains a ranker until its validation AUC no longer rises, and gives it its best weights.
+
+    Args:
+        model: the ranker.
+        data: the data set.
+        seed: of the order of batches.
+        max_epochs: passes over the training part at most.
+    """
     model.compile()
-    train = data.train.to_dataset(data.features, BATCH_SIZE, lookup=data.lookup, shuffle=True, seed=seed)
+    batches = data.train.to_dataset(data.features, BATCH_SIZE, lookup=data.lookup, shuffle=True, seed=seed)
     validation = data.validation.to_dataset(data.features, 8 * BATCH_SIZE, lookup=data.lookup)
     best = tf.keras.callbacks.EarlyStopping("val_auc", mode="max", patience=PATIENCE, restore_best_weights=True)
     start = time.perf_counter()
     history = model.fit(
-        train,
+        batches,
         validation_data=validation,
         epochs=max_epochs,
         callbacks=[best],
@@ -49,6 +77,23 @@ def run(data: Protocol, unit: str, seed: int, task: bool, cosine: bool, max_epoc
     if best.best_weights is not None:
         model.set_weights(best.best_weights)
     aucs = history["val_auc"]
+    return Trained(int(np.argmax(aucs)) + 1, float(max(aucs)), seconds)
+
+
+def judged(
+    model: Ranker, data: Protocol, trained: Trained, *, unit: str, seed: int, task: bool, cosine: bool
+) -> Result:
+    """The result of a trained ranker on the test part.
+
+    Args:
+        model: the ranker.
+        data: the data set.
+        trained: how it was trained.
+        unit: name of the contestant.
+        seed: as in `run`, as are `task` and `cosine`.
+        task: whether it had a retrieval task.
+        cosine: whether its attention goes by cosines.
+    """
     return Result(
         data=data.name,
         unit=unit,
@@ -57,10 +102,10 @@ def run(data: Protocol, unit: str, seed: int, task: bool, cosine: bool, max_epoc
         cosine=cosine,
         max_history_length=data.features.max_history_length,
         rows=len(data.train),
-        epochs=int(np.argmax(aucs)) + 1,
-        validation_auc=float(max(aucs)),
+        epochs=trained.epochs,
+        validation_auc=trained.validation_auc,
         **_scores(model, data),
-        training_seconds=seconds,
+        training_seconds=trained.seconds,
         request_ms=request_milliseconds(model, data),
     )
 
@@ -89,7 +134,7 @@ def count(data: Protocol, name: str) -> Result:
 
 
 def _scores(model: Ranker, data: Protocol) -> dict[str, float]:
-    test, logits = data.test, _predict(model, data, data.test)
+    test, logits = data.test, predict(model, data, data.test)
     probability = 1 / (1 + np.exp(-logits))
     return {
         "log_loss": metrics.log_loss(test.label, logits),
@@ -114,6 +159,7 @@ def _ranking_scores(logits: np.ndarray, data: Protocol) -> dict[str, float]:
     }
 
 
-def _predict(model: Ranker, data: Protocol, impressions: Impressions) -> np.ndarray:
+def predict(model: Ranker, data: Protocol, impressions: Impressions) -> np.ndarray:
+    """Logits [n] of impressions."""
     batches = impressions.to_dataset(data.features, 8 * BATCH_SIZE, lookup=data.lookup)
     return np.ravel(model.predict(batches, verbose=0))

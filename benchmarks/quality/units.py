@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -61,13 +62,25 @@ def make_ranker(name: str, data: Protocol, task: bool, cosine: bool) -> Ranker:
         task: whether the embeddings of items learn by a retrieval task as well.
         cosine: whether attention goes by cosines.
     """
-    attention = {"cosine": cosine}
+    return ranker_of(UNITS[name](data, {"cosine": cosine}), name, data, task, cosine)
+
+
+def ranker_of(units: Sequence[InterestUnit], name: str, data: Protocol, task: bool, cosine: bool) -> Ranker:
+    """A ranker of the last 16 behaviours and further units, all else as every contestant has it.
+
+    Args:
+        units: what reads the long history.
+        name: of the ranker.
+        data: the data set.
+        task: as in `make_ranker`.
+        cosine: as in `make_ranker`.
+    """
     return Ranker(
         lookup=data.lookup,
-        interests=[RecentInterest(SHORT_HISTORY, **attention), *UNITS[name](data, attention)],
+        interests=[RecentInterest(SHORT_HISTORY, cosine=cosine), *units],
         retrieval_task=RetrievalTask() if task else None,
         hidden_units=(128, 64),
-        name=name.replace("-", "_"),
+        name=re.sub(r"\W", "_", name),
     )
 
 

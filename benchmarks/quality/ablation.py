@@ -1,0 +1,100 @@
+"""What each part of ETA is worth: one part changed at a time, all else as the benchmark has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+from benchmarks.quality.protocols import Protocol
+from benchmarks.quality.results import Result
+from benchmarks.quality.training import judged, train
+from benchmarks.quality.units import LEARNED, NUM_BITS, TOP_K, ranker_of
+from keras_eta.interest import ETAInterest
+
+AXES: dict[str, tuple[Any, ...]] = {
+    "M": (8, 16, 32, 64, 128, 256),
+    "K": (8, 16, 48, 128, 256),
+    "L": (64, 256, 512, 2_048),
+    "task": ("no", "yes"),
+    "planes": ("fixed", "learned"),
+    "attention": ("plain", "cosine"),
+}
+
+
+class Variant(NamedTuple):
+    """ETA with one part changed.
+
+    Attributes:
+        axis: the part, of `AXES`.
+        value: what it is in this variant.
+    """
+
+    axis: str
+    value: Any
+
+    @property
+    def name(self) -> str:
+        """The variant's name among results."""
+        return f"eta {self.axis}={self.value}"
+
+    @property
+    def task(self) -> bool:
+        """Whether it has a retrieval task."""
+        return (self.axis, self.value) != ("task", "no")
+
+    @property
+    def cosine(self) -> bool:
+        """Whether its attention goes by cosines."""
+        return (self.axis, self.value) != ("attention", "plain")
+
+    def unit(self) -> ETAInterest:
+        """What reads the long history."""
+        learned = {} if (self.axis, self.value) == ("planes", "fixed") else LEARNED
+        top_k = self.value if self.axis == "K" else TOP_K
+        return ETAInterest(top_k, self.value if self.axis == "M" else NUM_BITS, cosine=self.cosine, **learned)
+
+
+def variants(axes: Sequence[str]) -> list[Variant]:
+    """The variants along some of `AXES`."""
+    return [Variant(axis, value) for axis in axes for value in AXES[axis]]
+
+
+def run_variant(load: Callable[[int | None], Protocol], variant: Variant, seed: int, max_epochs: int) -> Result:
+    """Trains and judges a variant.
+
+    Args:
+        load: gives the data set with histories of a length, `None` for the usual one.
+        variant: the variant.
+        seed: of initial weights and of the order of batches.
+        max_epochs: passes over the training part at most.
+    """
+    data = load(variant.value if variant.axis == "L" else None)
+    tf.keras.utils.set_random_seed(seed)
+    model = ranker_of([variant.unit()], variant.name, data, variant.task, variant.cosine)
+    trained = train(model, data, seed, max_epochs)
+    return judged(model, data, trained, unit=variant.name, seed=seed, task=variant.task, cosine=variant.cosine)
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """Draws the grouped AUC of the test part along each axis, every seed a point."""
+    by_name = {variant.name: variant for variant in variants(list(AXES))}
+    axes = [axis for axis in AXES if any(by_name[result.unit].axis == axis for result in results)]
+    figure = Figure(figsize=(3.4 * len(axes), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+    for panel, axis in zip(panels, axes, strict=True):
+        values = [value for value in AXES[axis] if any(by_name[r.unit] == (axis, value) for r in results)]
+        points = [[r.grouped_auc for r in results if by_name[r.unit] == (axis, value)] for value in values]
+        panel.plot(range(len(values)), [np.mean(of_value) for of_value in points], color="C0")
+        for place, of_value in enumerate(points):
+            panel.plot([place] * len(of_value), of_value, "o", color="C0", alpha=0.5)
+        panel.set_xticks(range(len(values)), [str(value) for value in values])
+        panel.set(xlabel=axis)
+        panel.grid(alpha=0.3)
+    panels[0].set(ylabel="grouped AUC, test")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
