@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import demo
-from benchmarks import movielens as benchmark
+from benchmarks.quality.results import Result
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,10 +27,11 @@ def test_demo_trains_exports_serves_and_ranks(tmp_path):
     )
     printed = finished.stdout
     # On so few rows, either model may come out ahead; the demo must say which, and everything before must have worked.
-    aucs = [float(value) for value in re.findall(r"│ 0 +│ +0\.\d{4} │ +(0\.\d{4}) │", printed)]
-    assert len(aucs) == 2, printed + finished.stderr
-    assert finished.returncode == (0 if aucs[1] > aucs[0] else 1)
-    assert ("did not beat the short history" in printed) == (aucs[1] <= aucs[0])
+    rows = re.findall(r"│ (?:recent|eta) \(cosine\) +│ yes +│ +1 │ +1 │ +(0\.\d{4}) │ +(0\.\d{4}) │", printed)
+    assert len(rows) == 2, printed + finished.stderr
+    better = all(eta > recent for recent, eta in zip(*rows, strict=True))
+    assert finished.returncode == (0 if better else 1)
+    assert ("did not beat the short history" in printed) == (not better)
     request = json.loads((tmp_path / "demo" / "request.json").read_text())
     best = re.findall(r"^│ +(\d+) │ (.+?) +│ +(0\.\d{3}) │$", printed, re.MULTILINE)
     assert [int(place) for place, _, _ in best] == list(range(1, 11))
@@ -43,12 +44,18 @@ def test_demo_trains_exports_serves_and_ranks(tmp_path):
     assert (tmp_path / "serving" / "eta" / "1" / "saved_model.pb").exists()
 
 
-@pytest.mark.parametrize(("auc", "code"), [(0.79, 0), (0.78, 1), (0.77, 1)])
-def test_demo_fails_unless_eta_beats_the_short_history(auc, code, capsys):
-    short = benchmark.Result("short", 0, 0.78, 0.78, 0.78, 0.5, 0.78, 0.78, 0.5, 1.0)
-    eta = dataclasses.replace(short, model="eta", auc=auc)
-    assert demo.exit_code(short, eta) == code
-    expected = f"ETA (AUC {auc:.4f}) did not beat the short history (0.7800).\n" if code else ""
+@pytest.mark.parametrize(
+    ("auc", "grouped_auc", "code"), [(0.79, 0.74, 0), (0.78, 0.74, 1), (0.79, 0.73, 1), (0.77, 0.72, 1)]
+)
+def test_demo_fails_unless_eta_beats_the_short_history_in_both_measures(auc, grouped_auc, code, capsys):
+    recent = Result("movielens", "recent", 0, True, True, 512, 100, 0.78, 0.73, 0.78, 0.73, 1.0)
+    eta = dataclasses.replace(recent, unit="eta", auc=auc, grouped_auc=grouped_auc)
+    assert demo.exit_code(recent, eta) == code
+    expected = (
+        f"ETA (AUC {auc:.4f}, grouped {grouped_auc:.4f}) did not beat the short history (0.7800, 0.7300).\n"
+        if code
+        else ""
+    )
     assert capsys.readouterr().out == expected
 
 

@@ -19,12 +19,13 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from keras_eta import ETA, Age, Feature, FeatureLookup, Features, Ranker, ops
+from keras_eta import Age, Feature, FeatureLookup, Features, Ranker, ops
 from keras_eta.export import export_model
 from keras_eta.export.warmup import WARMUP_CANDIDATES
 from keras_eta.interest import FullInterest, InnerProductInterest, PoolingInterest, RecentInterest
 from keras_eta.ops import _counting
 from tests import reference
+from tests.paper import paper_eta
 
 MAX_HISTORY = 12
 TOP_K = 4
@@ -83,7 +84,7 @@ def model():
             "user_id": np.arange(10),
         }
     )
-    model = ETA(
+    model = paper_eta(
         lookup=lookup, top_k=TOP_K, num_bits=NUM_BITS, short_history_length=3, similarity_bias=True, hidden_units=(8,)
     )
     model.build()
@@ -278,7 +279,7 @@ def test_candidates_that_are_not_finite_are_refused(tmp_path):
         item_attributes=(Feature("price", "float32"),),
         max_history_length=3,
     )
-    signatures = tf.saved_model.load(str(export_model(ETA(features, top_k=2), tmp_path, warmup=False))).signatures
+    signatures = tf.saved_model.load(str(export_model(paper_eta(features, top_k=2), tmp_path, warmup=False))).signatures
     columns = {
         "item_id": np.array([[1, 2]]),
         "price": np.array([[1.0, np.nan]], np.float32),
@@ -425,7 +426,7 @@ def test_warmup_requests_cover_every_signature_and_replay(path, signatures):
 def long_model():
     tf.keras.utils.set_random_seed(0)
     features = Features(item_id=Feature("item_id", vocabulary_size=50, embedding_dim=8), max_history_length=600)
-    model = ETA(features, top_k=TOP_K, num_bits=16, short_history_length=3, hidden_units=(8,))
+    model = paper_eta(features, top_k=TOP_K, num_bits=16, short_history_length=3, hidden_units=(8,))
     model.build()
     model.embeddings["item_id"].embeddings.assign(tf.random.normal([52, 8]))
     return model
@@ -625,7 +626,7 @@ def test_explain_has_the_outputs_of_the_units_that_attend(tmp_path, units, outpu
 
 def test_indices_out_of_range_count_as_out_of_vocabulary(tmp_path):
     features = Features(item_id=Feature("item_id", embedding_dim=4, vocabulary_size=20), max_history_length=6)
-    signatures = tf.saved_model.load(str(export_model(ETA(features, top_k=2), tmp_path, warmup=False))).signatures
+    signatures = tf.saved_model.load(str(export_model(paper_eta(features, top_k=2), tmp_path, warmup=False))).signatures
 
     def probability(item, behaviour):
         columns = {
@@ -668,9 +669,9 @@ def aged(request, tmp_path_factory):
         lookup = FeatureLookup(AGED)
         ids = {"item_id": np.array(ITEMS, object), "category_id": np.arange(5), "action": np.array(ACTIONS, object)}
         lookup.adapt({**ids, "user_id": np.arange(10), "age": np.arange(20, 30)})
-        model = ETA(lookup=lookup, **arguments)
+        model = paper_eta(lookup=lookup, **arguments)
     else:
-        model = ETA(AGED_INDICES, **arguments)
+        model = paper_eta(AGED_INDICES, **arguments)
     model.build()
     for layer in model.embeddings.values():
         layer.embeddings.assign(tf.random.normal(layer.embeddings.shape))
@@ -836,7 +837,7 @@ def test_a_context_called_length_is_not_taken_for_that_of_the_history(tmp_path):
         context=(Feature("length", embedding_dim=2, vocabulary_size=3),),
         max_history_length=6,
     )
-    model = ETA(features, top_k=6)
+    model = paper_eta(features, top_k=6)
     signatures = tf.saved_model.load(str(export_model(model, tmp_path, warmup=False))).signatures
     columns = {
         "length": np.array([4]),

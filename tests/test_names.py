@@ -17,6 +17,7 @@ from keras_eta.columns import HISTORY_LENGTH, history_name
 from keras_eta.export import export_model
 from keras_eta.names import scope_name
 from serving.server.servables import Servable
+from tests.paper import paper_eta
 
 # Plain names sort as 0, 1, ... does; the odd ones sort otherwise, and otherwise again once made words of.
 CONTEXT = ("C1-site", "C1_a", "device type", "device_type", "101", "self", "größe", "_x")
@@ -39,7 +40,7 @@ def _model(plain: bool) -> ETA:
     lookup.adapt(
         {"item_id": np.arange(1, 9), attribute: np.array(["x", "y"]), **{name: np.arange(5) for name in context}}
     )
-    model = ETA(lookup=lookup, top_k=2, num_bits=8, short_history_length=2, hidden_units=(4,))
+    model = paper_eta(lookup=lookup, top_k=2, num_bits=8, short_history_length=2, hidden_units=(4,))
     model.compile()
     model.build()
     return model
@@ -133,7 +134,7 @@ def test_loaded_export_with_spaces_and_hyphens_takes_the_columns_as_keywords(tmp
         context=(Feature("C1-site", vocabulary_size=3, embedding_dim=2), Feature("101", "float32")),
         max_history_length=3,
     )
-    model = ETA(features, top_k=1, num_bits=8, short_history_length=1, hidden_units=(2,))
+    model = paper_eta(features, top_k=1, num_bits=8, short_history_length=1, hidden_units=(2,))
     loaded = tf.saved_model.load(str(export_model(model, tmp_path, warmup=False)))
     columns = {
         "item id": tf.constant([3], tf.int64),
@@ -160,7 +161,7 @@ def test_model_with_odd_names_survives_a_directory(tmp_path: Path) -> None:
         "history_item_id": tf.constant([[2, 4]]),
         HISTORY_LENGTH: tf.constant([2]),
     }
-    model = ETA(features, top_k=1, num_bits=8, short_history_length=1, hidden_units=(2,))
+    model = paper_eta(features, top_k=1, num_bits=8, short_history_length=1, hidden_units=(2,))
     expected = model(columns)
     model.save(tmp_path / "model")
     np.testing.assert_array_equal(tf.keras.models.load_model(tmp_path / "model")(columns), expected)

@@ -71,7 +71,7 @@ class Training:
     """
 
     batch_size: int = option(512, "impressions per step", metavar="N")
-    epochs: int = option(2, "passes over the training part, at most", metavar="N")
+    epochs: int = option(8, "passes over the training part, at most", metavar="N")
     max_steps: int | None = option(None, "stop training after so many steps", type=int, metavar="N")
     patience: int = option(
         1,

@@ -12,7 +12,7 @@ from keras_eta.datasets.clustering import SIZE
 from keras_eta.datasets.negative_draws import Period, Weighting
 from keras_eta.features import Features
 from tfx_pipeline.behaviours import ClusterSequence, Selection
-from tfx_pipeline.layouts import AGE_BOUNDARIES, CSV, USER_ID, Label, Layout
+from tfx_pipeline.layouts import AGE_BOUNDARIES, CSV, Label, Layout
 from tfx_pipeline.sampling import NegativeSampling
 
 _CLUSTERS = "clusters"
@@ -27,7 +27,7 @@ def custom(
     item_attributes: Sequence[str] = (),
     behaviour_attributes: Sequence[str] = (),
     positives: str = "",
-    user: Sequence[str] = (USER_ID,),
+    user: Sequence[str] = (),
     context: Sequence[str] = (),
     slice_columns: Sequence[str] = (),
     age_boundaries: Sequence[int] = AGE_BOUNDARIES,
@@ -63,7 +63,8 @@ def custom(
         behaviour_attributes: features of a behaviour that a candidate lacks, e.g. `"action:string"`.
         positives: which behaviours of the history speak for their item, by one of their attributes, as
             `"action:buy,cart"` or, of a float32, `"rating>=4"`. Empty: all. Read by the retrieval task.
-        user: features of the user. Without `user_id` the model does not read it, and it may be any string.
+        user: features of the user. Only with `"user_id"` among them does the model read that id, which tells nothing of
+            users who come later; without, it may be any string.
         context: features of the impression, e.g. `"price:float32"`.
         slice_columns: columns that evaluation slices by and the model does not read.
         age_boundaries: of the age of a behaviour, ascending, in the units of the log's timestamps. Empty: the model

@@ -33,7 +33,7 @@ class ETAUnits:
     key_dim: int | None = option(
         None, "width of a head (default: the candidate's width divided by the heads)", type=int, metavar="D"
     )
-    cosine: bool = option(False, "whether the logits of both attentions are scaled cosines")
+    cosine: bool = option(True, "whether the logits of both attentions are scaled cosines")
     distance_edges: tuple[int, ...] = option(
         (),
         "count what is retrieved up to each of these distances and beyond the one before, for the MLP (default: no "
@@ -84,7 +84,7 @@ class Model:
     activation: str = option("relu", "of the hidden layers, a name that Keras knows", metavar="NAME")
     cross_layers: int = option(0, "layers of DCN-v2 before the MLP", metavar="N")
     retrieval_weight: float = option(
-        0.0, "of the retrieval task's loss beside the click loss; 0: no such task", metavar="WEIGHT"
+        1.0, "of the retrieval task's loss beside the click loss; 0: no such task", metavar="WEIGHT"
     )
     retrieval_temperature: float = option(0.1, "what the retrieval task divides cosines by", metavar="T")
     retrieval_recent: int = option(20, "most recent behaviours that the retrieval task draws from", metavar="N")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keras_eta import Feature, FeatureLookup, Features, Positives
+from keras_eta import FeatureLookup, Features
 from keras_eta.datasets import complete_journey, movielens, taobao
 from keras_eta.datasets.impressions import Impressions, temporal_split
 
@@ -42,15 +42,15 @@ class Protocol:
 
 def load_movielens(path: str | None, max_history_length: int, max_rows: int | None) -> Protocol:
     """MovieLens-1M: every rating is an impression, 4 and 5 are positive; behaviours carry their rating."""
-    data = movielens.load(path)
-    features = Features(
-        item_id=Feature("item_id", "string", 32),
-        item_attributes=(Feature("genre", "string", 8),),
-        behaviour_attributes=(Feature("rating", "int64", 8),),
-        max_history_length=max_history_length,
-        positives=Positives("rating", values=(4, 5)),
-    )
+    return movielens_protocol(movielens.load(path), max_history_length, max_rows)
+
+
+def movielens_protocol(
+    data: movielens.MovieLens, max_history_length: int = 512, max_rows: int | None = None
+) -> Protocol:
+    """As `load_movielens`, of data that is loaded."""
     parts = temporal_split(movielens.impressions(data))
+    features = movielens.features(max_history_length=max_history_length)
     return _protocol("movielens", parts, features, "genre", 200, max_rows)
 
 
@@ -68,7 +68,6 @@ def load_taobao(path: str | None, max_history_length: int, max_rows: int | None)
         raise ValueError("taobao needs --data: the path of UserBehavior.csv, which can't be fetched.")
     impressions = taobao.paper_impressions(taobao.load(path))
     features = taobao.features(max_history_length=max_history_length)
-    features = dataclasses.replace(features, user=())
     parts = temporal_split(impressions, timestamps=impressions.timestamps)
     return _protocol("taobao", parts, features, "category_id", 200, max_rows)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from keras_eta.columns import TIMESTAMP, Feature
+from keras_eta.columns import TIMESTAMP, Feature, Positives
 from keras_eta.datasets.columns import ITEM_ID, USER_ID
 from keras_eta.datasets.delimited import WRONG_COLUMNS, parse_lines
 from keras_eta.datasets.impressions import Impressions
@@ -155,17 +155,22 @@ def write_folder(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str]
 
 
 def features(embedding_dim: int = 32, max_history_length: int = 512) -> Features:
-    """What the models read by default: the user, the film, and whether the user liked each film rated before.
+    """What the models read by default: the film, its first genre, and how the user rated each film before.
+
+    There is no id of the user, which would tell nothing of users who come later. Behaviours of 4 or 5 stars speak for
+    their film, as `keras_eta.models.RetrievalTask` wants to know.
 
     Args:
-        embedding_dim: width of every embedding.
+        embedding_dim: width of the film's embedding; a quarter of it, or 1, is that of the genre and the rating.
         max_history_length: number of most recent ratings.
     """
+    small = max(embedding_dim // 4, 1)
     return Features(
         item_id=Feature(ITEM_ID, "string", embedding_dim),
-        behaviour_attributes=(Feature("liked", "int64", embedding_dim),),
-        user=(Feature(USER_ID, "int64", embedding_dim),),
+        item_attributes=(Feature("genre", "string", small),),
+        behaviour_attributes=(Feature("rating", "int64", small),),
         max_history_length=max_history_length,
+        positives=Positives("rating", values=tuple(range(LIKED, 6))),
     )
 
 

@@ -99,7 +99,9 @@ def load(path: str | os.PathLike[str]) -> Interactions:
 
 
 def features(embedding_dim: int = 32, max_history_length: int = 512) -> Features:
-    """What the models read by default: the user, the item and its category, and what was done to each item before.
+    """What the models read by default: the item and its category, and what was done to each item before.
+
+    There is no id of the user, which would tell nothing of users who come later.
 
     Args:
         embedding_dim: width of every embedding.
@@ -109,7 +111,6 @@ def features(embedding_dim: int = 32, max_history_length: int = 512) -> Features
         item_id=Feature(ITEM_ID, "int64", embedding_dim),
         item_attributes=(Feature(CATEGORY_ID, "int64", embedding_dim),),
         behaviour_attributes=(Feature(ACTION, "string", embedding_dim),),
-        user=(Feature(USER_ID, "int64", embedding_dim),),
         max_history_length=max_history_length,
     )
 

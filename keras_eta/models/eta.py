@@ -11,12 +11,17 @@ from keras_eta.features import Features
 from keras_eta.interest.eta import ETAInterest
 from keras_eta.interest.recent import RecentInterest
 from keras_eta.models.ranker import Ranker
+from keras_eta.models.tasks import RetrievalTask
 from keras_eta.validation import check_integers_from_zero
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
 class ETA(Ranker):
     """End-to-End Target Attention: a `Ranker` with `RecentInterest` and `ETAInterest`, ready made.
+
+    The defaults are what ranked best on validation (docs/results.md): planes that learn, attention by cosines, and a
+    `RetrievalTask`. The paper's own ETA has `similarity_bias=False, trainable_planes=False, cosine=False,
+    retrieval_task=None`.
 
     The item embeddings that the model ranks with are hashed to M-bit SimHash fingerprints; for each candidate the K
     behaviours nearest by Hamming distance are retrieved and attended to. A table of fingerprints beside the embeddings
@@ -36,7 +41,7 @@ class ETA(Ranker):
         planes_period: steps between two moves of learned planes.
         cosine: whether the logits of both attentions are scaled cosines; see `TargetAttention`.
         distance_edges: ranges of distances in which retrieved behaviours are counted; see `ETAInterest`.
-        **kwargs: as `Ranker`, without `interests`.
+        **kwargs: as `Ranker`, without `interests`. `retrieval_task` is `RetrievalTask()` by default; `None`: none.
 
     Call arguments:
         inputs: as `Ranker`.
@@ -72,10 +77,10 @@ class ETA(Ranker):
         top_k: int = 48,
         num_bits: int = 64,
         seed: int = 0,
-        similarity_bias: bool = False,
-        trainable_planes: bool = False,
+        similarity_bias: bool = True,
+        trainable_planes: bool = True,
         planes_period: int = 1,
-        cosine: bool = False,
+        cosine: bool = True,
         distance_edges: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
@@ -92,7 +97,7 @@ class ETA(Ranker):
             distance_edges=distance_edges,
             **heads,
         )
-        super().__init__(features, interests=[*recent, retrieved], **kwargs)
+        super().__init__(features, interests=[*recent, retrieved], **{"retrieval_task": RetrievalTask(), **kwargs})
         self.short_history_length = short_history_length
 
     @property

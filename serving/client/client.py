@@ -72,8 +72,8 @@ class RankingClient(Conversations):
 
         Columns go by the names of the data contract, those of the history without their prefix. One request has lists;
         R requests have a list more around everything, with as many candidates each and histories of any length. Where a
-        feature has several values, a list of them stands for the value. No
-        candidates get empty answers, by the version that the server then has.
+        feature has several values, a list of them stands for the value. No candidates get empty answers, by the version
+        that the server then has.
 
         Args:
             candidates: by name, C values or R lists of C values.

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from keras_eta import ETA, Feature, FeatureLookup, Features, Sequence
+from keras_eta import Feature, FeatureLookup, Features, Sequence
 from keras_eta.datasets import (
     Clusters,
     Impressions,
@@ -26,6 +26,7 @@ from keras_eta.datasets import (
     save_item_vectors,
 )
 from keras_eta.datasets.histories import Histories
+from tests.paper import paper_eta
 
 from . import reference
 
@@ -439,7 +440,7 @@ def test_item_vectors_of_a_ranker(dtype: str, tmp_path: Any) -> None:
     items = np.array([5, 9, 9, 2]) if dtype == "int64" else np.array(["milk", "br\u00f6t", "br\u00f6t", "x"])
     lookup = FeatureLookup(Features(item_id=Feature("item_id", dtype, embedding_dim=3, num_oov_indices=2)))
     lookup.adapt({"item_id": items})
-    model = ETA(lookup=lookup, top_k=2, num_bits=8, hidden_units=(1,))
+    model = paper_eta(lookup=lookup, top_k=2, num_bits=8, hidden_units=(1,))
     model.build()
     # As `save_item_vectors` documents.
     ids = lookup.tables["item_id"].get_vocabulary(include_special_tokens=False)

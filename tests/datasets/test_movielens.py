@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from keras_eta import Feature, Features
+from keras_eta import Feature, Features, Positives
 from keras_eta.datasets import Impressions, movielens, temporal_split
 
 RATINGS = [
@@ -324,17 +324,19 @@ def test_impressions_like_four_stars_and_hide_the_rating(tmp_path):
     features = movielens.features(embedding_dim=8, max_history_length=2)
     assert features == Features(
         item_id=Feature("item_id", "string", 8),
-        behaviour_attributes=(Feature("liked", "int64", 8),),
-        user=(Feature("user_id", "int64", 8),),
+        item_attributes=(Feature("genre", "string", 2),),
+        behaviour_attributes=(Feature("rating", "int64", 2),),
         max_history_length=2,
+        positives=Positives("rating", (4, 5)),
     )
     ((inputs, _),) = impressions.to_dataset(features, 5).as_numpy_iterator()
-    assert sorted(inputs) == ["history_item_id", "history_length", "history_liked", "item_id", "user_id"]
+    histories = ["history_genre", "history_item_id", "history_length", "history_rating"]
+    assert sorted(inputs) == ["genre", *histories, "item_id"]
     assert inputs["history_length"].tolist() == [0, 1, 2, 0, 0]
-    assert inputs["history_liked"].tolist() == [[0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]
-    with_ratings = dataclasses.replace(features, behaviour_attributes=(Feature("rating", "int64", 8),))
-    ((inputs, _),) = impressions.to_dataset(with_ratings, 5).as_numpy_iterator()
     assert inputs["history_rating"].tolist() == [[0, 0], [3, 0], [2, 3], [0, 0], [0, 0]]
+    with_liked = dataclasses.replace(features, behaviour_attributes=(Feature("liked", "int64", 8),), positives=None)
+    ((inputs, _),) = impressions.to_dataset(with_liked, 5).as_numpy_iterator()
+    assert inputs["history_liked"].tolist() == [[0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]
 
 
 @pytest.mark.slow

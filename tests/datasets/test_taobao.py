@@ -116,7 +116,6 @@ def test_features_read_category_and_action():
         item_id=Feature("item_id", "int64", 4),
         item_attributes=(Feature("category_id", "int64", 4),),
         behaviour_attributes=(Feature("action", "string", 4),),
-        user=(Feature("user_id", "int64", 4),),
         max_history_length=9,
     )
 

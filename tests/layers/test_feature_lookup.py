@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras_eta import ETA, Age, Feature, FeatureLookup, Features
 from tests import reference
 from tests.layer_check import check_layer
+from tests.paper import paper_eta
 
 FEATURES = Features(
     item_id=Feature("item_id", "string"),
@@ -195,7 +196,7 @@ def _odd_model() -> ETA:
     lookup = FeatureLookup(Features(item_id=Feature("item_id", "string", embedding_dim=2), user=(Feature("user_id"),)))
     lookup.set_vocabulary("item_id", ODD_IDS)
     lookup.set_vocabulary("user_id", [-(2**63), 2**63 - 1, 3])
-    model = ETA(lookup=lookup, top_k=1, num_bits=4, short_history_length=1, num_heads=1, hidden_units=(2,))
+    model = paper_eta(lookup=lookup, top_k=1, num_bits=4, short_history_length=1, num_heads=1, hidden_units=(2,))
     model.build()
     return model
 

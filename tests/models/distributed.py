@@ -26,6 +26,8 @@ from keras_eta.models import RetrievalTask
 # isort: split
 import tensorflow as tf
 
+from tests.paper import paper_eta
+
 WORKER = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))["task"]["index"]
 
 FEATURES = Features(item_id=Feature("item_id", vocabulary_size=30, embedding_dim=8), max_history_length=7)
@@ -65,7 +67,9 @@ def make_model(scenario: str) -> ETA:
     arguments = {**options.get("model", {})}
     if "retrieval_task" in arguments:
         arguments["retrieval_task"] = arguments["retrieval_task"]()
-    model = ETA(FEATURES, top_k=3, num_bits=70, short_history_length=0, num_heads=1, hidden_units=(4,), **arguments)
+    model = paper_eta(
+        FEATURES, top_k=3, num_bits=70, short_history_length=0, num_heads=1, hidden_units=(4,), **arguments
+    )
     model.compile(options["optimizer"]() if "optimizer" in options else None)
     if not tf.distribute.has_strategy():
         model.build()

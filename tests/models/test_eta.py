@@ -13,6 +13,7 @@ from tensorflow.python.framework import op_callbacks
 from keras_eta import ETA, Feature, Features, Ranker, metrics
 from keras_eta.interest import ETAInterest, FullInterest, RecentInterest, Retrieved
 from tests import reference
+from tests.paper import paper_eta
 
 Batch = dict[str, np.ndarray]
 MakeBatch = Callable[..., Batch]
@@ -32,7 +33,7 @@ def _randomise(model: Ranker) -> None:
 def test_retrieving_the_whole_history_equals_full_attention(
     features: Features, make_batch: MakeBatch, top_k: int, candidates: int
 ) -> None:
-    eta = ETA(features, top_k=top_k, short_history_length=4, hidden_units=(6,), cross_layers=1)
+    eta = paper_eta(features, top_k=top_k, short_history_length=4, hidden_units=(6,), cross_layers=1)
     full = Ranker(features, interests=[RecentInterest(4), FullInterest()], hidden_units=(6,), cross_layers=1)
     eta.build()
     full.build()
@@ -61,7 +62,7 @@ def test_retrieving_the_whole_history_equals_full_attention(
 
 def test_retrieving_less_differs_from_full_attention(features: Features, make_batch: MakeBatch) -> None:
     # Without this the test above could compare two models that ignore the long history.
-    models = [ETA(features, top_k=top_k, short_history_length=4, hidden_units=(6,)) for top_k in (2, 12)]
+    models = [paper_eta(features, top_k=top_k, short_history_length=4, hidden_units=(6,)) for top_k in (2, 12)]
     for model in models:
         model.build()
         _randomise(model)
@@ -74,7 +75,7 @@ def test_retrieving_less_differs_from_full_attention(features: Features, make_ba
 
 def test_training_and_inference_give_the_same_logits(features: Features, make_batch: MakeBatch) -> None:
     # Codes in training, distances at inference; gathered then projected, projected then gathered.
-    model = ETA(features, top_k=3, num_bits=33, similarity_bias=True, hidden_units=(6,))
+    model = paper_eta(features, top_k=3, num_bits=33, similarity_bias=True, hidden_units=(6,))
     model.build()
     _randomise(model)
     for candidates in (1, 4):
@@ -94,7 +95,7 @@ def test_training_and_inference_give_the_same_logits(features: Features, make_ba
 def biased(features: Features) -> ETA:
     """Two hashed features, learned planes; projections on both sides of the clip."""
     hashed = Features(**{**vars(features), "hashed": ("item_id", "category_id")})
-    model = ETA(
+    model = paper_eta(
         hashed,
         top_k=3,
         num_bits=9,
@@ -187,7 +188,7 @@ def _keeping(calls: list[dict[str, Any]]) -> Callable[..., Retrieved]:
 def test_without_the_bias_retrieval_carries_no_gradient(
     features: Features, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = ETA(features, top_k=3, num_bits=9, short_history_length=2, hidden_units=(6,))
+    model = paper_eta(features, top_k=3, num_bits=9, short_history_length=2, hidden_units=(6,))
     model.build()
     _randomise(model)
     batch, labels = make_batch(features, 10, 12), np.arange(10) % 2
@@ -209,7 +210,7 @@ def test_without_the_bias_retrieval_carries_no_gradient(
 
 def test_planes_learn_only_on_request(features: Features) -> None:
     for trainable, names in ((False, 0), (True, 1)):
-        model = ETA(features, top_k=3, similarity_bias=True, trainable_planes=trainable)
+        model = paper_eta(features, top_k=3, similarity_bias=True, trainable_planes=trainable)
         model.build()
         assert sum("planes" in variable.name for variable in model.trainable_variables) == names
 
@@ -232,7 +233,7 @@ def _distinctive_model(unit: str) -> tuple[Ranker, tuple[Batch, np.ndarray]]:
         model = Ranker(features, interests=units, hidden_units=(8,))
     else:
         learned = unit == "hamming with learned planes"
-        model = ETA(features, top_k=5, num_bits=64, similarity_bias=learned, trainable_planes=learned, **options)
+        model = paper_eta(features, top_k=5, num_bits=64, similarity_bias=learned, trainable_planes=learned, **options)
     rng = np.random.default_rng(0)
     batch = {
         "user_id": rng.integers(1, 5, N).astype(np.int32),
@@ -318,7 +319,7 @@ def _planted(rows: int, seed: int) -> tuple[Batch, np.ndarray]:
 def test_eta_learns_what_lies_beyond_the_short_history() -> None:
     features = Features(item_id=Feature("item_id", vocabulary_size=60, embedding_dim=16))
     models: dict[str, Callable[[], Ranker]] = {
-        "eta": lambda: ETA(features, top_k=4, similarity_bias=True, short_history_length=4, hidden_units=(32,)),
+        "eta": lambda: paper_eta(features, top_k=4, similarity_bias=True, short_history_length=4, hidden_units=(32,)),
         "short": lambda: Ranker(features, interests=[RecentInterest(4)], hidden_units=(32,)),
     }
     test, test_labels = _planted(1_000, seed=1)

@@ -17,6 +17,7 @@ import tensorflow_recommenders as tfrs
 from keras_eta import ETA, Feature, Features, Ranker, ops
 from keras_eta.interest import ETAInterest, RecentInterest
 from keras_eta.layers import FingerprintedEmbedding
+from tests.paper import paper_eta
 
 legacy = tf.keras.optimizers.legacy
 
@@ -36,7 +37,7 @@ def _eta(**arguments: Any) -> ETA:
     """A small model with fingerprints of two features, of more than one word each."""
     tf.keras.utils.set_random_seed(3)
     options: dict[str, Any] = {"short_history_length": 2, "num_heads": 1, "hidden_units": (4,)}
-    model = ETA(FEATURES, top_k=3, num_bits=70, **options, **arguments)
+    model = paper_eta(FEATURES, top_k=3, num_bits=70, **options, **arguments)
     model.build()
     return model
 

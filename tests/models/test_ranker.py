@@ -19,6 +19,7 @@ from keras_eta.interest import ETAInterest, FullInterest, InnerProductInterest, 
 from keras_eta.layers import ActivationUnit, Dice
 from keras_eta.models import RetrievalTask, Scores
 from tests import reference
+from tests.paper import paper_eta
 
 Batch = dict[str, np.ndarray]
 MakeBatch = Callable[..., Batch]
@@ -329,7 +330,9 @@ def test_training_and_inference_agree_in_half_precision(
     features: Features, make_batch: MakeBatch, half_precision: None, bias: bool
 ) -> None:
     features = dataclasses.replace(features, hashed=("item_id", "category_id"))
-    model = ETA(features, top_k=TOP_K, num_bits=64, similarity_bias=bias, short_history_length=4, hidden_units=(6,))
+    model = paper_eta(
+        features, top_k=TOP_K, num_bits=64, similarity_bias=bias, short_history_length=4, hidden_units=(6,)
+    )
     model.build()
     _randomise(model)
     # Large scales, so that a bit that differs would show.
@@ -463,7 +466,7 @@ def test_model_learns_what_only_ages_tell() -> None:
     labels = (batch["history_age"][:, 0] <= 2).astype(np.float32)
     features = Features(item_id=Feature("item_id", vocabulary_size=5, embedding_dim=4), age=AGE)
     for age, auc in ((AGE, 1.0), (None, 0.5)):
-        model = ETA(dataclasses.replace(features, age=age), top_k=1, num_bits=8, hidden_units=(8,))
+        model = paper_eta(dataclasses.replace(features, age=age), top_k=1, num_bits=8, hidden_units=(8,))
         model.compile()
         model.fit(batch, labels, batch_size=20, epochs=3, verbose=0)
         assert metrics.auc(labels, model.predict(batch, verbose=0)) == auc
@@ -550,7 +553,7 @@ def _raw() -> dict[str, np.ndarray]:
 
 
 def test_unseen_ids_get_a_finite_score_of_their_own(lookup: FeatureLookup) -> None:
-    model = ETA(lookup=lookup, top_k=2, hidden_units=(4,))
+    model = paper_eta(lookup=lookup, top_k=2, hidden_units=(4,))
     assert model.features == lookup.features
     logits = model(lookup(_raw()))
     assert np.isfinite(logits).all()
@@ -572,7 +575,7 @@ def trained(features: Features, make_batch: MakeBatch) -> tuple[Ranker, dict[str
     batch = make_batch(features, 600)
     rng = np.random.default_rng(0)
     labels = (batch["price"] + rng.normal(size=600) > 0).astype(np.float32)
-    model = ETA(features, top_k=TOP_K, num_bits=16, short_history_length=4, hidden_units=(8,), cross_layers=1)
+    model = paper_eta(features, top_k=TOP_K, num_bits=16, short_history_length=4, hidden_units=(8,), cross_layers=1)
     model.compile()
     history = model.fit(batch, labels, batch_size=50, epochs=4, verbose=0).history
     return model, history, batch, labels
@@ -714,7 +717,7 @@ def test_config_of_eta_makes_the_same_model(features: Features) -> None:
         "cosine": True,
         "distance_edges": (0, 3),
     }
-    model = ETA(features, **arguments, short_history_length=2)
+    model = paper_eta(features, **arguments, short_history_length=2)
     assert model.interests[0].cosine
     twin = tf.keras.utils.deserialize_keras_object(tf.keras.utils.serialize_keras_object(model))
     assert type(twin) is ETA
@@ -723,7 +726,7 @@ def test_config_of_eta_makes_the_same_model(features: Features) -> None:
 
 
 def test_defaults_are_those_of_the_design(features: Features) -> None:
-    model = ETA(features)
+    model = paper_eta(features)
     assert (model.eta.top_k, model.eta.num_bits, model.short_history_length) == (48, 64, 16)
     assert Features(item_id=Feature("item_id")).max_history_length == 512
     assert Feature("item_id").embedding_dim == 32
@@ -745,7 +748,7 @@ def test_weights_travel_by_file(
 
 @pytest.mark.slow
 def test_saved_model_reloads_with_its_vocabularies_and_trains_on(lookup: FeatureLookup, tmp_path: Path) -> None:
-    model = ETA(lookup=lookup, top_k=2, num_bits=16, hidden_units=(4,), activation=Dice)
+    model = paper_eta(lookup=lookup, top_k=2, num_bits=16, hidden_units=(4,), activation=Dice)
     model.compile("adam", run_eagerly=True)
     labels = np.array([0.0, 1.0], np.float32)
     model.fit(lookup(_raw()), labels, verbose=0)
@@ -954,7 +957,7 @@ def test_ranker_refuses_an_activation_that_a_file_could_not_restore(features: Fe
 )
 def test_eta_refuses_a_bad_argument(features: Features, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        ETA(features, **arguments)
+        paper_eta(features, **arguments)
 
 
 def test_missing_column_is_named(models: dict[str, Ranker], make_batch: MakeBatch) -> None:

@@ -16,6 +16,7 @@ from keras_eta import ETA, Feature, FeatureLookup, Features, Positives, Ranker
 from keras_eta.interest import FullInterest, RecentInterest
 from keras_eta.models import RetrievalTask
 from tests import reference
+from tests.paper import paper_eta
 
 ROWS, LENGTH = 9, 6
 LABELS = np.array([1, 1, 0, 1, 1, 1, 0, 1, 1], np.float32)
@@ -325,7 +326,9 @@ def test_model_travels_by_file_with_its_counts(form: str, tmp_path: Path) -> Non
     features, batch = _features(Positives("action", ("buy",))), _batch()
     batch["history_action"][:, 0], batch["history_action"][:, 1:] = 4, 3
     lookup = _lookup(features)
-    model: Any = ETA(lookup=lookup, top_k=2, num_bits=8, hidden_units=(3,), retrieval_task=RetrievalTask(0.5, 0.2, 4))
+    model: Any = paper_eta(
+        lookup=lookup, top_k=2, num_bits=8, hidden_units=(3,), retrieval_task=RetrievalTask(0.5, 0.2, 4)
+    )
     model.compile("sgd", run_eagerly=True)
     model.train_on_batch(batch, LABELS)
     assert model.retrieval_task.drawn.numpy().any()
@@ -356,14 +359,14 @@ def test_config_makes_the_same_task() -> None:
     twin = tf.keras.utils.deserialize_keras_object(config)
     assert type(twin) is RetrievalTask
     assert (twin.weight, twin.temperature, twin.recent) == (0.25, 0.2, 7)
-    model: Any = ETA(_features(), retrieval_task=task)
+    model: Any = paper_eta(_features(), retrieval_task=task)
     again: Any = ETA.from_config(json.loads(json.dumps(model.get_config())))
     assert again.get_config()["retrieval_task"] == model.get_config()["retrieval_task"]
     # A warm start finds the counts by this name, in a process with other models too.
     for each in (model, again):
         each.build()
         assert each.retrieval_task.drawn.name == "retrieval_task/drawn:0"
-    assert ETA(_features()).get_config()["retrieval_task"] is None
+    assert paper_eta(_features()).get_config()["retrieval_task"] is None
 
 
 # Refusals

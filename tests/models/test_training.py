@@ -20,6 +20,7 @@ from keras_eta.columns import RawColumns
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions
 from keras_eta.models.optimizers import EmbeddingsAndDense
+from tests.paper import paper_eta
 
 callbacks = tf.keras.callbacks
 
@@ -56,7 +57,7 @@ def lookup(impressions: Impressions) -> FeatureLookup:
 def _model(lookup: FeatureLookup, optimizer: Any = None, run_eagerly: bool = True, **arguments: Any) -> ETA:
     """A compiled model; eager by default, since a trace takes longer than the few steps of a test."""
     tf.keras.utils.set_random_seed(0)
-    model = ETA(lookup=lookup, top_k=2, num_bits=8, short_history_length=2, hidden_units=(3,), **arguments)
+    model = paper_eta(lookup=lookup, top_k=2, num_bits=8, short_history_length=2, hidden_units=(3,), **arguments)
     model.build()
     model.compile(optimizer, run_eagerly=run_eagerly)
     return model
@@ -429,7 +430,7 @@ def test_columns_of_another_type_are_refused(impressions: Impressions, lookup: F
 def test_ages_outside_of_their_table_name_their_column(impressions: Impressions, lookup: FeatureLookup) -> None:
     features = dataclasses.replace(lookup.features, age=Age((60,)))
     columns, _ = next(iter(_batches(impressions, lookup)))
-    model = ETA(features, top_k=2, num_bits=8)
+    model = paper_eta(features, top_k=2, num_bits=8)
     ages = tf.ones_like(columns["history_item_id"])
     model({**columns, "history_age": 2 * ages})
     message = "Column history_age holds an index that its table of 3 rows lacks."

@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 from tfx.types import artifact_utils, standard_artifacts
 
-from keras_eta import ETA, Age, Feature, FeatureLookup, Features
+from keras_eta import Age, Feature, FeatureLookup, Features
 from keras_eta.export import export_model
+from tests.paper import paper_eta
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.layouts import Label, Layout
 
@@ -112,7 +113,9 @@ def export_eta(folder: Path) -> standard_artifacts.Model:
     tf.keras.utils.set_random_seed(0)
     lookup = FeatureLookup(LAYOUT.features)
     lookup.adapt({"item_id": np.array(ITEMS, object), "category_id": np.arange(4), "user_id": np.arange(4)})
-    model = ETA(lookup=lookup, top_k=2, num_bits=16, similarity_bias=True, short_history_length=2, hidden_units=(8,))
+    model = paper_eta(
+        lookup=lookup, top_k=2, num_bits=16, similarity_bias=True, short_history_length=2, hidden_units=(8,)
+    )
     model.build()
     for layer in model.embeddings.values():
         layer.embeddings.assign(tf.random.normal(layer.embeddings.shape))

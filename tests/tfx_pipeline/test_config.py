@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from keras_eta import ETA, Feature, Features
+from keras_eta import Feature, Features
 from keras_eta.interest import SDIM, RecentInterest
+from tests.paper import paper_eta
 from tfx_pipeline.config import Evaluation, PipelineConfig, Split, Training, history_bucket
 from tfx_pipeline.layouts import Layout, movielens, taobao
 from tfx_pipeline.model_config import ETAUnits, Model
@@ -70,7 +71,9 @@ def test_default_ranker_has_the_units_of_eta() -> None:
     features = Features(item_id=Feature("item_id", vocabulary_size=5))
     arguments: dict[str, Any] = {"top_k": 5, "num_bits": 32, "short_history_length": 3, "num_heads": 1, "key_dim": 6}
     arguments |= {"cosine": True, "distance_edges": (0, 4)}
-    of_eta = ETA(features, similarity_bias=True, trainable_planes=True, planes_period=2, seed=4, **arguments).interests
+    of_eta = paper_eta(
+        features, similarity_bias=True, trainable_planes=True, planes_period=2, seed=4, **arguments
+    ).interests
     units = ETAUnits(planes_period=2, **arguments).make(seed=4)
     assert [unit.get_config() for unit in units] == [unit.get_config() for unit in of_eta]
     assert [unit.name for unit in ETAUnits(short_history_length=0).make()] == ["eta_interest"]
@@ -81,16 +84,14 @@ def test_retrieval_task_is_made_at_a_weight_alone() -> None:
     task = Model(retrieval_weight=0.5, retrieval_temperature=0.2, retrieval_recent=7).retrieval_task()
     assert task is not None
     assert (task.weight, task.temperature, task.recent) == (0.5, 0.2, 7)
-    assert Model().retrieval_task() is None
+    assert Model(retrieval_weight=0.0).retrieval_task() is None
 
 
 @pytest.mark.parametrize("layout", [movielens(), taobao()])
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_ranker_of_ready_made_layouts_has_the_task_on_request(layout: Layout, weight: float) -> None:
     check_ranker(Model(retrieval_weight=weight), layout.features)
-    ids = {
-        name: ["buy"] if name == "action" else [1] for name in ("item_id", "user_id", "category_id", "action", "liked")
-    }
+    ids = {name: ["buy"] if name == "action" else [4] for name in ("item_id", "category_id", "action", "rating")}
     known = {feature.name: ids[feature.name] for feature in layout.features.all_features}
     ranker: Any = make_ranker(Model(retrieval_weight=weight), layout.features, known)
     assert (ranker.retrieval_task is not None) == bool(weight)

@@ -3,11 +3,11 @@ import pytest
 import tensorflow as tf
 import tensorflow_model_analysis as tfma
 
-import keras_eta
 from keras_eta import metrics
 from keras_eta.columns import Feature
 from keras_eta.export import export_model
 from keras_eta.features import Features
+from tests.paper import paper_eta
 from tfx_pipeline.config import Evaluation, PipelineConfig
 from tfx_pipeline.evaluation import (
     AUC,
@@ -168,7 +168,7 @@ def failed(validation):
 
 def test_metrics_of_an_exported_model_equal_those_of_keras_eta(columns, data, tmp_path):
     tf.keras.utils.set_random_seed(0)
-    model = keras_eta.ETA(
+    model = paper_eta(
         LAYOUT.features, lookup=None, top_k=3, num_bits=16, short_history_length=2, num_heads=1, hidden_units=(8,)
     )
     path = export_model(model, tmp_path / "model", warmup=False)

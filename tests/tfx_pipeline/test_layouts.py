@@ -95,7 +95,7 @@ def test_custom_refuses_positives_that_are_not_written_so(text):
 
 
 def test_ready_made_layouts_declare_as_positive_what_their_label_does():
-    assert movielens().features.positives == Positives("liked", (1,))
+    assert movielens().features.positives == Positives("rating", (4, 5))
     assert taobao().features.positives == Positives("action", taobao().label.positives)
 
 

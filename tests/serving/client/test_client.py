@@ -24,6 +24,7 @@ from serving.client import RankingClient
 from serving.client.answers import Explanation, Ranking, ServingError, TensorSpec
 from serving.server.config import SSLConfig
 from serving.server.embedded import EmbeddedServer
+from tests.paper import paper_eta
 
 Ask = Callable[..., Any]
 
@@ -913,7 +914,7 @@ def aged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ETA, str]]:
     """A model of keras_eta with ages, and the address of its server."""
     tf.keras.utils.set_random_seed(0)
     features = Features(item_id=Feature("item_id", vocabulary_size=20), age=Age((60, 3_600)), max_history_length=4)
-    model = ETA(features, top_k=2)
+    model = paper_eta(features, top_k=2)
     model.build()
     for layer in model.embeddings.values():
         layer.embeddings.assign(tf.random.normal(layer.embeddings.shape))

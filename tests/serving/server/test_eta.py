@@ -15,11 +15,12 @@ from tensorflow_serving.apis import predict_pb2
 from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
-from keras_eta import ETA, Feature, FeatureLookup, Features
+from keras_eta import Feature, FeatureLookup, Features
 from keras_eta.export import export_model
 from serving.server.config import BatchingParameters
 from serving.server.embedded import EmbeddedServer
 from serving.server.servables import Servable
+from tests.paper import paper_eta
 
 RANKING = ("serving_default", "rank", "explain")
 N, C, L = 2, 3, 5
@@ -35,7 +36,7 @@ def base_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     lookup = FeatureLookup(features)
     lookup.adapt({"item_id": np.array([f"item {i}" for i in range(9)], object), "user_id": np.arange(3)})
-    model = ETA(lookup=lookup, top_k=2, num_bits=16, short_history_length=2, hidden_units=(4,))
+    model = paper_eta(lookup=lookup, top_k=2, num_bits=16, short_history_length=2, hidden_units=(4,))
     path: Path = tmp_path_factory.mktemp("models") / "eta"
     export_model(model, path, version=1)
     return path
