@@ -138,6 +138,8 @@ def make_model(kind: str, length: int, flags: argparse.Namespace, category: bool
             num_bits=flags.bits,
             similarity_bias=learned,
             trainable_planes=learned,
+            cosine=False,
+            retrieval_task=None,
             **heads,
             **shared,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import json
 import threading
 from collections.abc import Callable
@@ -26,16 +25,24 @@ def _run(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *flags: str)
     main()
 
 
-def test_training_reports_every_contestant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_contestant_can_be_made() -> None:
+    flags = argparse.Namespace(dim=8, bits=64, top_k=3, items=50)
+    for kind in training.KINDS:
+        model = training.make_model(kind, 20, flags, category=True)
+        assert len(model.interests) == (1 if kind == "recent-only" else 1 + (kind != "no-long-history"))
+    assert {*retrieval.UNITS} <= {*training.KINDS}
+
+
+def test_training_reports_contestants(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kinds = ("eta", "eta-learned", training.BFLOAT16, training.XLA, "twin-v2", "full", "no-long-history")
+    monkeypatch.setattr(training, "KINDS", kinds)
     report, image = tmp_path / "report.json", tmp_path / "times.png"
     files = ("--json", str(report), "--plot", str(image))
     _run(training.main, monkeypatch, "--rows", "4", "--lengths", "20", *files)
     steps = json.loads(report.read_text())["steps"]
     assert list(steps) == ["20"]
     for rows in steps.values():
-        ours = ["eta", "eta-learned", "eta-bfloat16", "eta-xla"]
-        others = ["sdim", "sim-hard", "sim-soft", "twin", "twin-v2", "mimn-100", "inner-product", "full", "pooling"]
-        assert list(rows) == [*ours, *others, "recent-only", "no-long-history"]
+        assert list(rows) == [*kinds]
         assert rows["eta"]["over_base"] == 1.0
         assert all(0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] for row in rows.values())
     assert image.read_bytes().startswith(b"\x89PNG")
@@ -43,18 +50,18 @@ def test_training_reports_every_contestant(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_retrieval_reports_requests_traffic_and_searches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    units = {"full": "full attention", "twin-v2": "TWIN-V2", "no-long-history": "no long history"}
+    monkeypatch.setattr(retrieval, "UNITS", units)
     report, *images = (tmp_path / name for name in ("report.json", "times.png", "map.png"))
     files = ("--json", str(report), "--plot", str(images[0]), "--map", str(images[1]))
-    _run(retrieval.main, monkeypatch, "--lengths", "20", "40", "--candidates", "5", "9", "--callers", "2", *files)
+    _run(retrieval.main, monkeypatch, "--lengths", "20", "40", "--candidates", "5", "--callers", "2", *files)
     found = json.loads(report.read_text())
-    for candidates, length in itertools.product(("5", "9"), ("20", "40")):
-        twins = ["TWIN", "TWIN-V2, clusters of 10"]
-        others = ["inner product", "SIM hard", "SIM soft", *twins, "SDIM", "MIMN, last 100", "pooling"]
-        alone = ["ETA, XLA", "ETA", "full attention", *others, "no long history", "ETA, C rows"]
-        assert list(found["request"][candidates][length]) == alone
-        assert list(found["traffic"][candidates][length]) == alone[:-1]
-        assert list(found["search"][candidates][length]) == ["counting, XLA", "sorting", "matmul + top_k"]
-    assert found["settings"]["candidates"] == [5, 9]
+    for length in ("20", "40"):
+        alone = ["ETA, XLA", "ETA", *units.values(), "ETA, C rows"]
+        assert list(found["request"]["5"][length]) == alone
+        assert list(found["traffic"]["5"][length]) == alone[:-1]
+        assert list(found["search"]["5"][length]) == ["counting, XLA", "sorting", "matmul + top_k"]
+    assert found["settings"]["candidates"] == [5]
     assert all(image.read_bytes().startswith(b"\x89PNG") for image in images)
 
 

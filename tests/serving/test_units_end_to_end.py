@@ -112,7 +112,8 @@ def served(
         model = Ranker(lookup=lookup, interests=list(units.values()), hidden_units=(6,))
         model.compile()
         model.fit(dataset, verbose=0)
-        base_path = export_model(model, folder / f"ranker_{number}").parent
+        # Warm-up is asked of one: it takes longest where most units are.
+        base_path = export_model(model, folder / f"ranker_{number}", warmup=number > 0).parent
         config.model_config_list.config.add(name=base_path.name, base_path=str(base_path), model_platform="tensorflow")
         rankers |= {name: (model, unit, base_path.name) for name, unit in units.items()}
     (folder / "models.config").write_text(text_format.MessageToString(config))
@@ -129,9 +130,14 @@ def rows(impressions: Impressions) -> Arrays:
     chosen = [np.flatnonzero(lengths == length)[0] for length in (FEATURES.max_history_length, 0, 1, 5)]
     arrays = {name: array[chosen] for name, array in arrays.items()}
     # Neighbours in the order of titles, each with its own genre.
-    films, first = np.unique(np.asarray(impressions["item_id"]), return_index=True)
-    places = (np.searchsorted(films, arrays["item_id"].astype(str))[:, np.newaxis] + np.arange(CANDIDATES)) % len(films)
-    return arrays | {"item_id": films[places], "category_id": impressions["category_id"][first][places]}
+    films, first = np.unique(np.asarray(impressions.columns["item_id"]), return_index=True)
+    places = (
+        np.searchsorted(films, np.char.decode(arrays["item_id"].astype(bytes), "utf-8"))[:, np.newaxis]
+        + np.arange(CANDIDATES)
+    ) % len(films)
+    genres = np.asarray(impressions.columns["category_id"])[first]
+    columns = {"item_id": films, "category_id": genres}
+    return arrays | {name: np.char.encode(x.astype(str), "utf-8")[places] for name, x in columns.items()}
 
 
 def behaviours(rows: Arrays, start: int, end: int | None = None) -> Arrays:
