@@ -34,7 +34,7 @@ pipeline: $(INSTALLED) ## Run the TFX pipeline on MovieLens-1M, from raw logs to
 	TF_CPP_MIN_LOG_LEVEL=3 $(PYTHON) -m tfx_pipeline.run --layout movielens --serving_dir $(MODEL_DIR) $(PIPELINE_ARGS)
 
 test: $(INSTALLED) ## Run all tests, JOBS files at a time
-	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-py313: ## Run check and test on Python 3.13 and TFX 1.21, in a Debian 13 that debootstrap makes under build (as root)
 	@.ci/test-py313

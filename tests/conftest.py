@@ -20,6 +20,12 @@ Batch = dict[str, np.ndarray]
 MakeBatch = Callable[..., Batch]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with end-to-end tests come first, so that no worker is left with one of them at the end."""
+    longest = {item.path for item in items if item.get_closest_marker("e2e")}
+    items.sort(key=lambda item: item.path not in longest)
+
+
 @pytest.fixture(scope="session")
 def features() -> Features:
     """One feature of each role and kind, with small vocabularies."""

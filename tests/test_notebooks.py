@@ -32,3 +32,17 @@ def test_quickstart_runs_from_start_to_end(tmp_path, monkeypatch):
     assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) == 3
     assert list((tmp_path / "tensorboard").rglob("events.out.tfevents.*"))
     assert (tmp_path / "quickstart" / "eta" / "1" / "saved_model.pb").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_long_histories_runs_from_start_to_end(monkeypatch):
+    monkeypatch.setenv("KERAS_ETA_USERS", "150")
+    notebook = nbformat.read(ROOT / "notebooks" / "long_histories.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT / "notebooks"}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    # Neighbours, bits, staleness and length.
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "at best 0.50, of whoever knows all 0.90" in printed
+    assert "{16: " in printed

@@ -27,6 +27,7 @@ def custom(
     item_attributes: Sequence[str] = (),
     behaviour_attributes: Sequence[str] = (),
     positives: str = "",
+    user_dtype: str = "string",
     user: Sequence[str] = (),
     context: Sequence[str] = (),
     slice_columns: Sequence[str] = (),
@@ -63,8 +64,9 @@ def custom(
         behaviour_attributes: features of a behaviour that a candidate lacks, e.g. `"action:string"`.
         positives: which behaviours of the history speak for their item, by one of their attributes, as
             `"action:buy,cart"` or, of a float32, `"rating>=4"`. Empty: all. Read by the retrieval task.
+        user_dtype: of the user's id, `"int64"` or `"string"`; not read where it is among `user`.
         user: features of the user. Only with `"user_id"` among them does the model read that id, which tells nothing of
-            users who come later; without, it may be any string.
+            users who come later.
         context: features of the impression, e.g. `"price:float32"`.
         slice_columns: columns that evaluation slices by and the model does not read.
         age_boundaries: of the age of a behaviour, ascending, in the units of the log's timestamps. Empty: the model
@@ -148,6 +150,7 @@ def custom(
         list_separator=list_separator,
         clusters=_cluster_sequence(clusters, snapshot_period, group_by, attributes[_CLUSTERS]) if clusters else None,
         negatives=sampling,
+        user_dtype=user_dtype,
     )
 
 

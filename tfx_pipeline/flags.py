@@ -59,6 +59,7 @@ _LAYOUT_FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
             ("context", "context_feature", "of an impression, e.g. hour or price:float32"),
         )
     },
+    "user_dtype": ("user_dtype", {"choices": ("int64", "string"), "help": "of the user's id, unless it is a feature"}),
     "positives": (
         "positives",
         {

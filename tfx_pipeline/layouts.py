@@ -119,6 +119,7 @@ class Layout:
         list_separator: between the values of a feature with `max_values`. (Parquet files hold lists.)
         clusters: the sequence that holds clusters of behaviours, where there is one.
         negatives: how negatives are sampled, where the log holds positives only.
+        user_dtype: of the user's id where it is no feature: `"int64"` or `"string"`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -140,6 +141,7 @@ class Layout:
     list_separator: str = "|"
     clusters: ClusterSequence | None = None
     negatives: NegativeSampling | None = None
+    user_dtype: str = "string"
 
     def __post_init__(self) -> None:
         for name in ("header", "slice_columns", "selections"):
@@ -153,6 +155,8 @@ class Layout:
             raise ValueError(
                 f"`file_format` must be {CSV!r} or {PARQUET!r}. Received: file_format={self.file_format!r}"
             )
+        if self.user_dtype not in ("int64", "string"):
+            raise ValueError(f"`user_dtype` must be 'int64' or 'string'. Received: user_dtype={self.user_dtype!r}")
         if not self.separator:
             raise ValueError(f"`separator` must be a character or more. Received: separator={self.separator!r}")
         if self.header and len(set(self.header)) != len(self.header):
@@ -290,6 +294,7 @@ def movielens(max_history_length: int = 512) -> Layout:
             encoding="latin-1",
             list_separator="|",
         ),
+        user_dtype="int64",
     )
 
 
@@ -312,4 +317,5 @@ def taobao(max_history_length: int = 512) -> Layout:
         header=(USER_ID, "item_id", "category_id", "action", TIMESTAMP),
         first_timestamp=FIRST_TIMESTAMP,
         end_timestamp=END_TIMESTAMP,
+        user_dtype="int64",
     )

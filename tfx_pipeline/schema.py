@@ -10,7 +10,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from keras_eta.columns import LABEL, TIMESTAMP, length_name
 from keras_eta.datasets.negative_draws import SAMPLING_PROBABILITY
 from tfx_pipeline.config import HISTORY_BUCKET, HISTORY_BUCKETS
-from tfx_pipeline.layouts import Layout
+from tfx_pipeline.layouts import USER_ID, Layout
 
 # How far the share of any one candidate may lie from its share in the statistics compared with: an item id that stands
 # for "unknown", or a log with one item repeated, moves far more. Between MovieLens-1M's own temporal splits the largest
@@ -30,7 +30,7 @@ def make_schema(layout: Layout) -> schema_pb2.Schema:
     | `label` | int64, 0 or 1 | 1 |
     | `history_bucket` | bytes, one of `HISTORY_BUCKETS` | 1 |
     | `sampling_probability`, where negatives are sampled | float32 | 1 |
-    | others of `layout.row_columns` | the feature's; bytes where it is no feature | 1 |
+    | others of `layout.row_columns` | the feature's; of no feature bytes, the user's id by `layout.user_dtype` | 1 |
     | of a sequence | the feature's; `<sequence>_timestamp` int64 | 0 to its `max_length` |
 
     Features of several values have 0 to `max_values`, and in a sequence as many per behaviour, side by side, with
@@ -54,7 +54,7 @@ def make_schema(layout: Layout) -> schema_pb2.Schema:
         if feature and feature.max_values:
             _add_list(schema, name, feature.dtype, feature.max_values)
         else:
-            dtype = feature.dtype if feature else "string"
+            dtype = feature.dtype if feature else layout.user_dtype if name == USER_ID else "string"
             _add_row_column(schema, name, "int64" if name == TIMESTAMP else dtype)
     label = _add_row_column(schema, LABEL, "int64")
     label.int_domain.CopyFrom(schema_pb2.IntDomain(min=0, max=1))

@@ -78,7 +78,12 @@ class Signatures(tf.Module):
             return outputs
 
         def examples(inputs: Inputs) -> dict[str, tf.Tensor]:
-            return pointwise(parsed(inputs[EXAMPLES], features, dtypes))
+            columns = parsed(inputs[EXAMPLES], features, dtypes)
+            # The graph of the other signature, which need not be traced again.
+            of_rows: dict[str, tf.Tensor] = self.functions["serving_default"](
+                **{self.arguments[name]: columns[name] for name in specs["serving_default"]}
+            )
+            return of_rows
 
         axes |= self._state_axes(model, axes["rank"], dtypes)
         functions: dict[str, Callable[[Inputs], dict[str, tf.Tensor]]] = {"serving_default": pointwise, "rank": rank}

@@ -10,7 +10,7 @@ from keras_eta.distribution import gather_over_replicas
 from keras_eta.features import Features, Positives
 from keras_eta.interest.base import Columns
 from keras_eta.layers.feature_lookup import FeatureLookup
-from keras_eta.validation import check_positive_integers, is_number
+from keras_eta.validation import check_integers_from_zero, check_positive_integers, is_number
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -36,6 +36,8 @@ class RetrievalTask(tf.keras.layers.Layer):
         weight: of the task's loss beside the click loss.
         temperature: what cosines are divided by.
         recent: number of most recent behaviours to draw from.
+        seed: of the draws, which depend on it and the number of steps alone: a training that goes on from a checkpoint
+            draws as one that was never interrupted.
         name: of the layer and its variables.
 
     Raises:
@@ -51,17 +53,20 @@ class RetrievalTask(tf.keras.layers.Layer):
         weight: float = 1.0,
         temperature: float = 0.1,
         recent: int = 20,
+        seed: int = 0,
         name: str = "retrieval_task",
         **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
         check_positive_integers(recent=recent)
+        check_integers_from_zero(seed=seed)
         for name, value in (("weight", weight), ("temperature", temperature)):
             if not (is_number(value) and value > 0):
                 raise ValueError(f"`{name}` must be a positive number. Received: {name}={value!r}")
         self.weight = weight
         self.temperature = temperature
         self.recent = recent
+        self.seed = seed
 
     def bind(self, features: Features, lookup: FeatureLookup | None) -> None:
         """Takes note of the columns; called once, when the ranker is constructed.
@@ -88,16 +93,20 @@ class RetrievalTask(tf.keras.layers.Layer):
         self._encode: Any = None if lookup is None else lookup.encode
 
     def build(self, input_shape: Any = None) -> None:
-        self.drawn = self.add_weight(
-            name="drawn",
-            shape=[self._item.num_indices],
-            # A float32 stops counting at 2 ** 24.
-            dtype=tf.int64,
-            initializer="zeros",
-            trainable=False,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            experimental_autocast=False,
-        )
+        def counter(name: str, shape: list[int]) -> tf.Variable:
+            return self.add_weight(
+                name=name,
+                shape=shape,
+                # A float32 stops counting at 2 ** 24.
+                dtype=tf.int64,
+                initializer="zeros",
+                trainable=False,
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+                experimental_autocast=False,
+            )
+
+        self.drawn = counter("drawn", [self._item.num_indices])
+        self.steps = counter("steps", [])
         super().build(input_shape)
 
     def row_state(self) -> dict[str, list[tf.Variable]]:
@@ -142,7 +151,7 @@ class RetrievalTask(tf.keras.layers.Layer):
         return self.weight * tf.math.divide_no_nan(tf.reduce_sum(row_weight * row_loss), total)
 
     def _draw(self, history: Columns) -> tuple[tf.Tensor, tf.Tensor]:
-        """A position [N] among the positive ones of the last behaviours, and whether there is one [N]."""
+        """A position [N] among the last positive behaviours, and whether there is one [N]. Counts a step."""
         recent = history.first(self.recent)
         eligible = recent.mask
         if self._positives is not None:
@@ -152,7 +161,11 @@ class RetrievalTask(tf.keras.layers.Layer):
             else:
                 rows = tf.constant(self._positive_rows(self._positives), values.dtype)
                 eligible &= tf.reduce_any(tf.equal(values[..., tf.newaxis], rows), axis=-1)
-        chance = tf.where(eligible, tf.random.uniform(tf.shape(eligible)), -1.0)
+        replica = tf.distribute.get_replica_context()
+        place = 0 if replica is None else tf.cast(replica.replica_id_in_sync_group, tf.int64)
+        seed = tf.stack([tf.constant(self.seed, tf.int64) + place * 2**32, self.steps.read_value()])
+        self.steps.assign_add(1)
+        chance = tf.where(eligible, tf.random.stateless_uniform(tf.shape(eligible), seed), -1.0)
         return tf.argmax(chance, axis=1, output_type=tf.int32), tf.reduce_any(eligible, axis=1)
 
     def _positive_rows(self, positives: Positives) -> list[int]:
@@ -181,4 +194,5 @@ class RetrievalTask(tf.keras.layers.Layer):
             "weight": self.weight,
             "temperature": self.temperature,
             "recent": self.recent,
+            "seed": self.seed,
         }

@@ -199,7 +199,7 @@ cluster = tf.train.ClusterSpec({"worker": [f"localhost:{sys.argv[1]}"], "ps": [f
 servers = [tf.distribute.Server(cluster, job_name=job) for job in ("worker", "ps")]
 resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, rpc_layer="grpc")
 with tf.distribute.ParameterServerStrategy(resolver).scope():
-    model = paper_eta(FEATURES, top_k=3)
+    model = ETA(FEATURES, top_k=3)
     try:
         model.compile()
     except NotImplementedError as error:

@@ -12,6 +12,7 @@ from tensorflow.python.framework import op_callbacks
 
 from keras_eta import ETA, Feature, Features, Ranker, metrics
 from keras_eta.interest import ETAInterest, FullInterest, RecentInterest, Retrieved
+from keras_eta.models import RetrievalTask
 from tests import reference
 from tests.paper import paper_eta
 
@@ -333,3 +334,12 @@ def test_eta_learns_what_lies_beyond_the_short_history() -> None:
     assert auc["eta"] > 0.95
     assert 0.45 < auc["short"] < 0.55
     assert losses["eta"][-1] < 0.2 < 0.6 < losses["eta"][0]
+
+
+def test_defaults_are_learned_planes_cosines_and_a_task(features: Features) -> None:
+    config = ETA(features).get_config()
+    names = ("similarity_bias", "trainable_planes", "cosine", "top_k", "num_bits", "distance_edges")
+    assert [config[name] for name in names] == [True, True, True, 48, 64, ()]
+    assert config["retrieval_task"]["config"] == RetrievalTask().get_config()
+    assert ETA(features, retrieval_task=None).get_config()["retrieval_task"] is None
+    assert ETA.from_config(config).get_config() == config

@@ -161,13 +161,12 @@ def encoded(model: Ranker, columns: Arrays) -> dict[str, tf.Tensor]:
     """Raw columns as the methods of a ranker take them; where there are no users and candidates, of id 0 and none."""
     assert model.lookup is not None
     size = len(columns[HISTORY_LENGTH])
-    absent = {
-        "occupation": np.zeros(size, int),
-        "item_id": np.zeros([size, 0], str),
-        "category_id": np.zeros([size, 0], str),
-        **{name: np.zeros([size, 0], np.float32 if name.endswith("size") else int) for name in COLUMNS["clusters"]},
-        "clusters_length": np.zeros(size, int),
-    }
+    of_items = [feature.name for feature in FEATURES.item_features]
+    absent: dict[str, Any] = {name: tf.zeros([size, 0], tf.string) for name in of_items}
+    for name in COLUMNS["clusters"]:
+        dtype = tf.float32 if name.endswith("size") else tf.string if name.endswith(tuple(of_items)) else tf.int64
+        absent[name] = tf.zeros([size, 0], dtype)
+    absent |= {"occupation": np.zeros(size, int), "clusters_length": np.zeros(size, int)}
     return model.lookup({name: tf.constant(x) for name, x in {**absent, **columns}.items()})
 
 

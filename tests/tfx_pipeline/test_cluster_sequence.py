@@ -44,6 +44,7 @@ def _layout(item_vectors: str = "items.npz", **arguments: Any) -> Layout:
         history="action:view,buy",
         sequences=("purchases=action:buy",),
         sequence_attributes=("clusters=played:float32",),
+        user=("user_id",),
         max_history_length=4,
         **{"clusters": item_vectors, "snapshot_period": 30, "group_by": "played", **arguments},
     )

@@ -41,6 +41,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 ROOT = Path(__file__).parents[2]
 NUM_USERS = 150
 FLAGS = ["--max_history_length", "64", "--batch_size", "128", "--min_auc", "0.55", "--max_auc_drop", "0.03"]
+FLAGS += ["--epochs", "2"]
 NUM_COMPARED = 1_000
 
 
@@ -159,7 +160,8 @@ def test_every_way_to_score_an_impression_agrees(workspace: Workspace) -> None:
     names = ("user_id", "item_id", "timestamp")
     bulk = dict(zip(zip(*(table[name] for name in names), strict=True), table["probability"], strict=True))
     requests = serving_requests(records, features)
-    keys = list(zip(*(requests["serving_default"][name].tolist() for name in names), strict=True))
+    users = [tf.train.Example.FromString(record).features.feature["user_id"].int64_list.value[0] for record in records]
+    keys = list(zip(users, *(requests["serving_default"][name].tolist() for name in names[1:]), strict=True))
     with _served(workspace) as client:
         online = {name: client.predict(requests[name], name)["probability"] for name in ("serving_default", "examples")}
         # One request an impression: its own candidate, and the next impression's.

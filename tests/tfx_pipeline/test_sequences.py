@@ -50,6 +50,7 @@ def _layout(**arguments: str) -> Layout:
         **{"pattern": "*.csv", "list_separator": "|", **arguments},  # type: ignore[arg-type]
         label=Label("action", positives=("buy",)),
         item_attributes=("genres:string[2]",),
+        user=("user_id",),
         age_boundaries=(25, 60),
         max_history_length=3,
         history="action:view,buy",

@@ -54,11 +54,13 @@ def value_names(layout: Layout) -> tuple[str, ...]:
 
 
 def value_dtype(layout: Layout, name: str) -> type:
-    """`int`, `float` or `bytes`: the Feature's. Bytes for slice columns, and for the user's id if it is no feature."""
+    """`int`, `float` or `bytes`: the Feature's, or `user_dtype` for the user's id; bytes for slice columns."""
     if name == TIMESTAMP:
         return int
     features = {feature.name: feature for feature in layout.features.all_features}
-    return _DTYPES[features[name].dtype] if name in features else bytes
+    if name in features:
+        return _DTYPES[features[name].dtype]
+    return _DTYPES[layout.user_dtype] if name == USER_ID else bytes
 
 
 class _Cell(NamedTuple):

@@ -50,7 +50,7 @@ def impressions(rows=ROWS, **changes):
             "label": [row % 2],
             "history_bucket": [b"0-9"],
             "history_item_id": list(range(length)),
-            "history_liked": [1] * length,
+            "history_rating": [4] * length,
             "history_timestamp": [999 - i for i in range(length)],
         }
         columns |= {name: change(row) for name, change in changes.items()}
@@ -81,7 +81,7 @@ def test_impressions_that_fit_have_no_anomalies(good):
 
 
 def test_impressions_without_any_behaviour_have_no_anomalies(good):
-    empty = statistics_of(**dict.fromkeys(("history_item_id", "history_liked", "history_timestamp"), lambda row: []))
+    empty = statistics_of(**dict.fromkeys(("history_item_id", "history_rating", "history_timestamp"), lambda row: []))
     assert anomalies_of({TRAIN: empty}) == []
 
 
@@ -92,8 +92,8 @@ def test_impressions_without_any_behaviour_have_no_anomalies(good):
         ({"label": lambda row: [-1]}, "label: Out-of-range values. Unexpectedly small value: -1."),
         ({"genre": lambda row: None}, "genre: Column dropped. Column is completely missing"),
         (
-            {"history_liked": lambda row: None if row == 3 else []},
-            "history_liked: Column dropped. The feature was present in fewer examples than expected: "
+            {"history_rating": lambda row: None if row == 3 else []},
+            "history_rating: Column dropped. The feature was present in fewer examples than expected: "
             "minimum fraction = 1.000000, actual = 0.995000",
         ),
         (

@@ -194,21 +194,21 @@ def test_handmade_log_gives_these_impressions(tmp_path):
             "label": int(stars >= 4),
             "history_bucket": b"0-9",
             "history_item_id": [item for item, _, _ in history],
-            "history_liked": [liked for _, liked, _ in history],
+            "history_rating": [stars for _, stars, _ in history],
             "history_timestamp": [time for _, _, time in history],
         }
 
     expected = {
         "train": [impression(1, 10, "Comedy", 3, 100, []), impression(2, 11, "Crime", 4, 150, [])],
         "validation": [
-            impression(1, 11, "Crime", 3, 200, [(10, 0, 100)]),
-            impression(1, 12, "Crime", 4, 200, [(10, 0, 100)]),
-            impression(2, 12, "Crime", 1, 250, [(11, 1, 150)]),
+            impression(1, 11, "Crime", 3, 200, [(10, 3, 100)]),
+            impression(1, 12, "Crime", 4, 200, [(10, 3, 100)]),
+            impression(2, 12, "Crime", 1, 250, [(11, 4, 150)]),
         ],
         "eval": [
             # L = 2: the oldest behaviour is cut off. In the tie at 200 the larger values count as the more recent.
-            impression(1, 10, "Comedy", 2, 300, [(12, 1, 200), (11, 0, 200)]),
-            impression(2, 10, "Comedy", 5, 301, [(12, 0, 250), (11, 1, 150)]),
+            impression(1, 10, "Comedy", 2, 300, [(12, 4, 200), (11, 3, 200)]),
+            impression(2, 10, "Comedy", 5, 301, [(12, 1, 250), (11, 4, 150)]),
         ],
     }
     assert found == {split: sorted(rows, key=canonical) for split, rows in expected.items()}
@@ -224,6 +224,8 @@ def test_handmade_log_gives_these_impressions(tmp_path):
         "users": 2,
         "items": 3,
         "left_out_for_short_history": 0,
+        "sampled_negatives": 0,
+        "positives_without_candidate": 0,
         "impressions": {"train": 2, "validation": 3, "eval": 2},
         "positives": {"train": 1, "validation": 1, "eval": 1},
         "split": {"validation_from": 200, "eval_from": 300},
@@ -831,7 +833,7 @@ def test_ids_in_two_spellings_of_text_are_refused_and_the_advice_works(tmp_path)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         ingest(config)
 
-    advised = custom("*.csv", Label("clicked"))
+    advised = custom("*.csv", Label("clicked"), user_dtype="int64")
     report, _ = ingest(dataclasses.replace(config, layout=advised))
     assert (report["users"], report["items"]) == (2, 2)
 
