@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import tensorflow as tf
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -116,7 +117,7 @@ def print_table(report: dict[str, dict[str, Any]], flags: argparse.Namespace) ->
 
 def draw(report: dict[str, dict[str, Any]], rows: int, path: Path) -> None:
     """Peaks against L."""
-    figure = Figure(figsize=(5, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for kind, name in {**KINDS, **UNITS}.items():
         points = [(int(n), of[kind]["peak_mb"]) for n, of in report.items() if "peak_mb" in of.get(kind, {})]
@@ -125,9 +126,11 @@ def draw(report: dict[str, dict[str, Any]], rows: int, path: Path) -> None:
         axes.plot([length for length, _ in points], [mb for _, mb in points], marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="L, behaviours", ylabel="MB", title=f"peak memory, N = {rows}")
     axes.set_xticks([int(length) for length in report], [f"{int(length):,}" for length in report], minor=False)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=120)
 
 
