@@ -102,8 +102,9 @@ def _recalls(model: Ranker, unit: ETAInterest, data: Protocol, seed: int, max_ro
         inputs = model.batch_columns(columns)
         embedding = model.embedding_of(unit)
         candidate, history = embedding.candidates(inputs), embedding.sequence(inputs, unit.sequence)
-        _, weights = unit.attend(candidate, history)
         mask = history.mask[:, tf.newaxis, :]
+        # Without the hash's own term in the logits, which would speak for its choice.
+        _, weights = unit.attend(candidate, history, tf.zeros(tf.shape(mask)))
         exact = chosen(largest_k(tf.reduce_mean(weights, axis=2), mask, TOP_K), mask)
         retrieved = {"learned planes": unit.search(candidate, history, jit_compile=False)}
         retrieved |= {name: largest_k(scores, mask, TOP_K) for name, scores in stages(candidate, history).items()}

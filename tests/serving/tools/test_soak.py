@@ -1,4 +1,4 @@
-"""The soak tool: what it calls a fault, and a run of two minutes."""
+"""The soak tool: what it calls a fault, and a run of a minute."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tensorflow_serving.apis import predict_pb2
 from serving.server.embedded import EmbeddedServer
 from serving.tools import soak
 
-MINUTES = 2
+MINUTES = 1
 HITS = np.array([[2, 0]], np.float32)
 
 
