@@ -39,7 +39,7 @@ from tfx_pipeline.training.trainer import TRAINING_REPORT, load_trained_model
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 ROOT = Path(__file__).parents[2]
-NUM_USERS = 150
+NUM_USERS = 110
 FLAGS = ["--max_history_length", "64", "--batch_size", "128", "--min_auc", "0.55", "--max_auc_drop", "0.03"]
 FLAGS += ["--epochs", "2"]
 NUM_COMPARED = 1_000
