@@ -242,14 +242,14 @@ def test_counts_of_the_item_among_users_and_behaviours() -> None:
     )
     impressions = Impressions.from_columns(
         log,
-        {"user_id": [1, 1, 2, 2], "item_id": [7, 8, 8, 6], "timestamp": [5, 5, 5, 5]},
+        {"user_id": [1, 1, 2, 2], "item_id": [7, 8, 8, 0], "timestamp": [5, 5, 5, 5]},
         np.array([1, 0, 1, 0]),
     )
     features = Features(Feature("item_id"), max_history_length=3)
     lookup = FeatureLookup(features)
     lookup.adapt({"item_id": log["item_id"]})
     data = Protocol("tiny", impressions, impressions, impressions, lookup, category="", long_history=0)
-    # Of the last three behaviours: the first 7 is out of reach.
+    # Of the last three behaviours: the first 7 is out of reach, and padding is no item 0.
     assert counting.repeat_count(data).tolist() == [1, 1, 1, 0]
     assert counting.popularity(data).tolist() == [1, 1, 1, 0]
     np.testing.assert_allclose(counting.click_rate(data), [6 / 11, 6 / 12, 6 / 12, 5 / 11])

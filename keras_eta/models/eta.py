@@ -19,9 +19,9 @@ from keras_eta.validation import check_integers_from_zero
 class ETA(Ranker):
     """End-to-End Target Attention: a `Ranker` with `RecentInterest` and `ETAInterest`, ready made.
 
-    The defaults are what ranked best on validation (docs/results.md): planes that learn, attention by cosines, and a
-    `RetrievalTask`. The paper's own ETA has `similarity_bias=False, trainable_planes=False, cosine=False,
-    retrieval_task=None`.
+    The defaults add three things to the paper's ETA: planes that learn, attention by cosines, and a `RetrievalTask`,
+    which brings items of one taste near each other. The paper's own has
+    `similarity_bias=False, trainable_planes=False, cosine=False, retrieval_task=None`.
 
     The item embeddings that the model ranks with are hashed to M-bit SimHash fingerprints; for each candidate the K
     behaviours nearest by Hamming distance are retrieved and attended to. A table of fingerprints beside the embeddings
