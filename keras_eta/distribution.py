@@ -43,6 +43,12 @@ def replica_variables(variable: tf.Variable) -> tuple[tf.Variable, ...]:
     return tf.distribute.get_strategy().experimental_local_results(variable)
 
 
+def replica_number() -> Any:
+    """The number of this replica among those in sync, int64; 0 without a strategy."""
+    replica = tf.distribute.get_replica_context()
+    return 0 if replica is None else tf.cast(replica.replica_id_in_sync_group, tf.int64)
+
+
 def gather_over_replicas(values: tf.Tensor) -> tf.Tensor:
     """A tensor [n, ...] of this replica and those of all others, [N, ...]; gradients flow back to each."""
     replica = tf.distribute.get_replica_context()

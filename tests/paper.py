@@ -6,7 +6,14 @@ from typing import Any
 
 from keras_eta import ETA
 
-PAPER = {"similarity_bias": False, "trainable_planes": False, "cosine": False, "retrieval_task": None}
+PAPER = {
+    "similarity_bias": False,
+    "trainable_planes": False,
+    "cosine": False,
+    "distance_edges": (),
+    "retrieval_task": None,
+    "id_dropout": 0.0,
+}
 
 
 def paper_eta(*args: Any, **kwargs: Any) -> ETA:

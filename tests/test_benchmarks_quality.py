@@ -59,13 +59,13 @@ def test_command_trains_judges_and_goes_on(
 ) -> None:
     monkeypatch.setitem(LOADERS, "movielens", (_protocol, 24))
     file = tmp_path / "results.json"
-    arguments = ["quality", "movielens", "--units", "recent", "eta-counts", "--seeds", "0", "--epochs", "2"]
+    arguments = ["quality", "movielens", "--units", "recent", "eta", "--seeds", "0", "--epochs", "2"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--json", str(file)])
     command.main()
     rows = json.loads(file.read_text())
     assert [(row["unit"], row["seed"], row["max_history_length"]) for row in rows] == [
         ("recent", 0, 24),
-        ("eta-counts", 0, 24),
+        ("eta", 0, 24),
     ]
     for row in rows:
         assert row["rows"] > 300
@@ -78,7 +78,7 @@ def test_command_trains_judges_and_goes_on(
     monkeypatch.setattr(command, "run", None)
     command.main()
     assert json.loads(file.read_text()) == rows
-    assert "eta-counts (cosine)" in capsys.readouterr().out
+    assert "eta (cosine)" in capsys.readouterr().out
 
 
 def test_every_contestant_can_be_made() -> None:

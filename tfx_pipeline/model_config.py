@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.interest import ETAInterest, InterestUnit, RecentInterest
+from keras_eta.interest import ETAInterest, InterestUnit, RecentInterest, default_distance_edges
 from keras_eta.models import RetrievalTask
 from keras_eta.models.mlp import check_activation
 from keras_eta.validation import check_hidden_units, check_integers_from_zero, check_positive_integers, is_number
@@ -35,9 +35,8 @@ class ETAUnits:
     )
     cosine: bool = option(True, "whether the logits of both attentions are scaled cosines")
     distance_edges: tuple[int, ...] = option(
-        (),
-        "count what is retrieved up to each of these distances and beyond the one before, for the MLP (default: no "
-        "counts)",
+        default_distance_edges(64),
+        "count what is retrieved up to each of these distances and beyond the one before, for the MLP",
         type=int,
         nargs="+",
         metavar="DISTANCE",
@@ -83,6 +82,9 @@ class Model:
     hidden_units: tuple[int, ...] = option((128, 64), "widths of the MLP's hidden layers", metavar="N")
     activation: str = option("relu", "of the hidden layers, a name that Keras knows", metavar="NAME")
     cross_layers: int = option(0, "layers of DCN-v2 before the MLP", metavar="N")
+    id_dropout: float = option(
+        0.01, "share of users', contexts' and candidates' ids that training takes for unknown ones", metavar="RATE"
+    )
     retrieval_weight: float = option(
         1.0, "of the retrieval task's loss beside the click loss; 0: no such task", metavar="WEIGHT"
     )
@@ -97,6 +99,10 @@ class Model:
         check_integers_from_zero(cross_layers=self.cross_layers)
         check_hidden_units(self.hidden_units)
         check_activation(self.activation)
+        if not (is_number(self.id_dropout) and 0 <= self.id_dropout < 1):
+            raise ValueError(
+                f"`id_dropout` must be a number from 0 to below 1. Received: id_dropout={self.id_dropout!r}"
+            )
         if not (is_number(self.retrieval_weight) and self.retrieval_weight >= 0):
             raise ValueError(
                 "`retrieval_weight` must be a number of at least 0. "

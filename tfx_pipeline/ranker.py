@@ -35,6 +35,7 @@ def make_ranker(model: Model, features: Features, vocabularies: Mapping[str, Any
         hidden_units=model.hidden_units,
         activation=activation_class(model.activation) or model.activation,
         cross_layers=model.cross_layers,
+        id_dropout=model.id_dropout,
         retrieval_task=model.retrieval_task(),
     )
     ranker.build()

@@ -14,7 +14,7 @@ from benchmarks.quality.protocols import Protocol
 from benchmarks.quality.results import Result
 from benchmarks.quality.training import judged, train
 from benchmarks.quality.units import LEARNED, NUM_BITS, TOP_K, ranker_of
-from keras_eta.interest import ETAInterest
+from keras_eta.interest import ETAInterest, default_distance_edges
 
 AXES: dict[str, tuple[Any, ...]] = {
     "M": (8, 16, 32, 64, 128, 256),
@@ -23,7 +23,10 @@ AXES: dict[str, tuple[Any, ...]] = {
     "task": ("no", "yes"),
     "planes": ("fixed", "learned"),
     "attention": ("plain", "cosine"),
+    "counts": ("off", "on"),
 }
+# What ETA has where nothing is changed; its history is as long as the data set's usual one.
+UNCHANGED = {"M": NUM_BITS, "K": TOP_K, "task": "yes", "planes": "learned", "attention": "cosine", "counts": "on"}
 
 
 class Variant(NamedTuple):
@@ -39,8 +42,8 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The variant's name among results."""
-        return f"eta {self.axis}={self.value}"
+        """The variant's name among results: all those in which nothing is changed are one."""
+        return "eta" if UNCHANGED.get(self.axis) == self.value else f"eta {self.axis}={self.value}"
 
     @property
     def task(self) -> bool:
@@ -56,12 +59,16 @@ class Variant(NamedTuple):
         """What reads the long history."""
         learned = {} if (self.axis, self.value) == ("planes", "fixed") else LEARNED
         top_k = self.value if self.axis == "K" else TOP_K
-        return ETAInterest(top_k, self.value if self.axis == "M" else NUM_BITS, cosine=self.cosine, **learned)
+        num_bits = self.value if self.axis == "M" else NUM_BITS
+        counts = (self.axis, self.value) != ("counts", "off")
+        edges = default_distance_edges(num_bits) if counts else ()
+        return ETAInterest(top_k, num_bits, distance_edges=edges, cosine=self.cosine, **learned)
 
 
 def variants(axes: Sequence[str]) -> list[Variant]:
-    """The variants along some of `AXES`."""
-    return [Variant(axis, value) for axis in axes for value in AXES[axis]]
+    """The variants along some of `AXES`, each name once."""
+    found = {variant.name: variant for axis in axes for variant in (Variant(axis, value) for value in AXES[axis])}
+    return list(found.values())
 
 
 def run_variant(load: Callable[[int | None], Protocol], variant: Variant, seed: int, max_epochs: int) -> Result:
@@ -82,13 +89,13 @@ def run_variant(load: Callable[[int | None], Protocol], variant: Variant, seed: 
 
 def draw(results: Sequence[Result], path: Path) -> None:
     """Draws the grouped AUC of the test part along each axis, every seed a point."""
-    by_name = {variant.name: variant for variant in variants(list(AXES))}
-    axes = [axis for axis in AXES if any(by_name[result.unit].axis == axis for result in results)]
+    names = {result.unit for result in results}
+    axes = [axis for axis in AXES if any(Variant(axis, value).name in names - {"eta"} for value in AXES[axis])]
     figure = Figure(figsize=(3.4 * len(axes), 3.2), layout="constrained")
     panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
     for panel, axis in zip(panels, axes, strict=True):
-        values = [value for value in AXES[axis] if any(by_name[r.unit] == (axis, value) for r in results)]
-        points = [[r.grouped_auc for r in results if by_name[r.unit] == (axis, value)] for value in values]
+        values = [value for value in AXES[axis] if Variant(axis, value).name in names]
+        points = [[r.grouped_auc for r in results if r.unit == Variant(axis, value).name] for value in values]
         panel.plot(range(len(values)), [np.mean(of_value) for of_value in points], color="C0")
         for place, of_value in enumerate(points):
             panel.plot([place] * len(of_value), of_value, "o", color="C0", alpha=0.5)

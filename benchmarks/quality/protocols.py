@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keras_eta import FeatureLookup, Features
+from keras_eta import Feature, FeatureLookup, Features
 from keras_eta.datasets import complete_journey, movielens, taobao
+from keras_eta.datasets.columns import USER_ID
 from keras_eta.datasets.impressions import Impressions, temporal_split
 
 
@@ -38,6 +39,18 @@ class Protocol:
     def features(self) -> Features:
         """The columns, with known vocabulary sizes."""
         return self.lookup.features
+
+    @property
+    def new_users(self) -> np.ndarray:
+        """bool [test], impressions of users whom the training part lacks."""
+        known = np.unique(np.asarray(self.train.columns[USER_ID]))
+        return ~np.isin(np.asarray(self.test.columns[USER_ID]), known)
+
+    def with_user_id(self) -> Protocol:
+        """The data set with the user's id among the features."""
+        dtype = "int64" if np.issubdtype(np.asarray(self.train.columns[USER_ID]).dtype, np.integer) else "string"
+        features = dataclasses.replace(self.features, user=(Feature(USER_ID, dtype),))
+        return dataclasses.replace(self, lookup=_adapted(features, self.train))
 
 
 def load_movielens(path: str | None, max_history_length: int, max_rows: int | None) -> Protocol:
@@ -90,7 +103,11 @@ def _protocol(
 ) -> Protocol:
     if max_rows is not None:
         parts = tuple(part.sample(min(max_rows, len(part))) for part in parts)  # type: ignore[assignment]
-    train = parts[0]
+    return Protocol(name, *parts, lookup=_adapted(features, parts[0]), category=category, long_history=long_history)
+
+
+def _adapted(features: Features, train: Impressions) -> FeatureLookup:
+    """A lookup of the ids of the training period."""
     log, lookup = train.log, FeatureLookup(features)
     # Whoever and whatever comes after the training period is out of vocabulary, as in production.
     past = log.timestamps <= train.timestamps.max()
@@ -101,4 +118,4 @@ def _protocol(
             if feature.is_id
         }
     )
-    return Protocol(name, *parts, lookup=lookup, category=category, long_history=long_history)
+    return lookup

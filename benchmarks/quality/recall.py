@@ -22,7 +22,7 @@ from benchmarks.quality.protocols import Protocol
 from benchmarks.quality.training import train
 from benchmarks.quality.units import LEARNED, TOP_K, ranker_of
 from keras_eta import Ranker, ops
-from keras_eta.interest import ETAInterest
+from keras_eta.interest import ETAInterest, default_distance_edges
 from keras_eta.interest.top_k import largest_k
 from keras_eta.layers import SimHash
 
@@ -61,7 +61,7 @@ def measure(data: Protocol, bits: Sequence[int], seed: int, max_epochs: int, max
     found = []
     for number in bits:
         tf.keras.utils.set_random_seed(seed)
-        unit = ETAInterest(TOP_K, number, cosine=True, **LEARNED)
+        unit = ETAInterest(TOP_K, number, distance_edges=default_distance_edges(number), cosine=True, **LEARNED)
         model = ranker_of([unit], f"eta_{number}", data, task=True, cosine=True)
         train(model, data, seed, max_epochs)
         of_model = _recalls(model, unit, data, seed, max_rows)

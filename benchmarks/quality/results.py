@@ -16,7 +16,7 @@ from rich.table import Table
 
 Row = TypeVar("Row")
 
-SCORES = ("auc", "grouped_auc", "log_loss", "calibration", "auc_long", "grouped_auc_long")
+SCORES = ("auc", "grouped_auc", "log_loss", "calibration", "auc_long", "grouped_auc_long", "grouped_auc_new_users")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Result:
         log_loss: mean.
         calibration: mean probability by mean label.
         request_ms: median time of 500 candidates over one longest history.
+        auc_new_users: of impressions of users whom training never saw; `None` where there are none.
+        grouped_auc_new_users: likewise.
     """
 
     data: str
@@ -60,6 +62,8 @@ class Result:
     log_loss: float | None = None
     calibration: float | None = None
     request_ms: float | None = None
+    auc_new_users: float | None = None
+    grouped_auc_new_users: float | None = None
 
     @property
     def setting(self) -> tuple[object, ...]:
@@ -88,11 +92,12 @@ def write_results(path: Path, results: Sequence[Any]) -> None:
 def print_table(results: Sequence[Result], console: Console | None = None) -> None:
     """A row per contestant: the mean over its seeds and, where there are several, their standard deviation."""
     table = Table(title=f"{results[0].data}, test part", caption="mean ± standard deviation over seeds")
-    for name in ("unit", "task", "seeds", "epochs", *SCORES, "training", "request"):
+    scores = [score for score in SCORES if any(getattr(result, score) is not None for result in results)]
+    for name in ("unit", "task", "seeds", "epochs", *scores, "training", "request"):
         table.add_column(name.replace("_", " "), justify="left" if name in ("unit", "task") else "right")
     for unit, task, cosine in dict.fromkeys((r.unit, r.task, r.cosine) for r in results):
         own = [r for r in results if (r.unit, r.task, r.cosine) == (unit, task, cosine)]
-        cells = [_spread([getattr(result, score) for result in own]) for score in SCORES]
+        cells = [_spread([getattr(result, score) for result in own]) for score in scores]
         epochs = "-".join(str(n) for n in sorted({min(r.epochs for r in own), max(r.epochs for r in own)}))
         table.add_row(
             unit + (" (cosine)" if cosine else ""),
@@ -103,7 +108,7 @@ def print_table(results: Sequence[Result], console: Console | None = None) -> No
             f"{np.mean([r.training_seconds for r in own]):.0f} s",
             _spread([result.request_ms for result in own], ".1f", " ms"),
         )
-    (console or Console(width=180)).print(table)
+    (console or Console(width=200)).print(table)
 
 
 def _spread(values: Sequence[float | None], form: str = ".4f", unit: str = "") -> str:

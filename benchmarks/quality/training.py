@@ -12,7 +12,7 @@ import tensorflow as tf
 from benchmarks.quality.counting import COUNTING
 from benchmarks.quality.protocols import Protocol
 from benchmarks.quality.results import Result
-from benchmarks.quality.units import make_ranker, request_milliseconds
+from benchmarks.quality.units import USER_ID_DROPOUT, make_ranker, request_milliseconds
 from keras_eta import Ranker, metrics
 from keras_eta.datasets.impressions import Impressions
 
@@ -32,6 +32,7 @@ def run(data: Protocol, unit: str, seed: int, task: bool, cosine: bool, max_epoc
         max_epochs: passes over the training part at most.
     """
     tf.keras.utils.set_random_seed(seed)
+    data = data.with_user_id() if unit in USER_ID_DROPOUT else data
     model = make_ranker(unit, data, task, cosine)
     trained = train(model, data, seed, max_epochs)
     return judged(model, data, trained, unit=unit, seed=seed, task=task, cosine=cosine)
@@ -151,12 +152,13 @@ def _ranking_scores(logits: np.ndarray, data: Protocol) -> dict[str, float]:
         "auc": metrics.auc(test.label, logits),
         "grouped_auc": metrics.grouped_auc(test.label, logits, users),
     }
-    long = np.flatnonzero(test.history_counts >= data.long_history)
-    return {
-        **scores,
-        "auc_long": metrics.auc(test.label[long], logits[long]),
-        "grouped_auc_long": metrics.grouped_auc(test.label[long], logits[long], users[long]),
-    }
+    parts = {"long": test.history_counts >= data.long_history, "new_users": data.new_users}
+    for name, mask in parts.items():
+        rows = np.flatnonzero(mask)
+        if len(rows) or name == "long":
+            scores[f"auc_{name}"] = metrics.auc(test.label[rows], logits[rows])
+            scores[f"grouped_auc_{name}"] = metrics.grouped_auc(test.label[rows], logits[rows], users[rows])
+    return scores
 
 
 def predict(model: Ranker, data: Protocol, impressions: Impressions) -> np.ndarray:

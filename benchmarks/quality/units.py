@@ -12,6 +12,7 @@ import tensorflow as tf
 from benchmarks.quality.protocols import Protocol
 from benchmarks.timing import measure
 from keras_eta import Ranker
+from keras_eta.datasets.columns import USER_ID
 from keras_eta.interest import (
     MIMN,
     SDIM,
@@ -24,13 +25,23 @@ from keras_eta.interest import (
     RecentInterest,
     SIMHard,
     SIMSoft,
+    default_distance_edges,
 )
 from keras_eta.models import RetrievalTask
 
-TOP_K, NUM_BITS, SHORT_HISTORY = 48, 64, 16
-DISTANCE_EDGES = (0, 1, 3, 6, 9, 12, 16, 20, 26)
+TOP_K, NUM_BITS, SHORT_HISTORY, ID_DROPOUT = 48, 64, 16, 0.01
+EDGES = default_distance_edges(NUM_BITS)
 
 LEARNED: dict[str, Any] = {"similarity_bias": True, "trainable_planes": True, "planes_period": 8}
+
+# Of the contestants that read the user's id, the share of rows whose id training takes for an unknown one.
+USER_ID_DROPOUT = {"eta-user-id": ID_DROPOUT, "eta-user-id-dropped": 0.2}
+
+
+def eta(data: Protocol, attention: dict[str, Any]) -> list[InterestUnit]:
+    """ETA as `keras_eta.ETA` has it by default."""
+    return [ETAInterest(TOP_K, NUM_BITS, distance_edges=EDGES, **LEARNED, **attention)]
+
 
 # Beside the last 16, which every contestant attends to.
 UNITS: dict[str, Callable[[Protocol, dict[str, Any]], list[InterestUnit]]] = {
@@ -38,11 +49,11 @@ UNITS: dict[str, Callable[[Protocol, dict[str, Any]], list[InterestUnit]]] = {
     "recent-64": lambda data, attention: [RecentInterest(SHORT_HISTORY + TOP_K, name="recent_64", **attention)],
     "pooling": lambda data, attention: [PoolingInterest()],
     "full": lambda data, attention: [FullInterest(**attention)],
-    "eta": lambda data, attention: [ETAInterest(TOP_K, NUM_BITS, **LEARNED, **attention)],
-    "eta-counts": lambda data, attention: [
-        ETAInterest(TOP_K, NUM_BITS, distance_edges=DISTANCE_EDGES, **LEARNED, **attention)
-    ],
-    "eta-fixed-planes": lambda data, attention: [ETAInterest(TOP_K, NUM_BITS, **attention)],
+    "eta": eta,
+    "eta-no-counts": lambda data, attention: [ETAInterest(TOP_K, NUM_BITS, **LEARNED, **attention)],
+    "eta-fixed-planes": lambda data, attention: [ETAInterest(TOP_K, NUM_BITS, distance_edges=EDGES, **attention)],
+    "eta-user-id": eta,
+    "eta-user-id-dropped": eta,
     "inner-product": lambda data, attention: [InnerProductInterest(TOP_K, **attention)],
     "cosine": lambda data, attention: [InnerProductInterest(TOP_K, normalize=True, **attention)],
     "sim-hard": lambda data, attention: [SIMHard(TOP_K, data.category, **attention)],
@@ -62,10 +73,16 @@ def make_ranker(name: str, data: Protocol, task: bool, cosine: bool) -> Ranker:
         task: whether the embeddings of items learn by a retrieval task as well.
         cosine: whether attention goes by cosines.
     """
-    return ranker_of(UNITS[name](data, {"cosine": cosine}), name, data, task, cosine)
+    rates: dict[str, Any] = {}
+    if name in USER_ID_DROPOUT:
+        names = [feature.name for feature in data.features.row_features if feature.is_id]
+        rates["id_dropout"] = {**dict.fromkeys(names, ID_DROPOUT), USER_ID: USER_ID_DROPOUT[name]}
+    return ranker_of(UNITS[name](data, {"cosine": cosine}), name, data, task, cosine, **rates)
 
 
-def ranker_of(units: Sequence[InterestUnit], name: str, data: Protocol, task: bool, cosine: bool) -> Ranker:
+def ranker_of(
+    units: Sequence[InterestUnit], name: str, data: Protocol, task: bool, cosine: bool, **options: Any
+) -> Ranker:
     """A ranker of the last 16 behaviours and further units, all else as every contestant has it.
 
     Args:
@@ -74,6 +91,7 @@ def ranker_of(units: Sequence[InterestUnit], name: str, data: Protocol, task: bo
         data: the data set.
         task: as in `make_ranker`.
         cosine: as in `make_ranker`.
+        **options: of the `Ranker`, in place of what all share.
     """
     return Ranker(
         lookup=data.lookup,
@@ -81,6 +99,7 @@ def ranker_of(units: Sequence[InterestUnit], name: str, data: Protocol, task: bo
         retrieval_task=RetrievalTask() if task else None,
         hidden_units=(128, 64),
         name=re.sub(r"\W", "_", name),
+        **{"id_dropout": ID_DROPOUT, **options},
     )
 
 

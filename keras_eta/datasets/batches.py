@@ -15,6 +15,8 @@ from keras_eta.datasets.histories import Histories
 from keras_eta.features import Features
 from keras_eta.ops import age_bucket
 
+PREFETCHED = 2
+
 # From positions to columns: position 0 is padding, position r + 1 is row r.
 _Table = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
@@ -57,7 +59,15 @@ def make_dataset(
     size = len(labels)
     dataset = _shuffled_range(size, seed) if shuffle else tf.data.Dataset.range(size)
     dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
-    return dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return made_ahead(dataset, gather)
+
+
+def made_ahead(dataset: tf.data.Dataset, make: Callable[..., Any]) -> tf.data.Dataset:
+    """Batches of a dataset as `make` turns them into inputs and labels, made while the model trains on earlier ones."""
+    options = tf.data.Options()
+    # With autotuning on, an iterator that Keras drops before its end waits for the tuner, which sleeps up to a minute.
+    options.autotune.enabled = False
+    return dataset.map(make, num_parallel_calls=tf.data.AUTOTUNE).prefetch(PREFETCHED).with_options(options)
 
 
 def _sequence(

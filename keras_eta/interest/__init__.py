@@ -2,7 +2,7 @@
 
 from keras_eta.interest.attention import AttentionUnit
 from keras_eta.interest.base import Columns, Interest, InterestUnit, Retrieved
-from keras_eta.interest.eta import ETAInterest
+from keras_eta.interest.eta import ETAInterest, default_distance_edges
 from keras_eta.interest.full import FullInterest
 from keras_eta.interest.inner_product import InnerProductInterest
 from keras_eta.interest.mimn import MIMN
@@ -33,4 +33,5 @@ __all__ = [
     "SIMHard",
     "SIMSoft",
     "TopKUnit",
+    "default_distance_edges",
 ]

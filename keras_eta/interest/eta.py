@@ -15,6 +15,14 @@ from keras_eta.layers.hamming_top_k import HammingTopK
 from keras_eta.ops import history_buckets
 from keras_eta.validation import check_integers_from_zero, check_planes_period, check_positive_integers, is_integer
 
+# As counts within these distances of 64-bit fingerprints fell apart best; see docs/results.md.
+_EDGES_OF_64_BITS = (0, 1, 3, 6, 9, 12, 16, 20, 26)
+
+
+def default_distance_edges(num_bits: int) -> tuple[int, ...]:
+    """Ranges of Hamming distances to count retrieved behaviours in, in proportion to the M bits of a fingerprint."""
+    return tuple(sorted({round(edge * num_bits / 64) for edge in _EDGES_OF_64_BITS}))
+
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
 class ETAInterest(TopKUnit):

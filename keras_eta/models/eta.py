@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_eta.features import Features
-from keras_eta.interest.eta import ETAInterest
+from keras_eta.interest.eta import ETAInterest, default_distance_edges
 from keras_eta.interest.recent import RecentInterest
 from keras_eta.models.ranker import Ranker
 from keras_eta.models.tasks import RetrievalTask
@@ -19,9 +19,10 @@ from keras_eta.validation import check_integers_from_zero
 class ETA(Ranker):
     """End-to-End Target Attention: a `Ranker` with `RecentInterest` and `ETAInterest`, ready made.
 
-    The defaults add three things to the paper's ETA: planes that learn, attention by cosines, and a `RetrievalTask`,
-    which brings items of one taste near each other. The paper's own has
-    `similarity_bias=False, trainable_planes=False, cosine=False, retrieval_task=None`.
+    The defaults add to the paper's ETA: planes that learn, attention by cosines, counts of the behaviours retrieved by
+    ranges of distance, a `RetrievalTask`, which brings items of one taste near each other, and training for unknown
+    ids. The paper's own has `similarity_bias=False, trainable_planes=False, cosine=False, distance_edges=(),
+    retrieval_task=None, id_dropout=0`.
 
     The item embeddings that the model ranks with are hashed to M-bit SimHash fingerprints; for each candidate the K
     behaviours nearest by Hamming distance are retrieved and attended to. A table of fingerprints beside the embeddings
@@ -40,8 +41,10 @@ class ETA(Ranker):
         trainable_planes: whether the planes learn by that path. Hashes the whole table again whenever they move.
         planes_period: steps between two moves of learned planes.
         cosine: whether the logits of both attentions are scaled cosines; see `TargetAttention`.
-        distance_edges: ranges of distances in which retrieved behaviours are counted; see `ETAInterest`.
-        **kwargs: as `Ranker`, without `interests`. `retrieval_task` is `RetrievalTask()` by default; `None`: none.
+        distance_edges: ranges of distances in which retrieved behaviours are counted; see `ETAInterest`. `None`:
+            `keras_eta.interest.default_distance_edges(num_bits)`; `()`: no counts.
+        **kwargs: as `Ranker`, without `interests`. By default `retrieval_task=RetrievalTask()` (`None`: none) and
+            `id_dropout=0.01`.
 
     Call arguments:
         inputs: as `Ranker`.
@@ -81,7 +84,7 @@ class ETA(Ranker):
         trainable_planes: bool = True,
         planes_period: int = 1,
         cosine: bool = True,
-        distance_edges: Sequence[int] = (),
+        distance_edges: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         check_integers_from_zero(short_history_length=short_history_length)
@@ -94,10 +97,11 @@ class ETA(Ranker):
             similarity_bias=similarity_bias,
             trainable_planes=trainable_planes,
             planes_period=planes_period,
-            distance_edges=distance_edges,
+            distance_edges=default_distance_edges(num_bits) if distance_edges is None else distance_edges,
             **heads,
         )
-        super().__init__(features, interests=[*recent, retrieved], **{"retrieval_task": RetrievalTask(), **kwargs})
+        defaults = {"retrieval_task": RetrievalTask(), "id_dropout": 0.01}
+        super().__init__(features, interests=[*recent, retrieved], **{**defaults, **kwargs})
         self.short_history_length = short_history_length
 
     @property

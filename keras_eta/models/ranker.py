@@ -12,6 +12,7 @@ from keras_eta.features import Features
 from keras_eta.interest.base import Interest, InterestUnit
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.metrics import LogOddsAUC
+from keras_eta.models.id_dropout import IdDropout
 from keras_eta.models.input_checks import (
     batch_columns,
     check_interests,
@@ -64,6 +65,8 @@ class Ranker(UserStates, TrainableModel):
             one such as `keras_eta.layers.Dice`.
         cross_layers: number of `tfrs.layers.dcn.Cross` layers before the MLP (DCN-v2).
         embeddings_regularizer: of all embedding tables, e.g. `tf.keras.regularizers.L2(1e-6)`.
+        id_dropout: share of the users', contexts' and candidates' ids that training takes for unknown ones, so that the
+            out-of-vocabulary rows learn what to say of an id never seen; one for all features, or by feature name.
         retrieval_task: what the shared embeddings of items learn beside the click, so that neighbours are to one taste.
 
     Call arguments:
@@ -95,6 +98,7 @@ class Ranker(UserStates, TrainableModel):
         activation: str | type[tf.keras.layers.Layer] = "relu",
         cross_layers: int = 0,
         embeddings_regularizer: Any = None,
+        id_dropout: float | Mapping[str, float] = 0.0,
         retrieval_task: RetrievalTask | None = None,
         **kwargs: Any,
     ) -> None:
@@ -119,6 +123,7 @@ class Ranker(UserStates, TrainableModel):
             unit.bind(features, self.own_embeddings.get(unit.name, self.feature_embedding).tables)
         self.cross = [tfrs.layers.dcn.Cross(name=f"cross_{index}") for index in range(cross_layers)]
         self.mlp = make_mlp(self.hidden_units, activation)
+        self.id_dropout = IdDropout(features, id_dropout)
         self.retrieval_task = retrieval_task
         if retrieval_task is not None:
             retrieval_task.bind(features, lookup)
@@ -134,10 +139,11 @@ class Ranker(UserStates, TrainableModel):
     def build(self, input_shape: Any = None) -> None:
         """Creates all variables. Keras calls it at the first batch; call it earlier to restore weights."""
         self.build_embeddings()
-        if self.retrieval_task is not None and not self.retrieval_task.built:
-            # Keras scopes names only where it builds by itself.
-            with tf.name_scope(self.retrieval_task.name):
-                self.retrieval_task.build()
+        for layer in (self.id_dropout, self.retrieval_task):
+            if layer is not None and not layer.built:
+                # Keras scopes names only where it builds by itself.
+                with tf.name_scope(layer.name):
+                    layer.build()
         specs = specs_of(self.features)
         zeros = {name: tf.zeros([size or 1 for size in spec.shape], spec.dtype) for name, spec in specs.items()}
         self.score(with_candidates(zeros, self.features))
@@ -146,7 +152,8 @@ class Ranker(UserStates, TrainableModel):
         self.built = True
 
     def call(self, inputs: Inputs, training: bool | None = None, return_scores: bool = False) -> Any:
-        scores = self.score(self.batch_columns(inputs), training=bool(training))
+        columns = self.batch_columns(inputs)
+        scores = self.score(self.id_dropout(columns) if training else columns, training=bool(training))
         return scores if return_scores else scores.logits[:, 0]
 
     def batch_columns(self, inputs: Inputs) -> dict[str, tf.Tensor]:
@@ -222,6 +229,7 @@ class Ranker(UserStates, TrainableModel):
             {
                 **{name: getattr(self, name) for name in arguments},
                 "cross_layers": len(self.cross),
+                "id_dropout": self.id_dropout.rate,
                 "embeddings_regularizer": self._regularizer,
             }
         )

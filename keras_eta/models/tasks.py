@@ -10,6 +10,7 @@ from keras_eta.distribution import gather_over_replicas
 from keras_eta.features import Features, Positives
 from keras_eta.interest.base import Columns
 from keras_eta.layers.feature_lookup import FeatureLookup
+from keras_eta.models.counters import add_counter, draw
 from keras_eta.validation import check_integers_from_zero, check_positive_integers, is_number
 
 
@@ -93,20 +94,8 @@ class RetrievalTask(tf.keras.layers.Layer):
         self._encode: Any = None if lookup is None else lookup.encode
 
     def build(self, input_shape: Any = None) -> None:
-        def counter(name: str, shape: list[int]) -> tf.Variable:
-            return self.add_weight(
-                name=name,
-                shape=shape,
-                # A float32 stops counting at 2 ** 24.
-                dtype=tf.int64,
-                initializer="zeros",
-                trainable=False,
-                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-                experimental_autocast=False,
-            )
-
-        self.drawn = counter("drawn", [self._item.num_indices])
-        self.steps = counter("steps", [])
+        self.drawn = add_counter(self, "drawn", [self._item.num_indices])
+        self.steps = add_counter(self, "steps")
         super().build(input_shape)
 
     def row_state(self) -> dict[str, list[tf.Variable]]:
@@ -161,11 +150,9 @@ class RetrievalTask(tf.keras.layers.Layer):
             else:
                 rows = tf.constant(self._positive_rows(self._positives), values.dtype)
                 eligible &= tf.reduce_any(tf.equal(values[..., tf.newaxis], rows), axis=-1)
-        replica = tf.distribute.get_replica_context()
-        place = 0 if replica is None else tf.cast(replica.replica_id_in_sync_group, tf.int64)
-        seed = tf.stack([tf.constant(self.seed, tf.int64) + place * 2**32, self.steps.read_value()])
+        chance = draw(tf.shape(eligible), self.seed, self.steps.read_value())
         self.steps.assign_add(1)
-        chance = tf.where(eligible, tf.random.stateless_uniform(tf.shape(eligible), seed), -1.0)
+        chance = tf.where(eligible, chance, -1.0)
         return tf.argmax(chance, axis=1, output_type=tf.int32), tf.reduce_any(eligible, axis=1)
 
     def _positive_rows(self, positives: Positives) -> list[int]:

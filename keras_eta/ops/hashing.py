@@ -38,7 +38,9 @@ def project(x: tf.Tensor, planes: tf.Tensor) -> tf.Tensor:
     sizes = [min(_EXACT_SUM_LENGTH, dim - start) for start in range(0, dim, _EXACT_SUM_LENGTH)]
     pairs = zip(tf.split(rows, sizes, axis=-1), tf.split(columns, sizes), strict=True)
     total = functools.reduce(tf.add, (tf.linalg.matmul(part, normals) for part, normals in pairs))
-    return tf.reshape(total[:-1, :num_bits], tf.concat([tf.shape(x)[:-1], [num_bits]], axis=0))
+    # `slice`, not an index: its gradient pads, which is several times faster.
+    own = tf.slice(total, [0, 0], [tf.shape(total)[0] - 1, num_bits])
+    return tf.reshape(own, tf.concat([tf.shape(x)[:-1], [num_bits]], axis=0))
 
 
 def pack_bits(bits: tf.Tensor) -> tf.Tensor:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from keras_eta.columns import LABEL, length_name
+from keras_eta.datasets.batches import made_ahead
 from keras_eta.features import Features
 
 # Impressions of one user lie side by side in the files.
@@ -65,8 +66,7 @@ def transformed_batches(
     records = _records([name for pattern in patterns for name in sorted(tf.io.gfile.glob(pattern))])
     if shuffle_buffer:
         records = records.shuffle(shuffle_buffer, seed, reshuffle_each_iteration=False)
-    batches = records.skip(skip * batch_size).batch(batch_size)
-    return batches.map(parsed, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return made_ahead(records.skip(skip * batch_size).batch(batch_size), parsed)
 
 
 class Part(NamedTuple):
