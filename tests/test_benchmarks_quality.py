@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
@@ -14,9 +15,12 @@ import tensorflow as tf
 
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import ablation, counting, needle, recall, staleness
+from benchmarks.quality.ablation import Variant, variants
+from benchmarks.quality.clustered import with_clusters
 from benchmarks.quality.protocols import LOADERS, Protocol, load_taobao
 from benchmarks.quality.results import Result, print_table, read_results, write_results
-from benchmarks.quality.units import UNITS, make_ranker
+from benchmarks.quality.training import ranking_scores
+from benchmarks.quality.units import CLUSTERED, UNITS, USER_ID_DROPOUT, make_ranker
 from keras_eta import Feature, FeatureLookup, Features
 from keras_eta.datasets import Impressions, Interactions
 from keras_eta.datasets.impressions import temporal_split
@@ -82,11 +86,46 @@ def test_command_trains_judges_and_goes_on(
 
 
 def test_every_contestant_can_be_made() -> None:
-    data = _protocol(None, 24, None)
+    plain = _protocol(None, 24, None)
+    table = np.random.default_rng(0).normal(size=[plain.features.item_id.num_indices, 4])
+    clustered = with_clusters(plain, table, seed=0)
     for name in UNITS:
+        data = plain.with_user_id() if name in USER_ID_DROPOUT else clustered if name in CLUSTERED else plain
         ranker = make_ranker(name, data, task=True, cosine=False)
         assert ranker.interests[0].name == "recent_interest"
         assert ranker.retrieval_task is not None
+        dropped = {"item_id": 0.01, "category": 0.01, "user_id": USER_ID_DROPOUT.get(name)}
+        assert ranker.id_dropout.rate == (dropped if name in USER_ID_DROPOUT else 0.01)
+    clusters, log = clustered.test.histories["clusters"].log, plain.test.log
+    assert np.asarray(clusters.columns["size"]).max() <= 20
+    assert len(clusters) < len(log) * 24
+    assert [feature.name for feature in clustered.features.user] == []
+    assert [feature.name for feature in plain.with_user_id().features.user] == ["user_id"]
+
+
+def test_users_whom_training_lacks_are_judged_apart() -> None:
+    data = _protocol(None, 24, None)
+    users = np.asarray(data.test.columns["user_id"])
+    gone = users[0]
+    train = data.train[np.flatnonzero(np.asarray(data.train.columns["user_id"]) != gone)]
+    data = dataclasses.replace(data, train=train)
+    np.testing.assert_array_equal(data.new_users, users == gone)
+    scores = np.where(users == gone, data.test.label, 0.5)
+    found = ranking_scores(scores, data)
+    assert found["auc_new_users"] == found["grouped_auc_new_users"] == 1
+    assert 0.5 <= found["grouped_auc"] < 1
+    assert "auc_new_users" not in ranking_scores(scores, _protocol(None, 24, None))
+
+
+def test_variants_with_nothing_changed_are_one() -> None:
+    names = [variant.name for variant in variants(["M", "K", "counts"])]
+    assert names == [
+        *("eta M=8", "eta M=16", "eta M=32", "eta", "eta M=128", "eta M=256"),
+        *("eta K=8", "eta K=16", "eta K=128", "eta K=256", "eta counts=off"),
+    ]
+    assert Variant("M", 128).unit().distance_edges == (0, 2, 6, 12, 18, 24, 32, 40, 52)
+    assert Variant("counts", "off").unit().distance_edges == ()
+    assert Variant("planes", "fixed").unit().trainable_planes is False
 
 
 def test_results_survive_a_file(tmp_path: Path) -> None:
@@ -223,7 +262,8 @@ def test_variants_differ_in_one_part() -> None:
     config = usual.unit().get_config()
     assert (usual.task, usual.cosine, config["num_bits"], config["top_k"]) == (True, True, 64, 48)
     changed: dict[tuple[str, Any], dict[str, Any]] = {
-        ("M", 8): {"num_bits": 8},
+        ("M", 8): {"num_bits": 8, "distance_edges": (0, 1, 2, 3)},
+        ("counts", "off"): {"distance_edges": ()},
         ("K", 16): {"top_k": 16},
         ("planes", "fixed"): {"trainable_planes": False, "similarity_bias": False, "planes_period": 1},
         ("attention", "plain"): {"cosine": False},

@@ -50,7 +50,7 @@ class Protocol:
         """The data set with the user's id among the features."""
         dtype = "int64" if np.issubdtype(np.asarray(self.train.columns[USER_ID]).dtype, np.integer) else "string"
         features = dataclasses.replace(self.features, user=(Feature(USER_ID, dtype),))
-        return dataclasses.replace(self, lookup=_adapted(features, self.train))
+        return dataclasses.replace(self, lookup=adapted(features, self.train))
 
 
 def load_movielens(path: str | None, max_history_length: int, max_rows: int | None) -> Protocol:
@@ -103,11 +103,16 @@ def _protocol(
 ) -> Protocol:
     if max_rows is not None:
         parts = tuple(part.sample(min(max_rows, len(part))) for part in parts)  # type: ignore[assignment]
-    return Protocol(name, *parts, lookup=_adapted(features, parts[0]), category=category, long_history=long_history)
+    return Protocol(name, *parts, lookup=adapted(features, parts[0]), category=category, long_history=long_history)
 
 
-def _adapted(features: Features, train: Impressions) -> FeatureLookup:
-    """A lookup of the ids of the training period."""
+def adapted(features: Features, train: Impressions) -> FeatureLookup:
+    """A lookup of the ids of the training period.
+
+    Args:
+        features: the columns.
+        train: impressions of the training part.
+    """
     log, lookup = train.log, FeatureLookup(features)
     # Whoever and whatever comes after the training period is out of vocabulary, as in production.
     past = log.timestamps <= train.timestamps.max()

@@ -17,6 +17,7 @@ from keras_eta.interest import (
     MIMN,
     SDIM,
     TWIN,
+    TWINV2,
     ETAInterest,
     FullInterest,
     InnerProductInterest,
@@ -43,6 +44,9 @@ def eta(data: Protocol, attention: dict[str, Any]) -> list[InterestUnit]:
     return [ETAInterest(TOP_K, NUM_BITS, distance_edges=EDGES, **LEARNED, **attention)]
 
 
+# The contestants that read clusters of behaviours; `with_clusters` makes them.
+CLUSTERED = ("twin-v2",)
+
 # Beside the last 16, which every contestant attends to.
 UNITS: dict[str, Callable[[Protocol, dict[str, Any]], list[InterestUnit]]] = {
     "recent": lambda data, attention: [],
@@ -60,6 +64,7 @@ UNITS: dict[str, Callable[[Protocol, dict[str, Any]], list[InterestUnit]]] = {
     "sim-soft": lambda data, attention: [SIMSoft(TOP_K, **attention)],
     "sdim": lambda data, attention: [SDIM(own_embeddings=True)],
     "twin": lambda data, attention: [TWIN(TOP_K)],
+    "twin-v2": lambda data, attention: [TWINV2(TOP_K)],
     "mimn": lambda data, attention: [MIMN(max_length=100)],
 }
 

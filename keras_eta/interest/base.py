@@ -36,7 +36,7 @@ class Columns:
         self.ids = ids
         self.mask = mask
         self._embed = embed
-        self._dtype = dtype
+        self.dtype = dtype
         self._by_name: Tensors | None = None
 
     @property
@@ -49,7 +49,7 @@ class Columns:
     @property
     def vectors(self) -> tf.Tensor:
         """The concatenation of `by_name`, [..., D], in the policy's precision."""
-        return tf.concat([tf.cast(vector, self._dtype) for vector in self.by_name.values()], axis=-1)
+        return tf.concat([tf.cast(vector, self.dtype) for vector in self.by_name.values()], axis=-1)
 
     def take(self, positions: tf.Tensor, mask: tf.Tensor) -> Columns:
         """The columns at some positions of each row.
@@ -62,12 +62,12 @@ class Columns:
             Columns of the shape of `positions`.
         """
         taken = {name: tf.gather(column, positions, batch_dims=1) for name, column in self.ids.items()}
-        return Columns(taken, mask, self._embed, self._dtype)
+        return Columns(taken, mask, self._embed, self.dtype)
 
     def first(self, count: int) -> Columns:
         """The first `count` positions of each row: of a history, the most recent behaviours."""
         mask = None if self.mask is None else self.mask[:, :count]
-        return Columns({name: column[:, :count] for name, column in self.ids.items()}, mask, self._embed, self._dtype)
+        return Columns({name: column[:, :count] for name, column in self.ids.items()}, mask, self._embed, self.dtype)
 
 
 class Retrieved(NamedTuple):

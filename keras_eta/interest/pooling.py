@@ -26,10 +26,11 @@ class PoolingInterest(InterestUnit):
         return self.from_state(candidate, self.user_state(history))
 
     def user_state(self, history: Columns) -> Tensors:
-        vectors = history.vectors
-        real = tf.cast(history.mask, vectors.dtype)[..., tf.newaxis]
-        total = tf.reduce_sum(tf.where(history.mask[..., tf.newaxis], vectors, tf.zeros_like(vectors)), axis=1)
-        return {"mean": tf.math.divide_no_nan(total, tf.reduce_sum(real, axis=1))}
+        # Summed per feature: the vectors side by side would be the largest tensor of the model.
+        parts = [tf.cast(vectors, history.dtype) for vectors in history.by_name.values()]
+        real = tf.cast(history.mask, history.dtype)[:, tf.newaxis, :]
+        total = tf.concat([tf.linalg.matmul(real, part)[:, 0] for part in parts], axis=-1)
+        return {"mean": tf.math.divide_no_nan(total, tf.reduce_sum(real, axis=-1))}
 
     def from_state(self, candidate: Columns, state: Tensors) -> Interest:
         mean = state["mean"]

@@ -336,10 +336,13 @@ def test_eta_learns_what_lies_beyond_the_short_history() -> None:
     assert losses["eta"][-1] < 0.2 < 0.6 < losses["eta"][0]
 
 
-def test_defaults_are_learned_planes_cosines_and_a_task(features: Features) -> None:
+def test_defaults_are_learned_planes_cosines_counts_and_a_task(features: Features) -> None:
     config = ETA(features).get_config()
-    names = ("similarity_bias", "trainable_planes", "cosine", "top_k", "num_bits", "distance_edges")
-    assert [config[name] for name in names] == [True, True, True, 48, 64, ()]
+    names = ("similarity_bias", "trainable_planes", "cosine", "top_k", "num_bits", "id_dropout")
+    assert [config[name] for name in names] == [True, True, True, 48, 64, 0.01]
+    assert config["distance_edges"] == (0, 1, 3, 6, 9, 12, 16, 20, 26)
+    assert ETA(features, num_bits=16).eta.distance_edges == (0, 1, 2, 3, 4, 5, 6)
+    assert ETA(features, distance_edges=()).eta.distance_edges == ()
     assert config["retrieval_task"]["config"] == RetrievalTask().get_config()
     assert ETA(features, retrieval_task=None).get_config()["retrieval_task"] is None
     assert ETA.from_config(config).get_config() == config
