@@ -56,10 +56,7 @@ def make_dataset(
             inputs[TIMESTAMP] = now
         return RawColumns(inputs) if lookup is None else inputs, tf.gather(label, row)
 
-    size = len(labels)
-    dataset = _shuffled_range(size, seed) if shuffle else tf.data.Dataset.range(size)
-    dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
-    return made_ahead(dataset, gather)
+    return made_ahead(_batches_of_rows(len(labels), batch_size, shuffle, seed, drop_remainder), gather)
 
 
 def made_ahead(dataset: tf.data.Dataset, make: Callable[..., Any]) -> tf.data.Dataset:
@@ -109,17 +106,40 @@ def _sequence(
     return gather
 
 
-def _shuffled_range(size: int, seed: int | None) -> tf.data.Dataset:
-    """The numbers below `size` in a new random order every epoch."""
+def batch_bounds(size: int, batch_size: int) -> np.ndarray:
+    """Where batches of rows begin and end, int64 [number of batches + 1]: as few as can be, of sizes that differ by 1.
 
-    # `Dataset.shuffle` with a full buffer holds a tensor an element: 20 times slower, 200 bytes a row.
-    def permutation(key: tf.Tensor) -> tf.data.Dataset:
-        numbers = tf.range(tf.constant(size, tf.int64))
-        shuffled = tf.random.experimental.stateless_shuffle(numbers, seed=tf.stack([key, 0]))
-        return tf.data.Dataset.from_tensor_slices(shuffled)
+    A last batch of a few rows would move the weights as far as a full one, in the direction of these few.
+    """
+    number = -(-size // batch_size)
+    return np.arange(number + 1, dtype="int64") * size // max(number, 1)
 
-    keys = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
-    return keys.flat_map(permutation).apply(tf.data.experimental.assert_cardinality(size))
+
+def _batches_of_rows(
+    size: int, batch_size: int, shuffle: bool, seed: int | None, drop_remainder: bool
+) -> tf.data.Dataset:
+    """Batches of the numbers below `size`, with `shuffle` in a new random order every epoch."""
+    bounds = batch_bounds(size, batch_size)
+    if drop_remainder:
+        bounds = np.arange(0, size + 1, batch_size)
+    starts, ends = tf.constant(bounds[:-1]), tf.constant(bounds[1:])
+
+    def batches(rows: tf.Tensor) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices((starts, ends)).map(lambda start, end: rows[start:end])
+
+    if not shuffle:
+        dataset = batches(tf.range(tf.constant(size, tf.int64)))
+    else:
+        # `Dataset.shuffle` with a full buffer holds a tensor an element: 20 times slower, 200 bytes a row.
+        keys = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
+        dataset = keys.flat_map(
+            lambda key: batches(
+                tf.random.experimental.stateless_shuffle(tf.range(tf.constant(size, tf.int64)), tf.stack([key, 0]))
+            )
+        )
+    width = batch_size if drop_remainder else None
+    dataset = dataset.map(lambda rows: tf.ensure_shape(rows, [width]))
+    return dataset.apply(tf.data.experimental.assert_cardinality(len(bounds) - 1))
 
 
 def _table(feature: Feature, name: str, columns: Mapping[str, Column], owner: str, lookup: Lookup | None) -> _Table:

@@ -207,7 +207,7 @@ class Impressions:
         seed: int | None = None,
         drop_remainder: bool = False,
     ) -> tf.data.Dataset:
-        """Batches of (inputs, label) for `model.fit`, of known cardinality.
+        """Batches of (inputs, label) for `model.fit`, of known cardinality, and of sizes that differ by at most 1.
 
         With L = `features.max_history_length` the inputs hold, for each column that `features` names, `<name>` [N] of
         the row and `history_<name>` [N, L] of its behaviours, most recent first, and `history_length` int64 [N], the
@@ -225,11 +225,12 @@ class Impressions:
 
         Args:
             features: the columns that the model reads.
-            batch_size: N.
+            batch_size: the largest N. Rows are spread evenly: a last batch of a few rows would move the weights as far
+                as a full one.
             lookup: a `keras_eta.layers.FeatureLookup` of the same features.
             shuffle: whether to go through all rows in a new random order every epoch.
             seed: of the shuffle; `None` draws one.
-            drop_remainder: whether to leave out a last, smaller batch.
+            drop_remainder: whether all batches have `batch_size` rows, and those that are left over are left out.
 
         Raises:
             ValueError: if there are no rows, `batch_size` is not positive, a column or a sequence is missing, or its
