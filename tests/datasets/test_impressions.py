@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from keras_eta import Age, Feature, FeatureLookup, Features
 from keras_eta.datasets import Impressions, Interactions, temporal_split
+from keras_eta.datasets.batches import batch_bounds
 
 from . import reference
 
@@ -122,7 +123,7 @@ def test_to_dataset_has_the_contract_s_columns_types_and_shapes():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "drop_remainder", "sizes"), [(3, False, [3, 3, 1]), (3, True, [3, 3]), (9, False, [7])]
+    ("batch_size", "drop_remainder", "sizes"), [(3, False, [2, 2, 3]), (3, True, [3, 3]), (9, False, [7])]
 )
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_to_dataset_knows_its_number_of_batches(batch_size, drop_remainder, sizes, shuffle):
@@ -130,6 +131,19 @@ def test_to_dataset_knows_its_number_of_batches(batch_size, drop_remainder, size
 
     assert dataset.cardinality().numpy() == len(sizes)
     assert [len(label) for _, label in dataset] == sizes
+
+
+@given(size=st.integers(1, 2_000), batch_size=st.integers(1, 600))
+def test_batch_bounds_are_few_and_even(size: int, batch_size: int) -> None:
+    sizes = np.diff(batch_bounds(size, batch_size))
+    assert sizes.sum() == size
+    assert len(sizes) == -(-size // batch_size)
+    assert sizes.max() <= batch_size
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_to_dataset_iterators_that_are_dropped_do_not_wait_for_a_tuner() -> None:
+    assert small_impressions().to_dataset(FEATURES, 2).options().autotune.enabled is False
 
 
 def test_to_dataset_shuffle_takes_every_row_once_in_a_new_order_each_epoch():

@@ -96,19 +96,26 @@ class Backups:
 
 
 class Progress(tf.keras.callbacks.Callback):
-    """Counts the steps of an epoch, reports them to the log, and saves backups."""
+    """Counts the steps of an epoch, reports them to the log, and saves backups.
 
-    def __init__(self, state: State, backups: Backups, num_steps: int, batch_size: int, num_examples: int) -> None:
+    Args:
+        state: what is counted up.
+        backups: where it is saved.
+        num_steps: of the epoch.
+        sizes: impressions in each of its batches.
+    """
+
+    def __init__(self, state: State, backups: Backups, num_steps: int, sizes: np.ndarray) -> None:
         super().__init__()
         self._state, self._backups = state, backups
-        self._num_steps, self._batch_size, self._num_examples = num_steps, batch_size, num_examples
+        self._num_steps, self._sizes = num_steps, sizes
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._counted = self._reported = self._saved = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         state, now = self._state, time.monotonic()
-        state.examples += min(self._batch_size, self._num_examples - state.step * self._batch_size)
+        state.examples += int(self._sizes[state.step])
         state.step, state.steps = state.step + 1, state.steps + 1
         state.seconds, self._counted = state.seconds + now - self._counted, now
         if now - self._reported >= _REPORT_SECONDS:

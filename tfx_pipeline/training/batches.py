@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from keras_eta.columns import LABEL, length_name
@@ -22,7 +23,7 @@ def transformed_batches(
     *,
     shuffle_buffer: int = 0,
     seed: int = 0,
-    skip: int = 0,
+    bounds: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Batches of transformed impressions, as the model reads them.
 
@@ -32,7 +33,8 @@ def transformed_batches(
         batch_size: N.
         shuffle_buffer: impressions among which the next one is drawn. 0: the files' order.
         seed: of that order.
-        skip: batches to leave out at the beginning.
+        bounds: int64 [batches + 1], ascending: the impressions at which batches begin and end. Those before the first
+            are left out. `None`: batches of `batch_size`, and one of what is left over.
 
     Returns:
         A dataset of (columns, label): int32 or float32 [N], sequences [N, L] padded with 0 to the longest of the batch,
@@ -66,7 +68,8 @@ def transformed_batches(
     records = _records([name for pattern in patterns for name in sorted(tf.io.gfile.glob(pattern))])
     if shuffle_buffer:
         records = records.shuffle(shuffle_buffer, seed, reshuffle_each_iteration=False)
-    return made_ahead(records.skip(skip * batch_size).batch(batch_size), parsed)
+    batches = records.batch(batch_size) if bounds is None else _between(records, bounds)
+    return made_ahead(batches, parsed)
 
 
 class Part(NamedTuple):
@@ -98,6 +101,11 @@ def measure(patterns: Sequence[str]) -> Part:
     count = int(num_examples)
     buffer = max(1, min(count, SHUFFLE_BYTES * count // max(1, int(record_bytes))))
     return Part(files, count, sum(tf.io.gfile.stat(name).length for name in files), buffer)
+
+
+def _between(records: tf.data.Dataset, bounds: np.ndarray) -> tf.data.Dataset:
+    sizes = np.diff(bounds)
+    return records.skip(bounds[0]).batch(int(sizes.max())).rebatch(sizes)
 
 
 def _records(files: Sequence[str]) -> tf.data.Dataset:

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ import tensorflow_transform as tft
 
 import keras_eta
 from keras_eta import Ranker
+from keras_eta.datasets.batches import batch_bounds
 from keras_eta.export import export_model
 from keras_eta.names import scope_name
 from tfx_pipeline.config import PipelineConfig
@@ -125,7 +125,8 @@ def _fit(
     tensorboard = tf.keras.callbacks.TensorBoard(fn_args.model_run_dir, write_graph=False)
     # One call of `fit` an epoch: each has an order of its own, which a resumed training takes up where it stopped.
     while not state.finished:
-        num_steps = math.ceil(train.num_examples / training.batch_size)
+        bounds = batch_bounds(train.num_examples, training.batch_size)
+        num_steps = len(bounds) - 1
         if fn_args.train_steps:
             num_steps = min(num_steps, fn_args.train_steps - state.steps + state.step)
         batches = transformed_batches(
@@ -134,7 +135,7 @@ def _fit(
             training.batch_size,
             shuffle_buffer=train.shuffle_buffer,
             seed=training.seed + state.epoch,
-            skip=state.step,
+            bounds=bounds[state.step :],
         )
         remaining = num_steps - state.step
         logs = model.fit(
@@ -144,7 +145,7 @@ def _fit(
             initial_epoch=state.epoch,
             epochs=state.epoch + 1,
             callbacks=[
-                Progress(state, backups, num_steps, training.batch_size, train.num_examples),
+                Progress(state, backups, num_steps, np.diff(bounds)),
                 tf.keras.callbacks.TerminateOnNaN(),
                 tensorboard,
             ],
