@@ -113,14 +113,6 @@ def adapted(features: Features, train: Impressions) -> FeatureLookup:
         features: the columns.
         train: impressions of the training part.
     """
-    log, lookup = train.log, FeatureLookup(features)
-    # Whoever and whatever comes after the training period is out of vocabulary, as in production.
-    past = log.timestamps <= train.timestamps.max()
-    lookup.adapt(
-        {
-            feature.name: np.asarray(log.columns[feature.name][past])
-            for feature in features.all_features
-            if feature.is_id
-        }
-    )
+    lookup = FeatureLookup(features)
+    lookup.adapt(train.past_columns())
     return lookup

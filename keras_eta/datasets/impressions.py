@@ -171,6 +171,17 @@ class Impressions:
         """int64 [n], how many behaviours lie before each impression, before any truncation."""
         return self.end - self.start
 
+    def past_columns(self) -> dict[str, np.ndarray]:
+        """The columns of the log up to the last impression: of the training part, what a vocabulary may know.
+
+        An id that is in the vocabulary but not in the training part has an embedding that is never trained.
+
+        Example:
+            >>> lookup.adapt(train.past_columns())
+        """
+        past = self.log.timestamps <= self.timestamps.max()
+        return {name: np.asarray(column[past]) for name, column in self.log.columns.items()}
+
     def __len__(self) -> int:
         return len(self.label)
 

@@ -614,3 +614,17 @@ def test_temporal_split_fractions_that_are_none_are_refused(fractions):
     message = f"`fractions` must be three positive numbers that add up to 1. Received: fractions={fractions}"
     with pytest.raises(ValueError, match=re.escape(message)):
         temporal_split(timed_impressions(list(range(11))), fractions)
+
+
+def test_past_columns_end_with_the_last_impression() -> None:
+    log = Interactions.from_columns(
+        {"user_id": [1, 1, 2, 2], "item_id": [5, 6, 7, 8], "timestamp": [10, 30, 20, 40], "shop": ["a", "b", "c", "d"]}
+    )
+    impressions = Impressions.from_interactions(log, [0, 1, 1, 0], min_history=0)
+    past = impressions[impressions.timestamps <= 30].past_columns()
+    order = np.argsort(past["item_id"])
+    assert past["item_id"][order].tolist() == [5, 6, 7]
+    assert past["shop"][order].tolist() == ["a", "b", "c"]
+    lookup = FeatureLookup(Features(Feature("item_id"), item_attributes=(Feature("shop", "string"),)))
+    lookup.adapt(past)
+    assert lookup.encode("item_id", [8]).tolist() == [1]
