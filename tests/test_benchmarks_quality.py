@@ -17,10 +17,11 @@ from benchmarks.quality import __main__ as command
 from benchmarks.quality import ablation, counting, needle, recall, staleness
 from benchmarks.quality.ablation import Variant, variants
 from benchmarks.quality.clustered import with_clusters
+from benchmarks.quality.further_query import RecentQueryInterest
 from benchmarks.quality.protocols import LOADERS, Protocol, load_taobao
 from benchmarks.quality.results import Result, print_table, read_results, write_results
 from benchmarks.quality.training import ranking_scores
-from benchmarks.quality.units import CLUSTERED, UNITS, USER_ID_DROPOUT, make_ranker
+from benchmarks.quality.units import CLUSTERED, LEARNED, UNITS, USER_ID_DROPOUT, make_ranker, ranker_of
 from keras_eta import Feature, FeatureLookup, Features
 from keras_eta.datasets import Impressions, Interactions
 from keras_eta.datasets.impressions import temporal_split
@@ -101,6 +102,24 @@ def test_every_contestant_can_be_made() -> None:
     assert len(clusters) < len(log) * 24
     assert [feature.name for feature in clustered.features.user] == []
     assert [feature.name for feature in plain.with_user_id().features.user] == ["user_id"]
+
+
+def test_further_query_finds_what_is_nearest_to_the_mean_of_the_last() -> None:
+    data = _protocol(None, 24, None)
+    unit: Any = RecentQueryInterest(16, 5, 64, name="recent_query", **LEARNED)
+    model = ranker_of([unit], "query", data, task=False, cosine=True)
+    model.build()
+    columns, _ = next(iter(data.test.to_dataset(data.features, 8, lookup=data.lookup)))
+    retrieved = model(columns, return_scores=True).interests["recent_query"].retrieved
+    table = unit.tables["item_id"]
+    rows, planes = table.embeddings.numpy(), table.hash.planes.numpy()
+    for number, length in enumerate(columns["history_length"].numpy()):
+        items = columns["history_item_id"].numpy()[number, :length]
+        query = rows[items[:16]].mean(axis=0) @ planes > 0
+        distances = [int((query != (rows[item] @ planes > 0)).sum()) for item in items]
+        nearest = sorted(range(length), key=lambda place: (distances[place], place))[:5]
+        found, scores, real = (x.numpy()[number, 0] for x in (retrieved.positions, retrieved.scores, retrieved.mask))
+        assert dict(zip(found[real], scores[real], strict=True)) == {place: distances[place] for place in nearest}
 
 
 def test_users_whom_training_lacks_are_judged_apart() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from benchmarks.quality.further_query import RecentQueryInterest
 from benchmarks.quality.protocols import Protocol
 from benchmarks.timing import measure
 from keras_eta import Ranker
@@ -56,6 +57,16 @@ UNITS: dict[str, Callable[[Protocol, dict[str, Any]], list[InterestUnit]]] = {
     "eta": eta,
     "eta-no-counts": lambda data, attention: [ETAInterest(TOP_K, NUM_BITS, **LEARNED, **attention)],
     "eta-fixed-planes": lambda data, attention: [ETAInterest(TOP_K, NUM_BITS, distance_edges=EDGES, **attention)],
+    "eta-fixed-planes-similarity": lambda data, attention: [
+        ETAInterest(TOP_K, NUM_BITS, similarity_bias=True, distance_edges=EDGES, **attention)
+    ],
+    "eta-own-table": lambda data, attention: [
+        ETAInterest(TOP_K, NUM_BITS, own_embeddings=True, distance_edges=EDGES, **LEARNED, **attention)
+    ],
+    "eta-recent-query": lambda data, attention: [
+        *eta(data, attention),
+        RecentQueryInterest(SHORT_HISTORY, TOP_K, NUM_BITS, name="recent_query", **LEARNED, **attention),
+    ],
     "eta-user-id": eta,
     "eta-user-id-dropped": eta,
     "inner-product": lambda data, attention: [InnerProductInterest(TOP_K, **attention)],
