@@ -36,6 +36,8 @@ def custom(
     separator: str = ",",
     header: Sequence[str] = (),
     encoding: str = "utf-8",
+    first_timestamp: int | None = None,
+    end_timestamp: int | None = None,
     max_history_length: int = 512,
     history: str = "",
     sequences: Sequence[str] = (),
@@ -75,6 +77,8 @@ def custom(
         separator: between two values of a CSV row.
         header: names of a CSV file's columns, where its first line is data.
         encoding: of a CSV file.
+        first_timestamp: rows before it are malformed.
+        end_timestamp: rows from it on are malformed.
         max_history_length: L, the number of most recent behaviours that the model reads of each sequence.
         history: which interactions are behaviours of the history, as `"action:pv,fav"`: a column and its values. Empty:
             all.
@@ -146,6 +150,8 @@ def custom(
         header=tuple(header),
         encoding=encoding,
         slice_columns=tuple(slice_columns),
+        first_timestamp=first_timestamp,
+        end_timestamp=end_timestamp,
         selections=tuple(selections),
         list_separator=list_separator,
         clusters=_cluster_sequence(clusters, snapshot_period, group_by, attributes[_CLUSTERS]) if clusters else None,

@@ -77,6 +77,14 @@ _LAYOUT_FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
             "help": "between the buckets of a behaviour's age, in the log's units; none: ages are not read",
         },
     ),
+    "first_timestamp": (
+        "first_timestamp",
+        {"type": int, "metavar": "TIME", "help": "rows before it are malformed, in the log's units"},
+    ),
+    "end_timestamp": (
+        "end_timestamp",
+        {"type": int, "metavar": "TIME", "help": "rows from it on are malformed, in the log's units"},
+    ),
     "history": (
         "history",
         {

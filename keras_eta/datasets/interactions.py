@@ -20,6 +20,7 @@ from keras_eta.datasets.columns import (
     parse_column,
     user_positions,
 )
+from keras_eta.datasets.times import usual_time_unit
 
 _NUM_EXAMPLES = 5
 
@@ -118,6 +119,9 @@ class Interactions:
         Datetimes and dates become whole seconds since 1970, int64; those without a time zone are in UTC. So do strings
         of ISO 8601 dates in `timestamp`: "2023-11-14 22:13:20", "2023-11-14T23:13:20+01:00".
 
+        Integers are moments in any unit, or of any clock. Where most are moments since 1970 in seconds, or in milli-,
+        micro- or nanoseconds, rows whose timestamp is none in that unit, between 1973 and 2286, are left out.
+
         Args:
             columns: name -> sequence of n values: integers, floats (kept as float32; whole numbers in an id or the
                 timestamp become int64), strings, bytes in UTF-8, or datetimes; or lists of integers or strings, as the
@@ -148,13 +152,20 @@ class Interactions:
                 if mask.any():
                     rejections.append(Rejection.at_lines(reason, lines[mask]))
                     bad |= mask
+        times, notes = np.asarray(parsed[TIMESTAMP]), []
+        unit, others = usual_time_unit(times[~bad])
+        if others.any():
+            odd = np.flatnonzero(~bad)[others]
+            rejections.append(Rejection.at_lines(f"with a timestamp that is not in {unit}, as most are", lines[odd]))
+            bad[odd] = True
+        if unit not in ("", "seconds"):
+            notes.append(f"timestamps are {unit} since 1970: give ages and periods in {unit} too")
         if bad.all():
             raise ValueError(f"No row of the log is usable: {Report(rows_read, 0, tuple(rejections))}")
         if bad.any():
             parsed, lines = _take(parsed, ~bad), lines[~bad]
 
         order = _time_order(parsed)
-        notes = []
         if order is not None:
             users = id_numbers(parsed[USER_ID])[order]
             if ((users[1:] == users[:-1]) & (order[1:] < order[:-1])).any():

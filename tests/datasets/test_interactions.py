@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_eta.datasets import Interactions
+from keras_eta.datasets.times import UNIT_STARTS, time_unit, usual_time_unit
 
 from . import reference
 
@@ -355,3 +356,35 @@ def test_from_columns_any_log_equals_the_loop(rows):
     assert log.report.rows_read == len(rows)
     assert log.report.rows_kept == len(expected)
     assert sum(rejection.count for rejection in log.report.rejected) == len(rows) - len(expected)
+
+
+@pytest.mark.parametrize("unit", ["seconds", "milliseconds", "microseconds", "nanoseconds"])
+def test_timestamps_of_another_unit_than_most_are_left_out_and_counted(unit, capsys):
+    factor = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+    start = 1_700_000_000
+    others = [start * other for name, other in factor.items() if name != unit]
+    times = [start * factor[unit] + step for step in range(9)] + [*others, 0, -5]
+    columns = {"user_id": [1] * len(times), "item_id": list(range(len(times))), "timestamp": times}
+    log = Interactions.from_columns(columns)
+    assert log.timestamps.tolist() == times[:9]
+    (rejection,) = log.report.rejected
+    assert (rejection.reason, rejection.count) == (f"with a timestamp that is not in {unit}, as most are", 5)
+    note = f"timestamps are {unit} since 1970: give ages and periods in {unit} too"
+    assert log.report.notes == (() if unit == "seconds" else (note,))
+    assert f"not in {unit}" in capsys.readouterr().out
+
+
+def test_timestamps_of_a_clock_of_ones_own_are_taken_as_they_are():
+    times = [0, 5, 10**6, 10**9, 1_700_000_000, 10**12]
+    log = Interactions.from_columns({"user_id": [1] * 6, "item_id": list(range(6)), "timestamp": times})
+    assert log.timestamps.tolist() == times
+    assert log.report.notes == ()
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_no_number_is_a_moment_in_two_units(number: int) -> None:
+    found = [unit for unit, start in UNIT_STARTS.items() if start <= number < 100 * start]
+    assert found == ([time_unit(number)] if time_unit(number) else [])
+    unit, others = usual_time_unit(np.array([number, number]))
+    assert unit == time_unit(number)
+    assert not others.any()

@@ -36,7 +36,7 @@ from tfx_pipeline.ingestion.files import log_files, log_spans
 from tfx_pipeline.ingestion.log_checks import check_data, listed
 from tfx_pipeline.ingestion.negatives import SampleNegatives
 from tfx_pipeline.ingestion.quantiles import ExactQuantiles
-from tfx_pipeline.ingestion.report import check_report, check_spellings, make_report
+from tfx_pipeline.ingestion.report import check_report, check_spellings, check_time_units, make_report
 from tfx_pipeline.model_config import Model
 
 REPORT_FILE = "report.json"
@@ -172,6 +172,7 @@ class ImpressionGenExecutor(BaseBeamExecutor):
                 file.write(text)
         logging.info("Ingestion: %s", text)
         check_spellings(raw["counts"])
+        check_time_units(raw["counts"], config.layout)
         check_report(report, raw["examples"], config)
         with fileio.open(report_path, "w") as file:
             file.write(text)

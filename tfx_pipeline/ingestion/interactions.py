@@ -13,8 +13,9 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from keras_eta.datasets.delimited import WRONG_COLUMNS
+from keras_eta.datasets.times import time_unit
 from tfx_pipeline.ingestion.files import file_metadata, read_header
-from tfx_pipeline.ingestion.rows import SPELLING, Interaction, RowParser, Scalar, UserId, value_dtype
+from tfx_pipeline.ingestion.rows import SPELLING, TIME_UNIT, Interaction, RowParser, Scalar, UserId, value_dtype
 from tfx_pipeline.ingestion.values import (
     PARSERS,
     MalformedRowError,
@@ -107,10 +108,11 @@ class ReadInteractions(beam.PTransform):
 
 
 class _ParseRows(CountingDoFn):
-    def count_spellings(self, parser: RowParser, row: Sequence[Any], path: str) -> None:
-        """Counts the string ids of a row that are numbers by their spelling."""
+    def count_forms(self, parser: RowParser, row: Sequence[Any], timestamp: int, path: str) -> None:
+        """Counts the string ids of a row that are numbers by their spelling, and its timestamp by its unit."""
         for spelling, column in parser.number_spellings(row):
             self.count("\t".join((SPELLING, spelling, column, path)))
+        self.count("\t".join((TIME_UNIT, time_unit(timestamp), path)))
 
 
 class _ParseLines(_ParseRows):
@@ -140,7 +142,7 @@ class _ParseLines(_ParseRows):
             reason = str(error) if isinstance(error, MalformedRowError) else f"not in {self._encoding}"
             yield self.malformed(reason, path, line.decode(self._encoding, "backslashreplace"))
         else:
-            self.count_spellings(parser, row, path)
+            self.count_forms(parser, row, interaction[1].timestamp, path)
             yield interaction
 
 
@@ -168,7 +170,7 @@ class _ParseTables(_ParseRows):
                     text = json.dumps(dict(zip(self._columns, row, strict=True)), default=repr)
                     yield self.malformed(str(error), path, text)
                 else:
-                    self.count_spellings(self._parser, row, path)
+                    self.count_forms(self._parser, row, interaction[1].timestamp, path)
                     yield interaction
 
 

@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from keras_eta.columns import TIMESTAMP
 from tfx_pipeline.config import EVAL, SPLITS, TRAIN, PipelineConfig
 from tfx_pipeline.ingestion import impressions, interactions, negatives, rows
+from tfx_pipeline.layouts import AGE_BOUNDARIES, Layout
 
 
 def make_report(raw: Mapping[str, Any], num_files: int, num_bytes: int, dead_letters: str) -> dict[str, Any]:
@@ -56,6 +58,39 @@ def check_spellings(counts: Iterable[str]) -> None:
                 f"'1.0', e.g. in {by_spelling[rows.DECIMAL]}: one id would be two. Write them in one spelling, "
                 "or make the feature int64, which reads both."
             )
+
+
+def check_time_units(counts: Mapping[str, int], layout: Layout) -> None:
+    """Refuses a log whose timestamps are moments since 1970 in several units, or in another than ages are in."""
+    by_unit: dict[str, dict[str, int]] = {}
+    for name, count in counts.items():
+        kind, *rest = name.split("\t", 2)
+        if kind == rows.TIME_UNIT:
+            unit, path = rest
+            by_unit.setdefault(unit, {})[path] = count
+    totals = {unit: sum(files.values()) for unit, files in by_unit.items()}
+    usual = max(totals, key=lambda unit: totals[unit], default="")
+    # A clock of one's own may pass through numbers that look like seconds.
+    if not usual:
+        return
+    column = layout.source(TIMESTAMP)
+    age = layout.features.age
+    if usual != "seconds" and age is not None and age.boundaries == AGE_BOUNDARIES:
+        raise ValueError(
+            f"The column {column!r} holds moments since 1970 in {usual}, but the boundaries of ages are the usual "
+            f"ones, which are in seconds. Give `age_boundaries` in {usual}, or none at all."
+        )
+    odd = {unit: files for unit, files in by_unit.items() if unit != usual}
+    if not odd:
+        return
+    found = "; ".join(
+        f"{totals[unit]:,} {f'in {unit}' if unit else 'are no moments between 1973 and 2286'}, e.g. in {min(files)}"
+        for unit, files in odd.items()
+    )
+    raise ValueError(
+        f"The column {column!r} holds moments since 1970 in {usual}, but for some rows: {found}. Mend these, or leave "
+        "them out by `first_timestamp` and `end_timestamp`, which make them malformed rows."
+    )
 
 
 def check_report(report: Mapping[str, Any], examples: Mapping[str, Any], config: PipelineConfig) -> None:

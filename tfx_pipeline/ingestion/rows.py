@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from keras_eta.columns import LABEL, TIMESTAMP
 from keras_eta.datasets.delimited import WRONG_COLUMNS
+from keras_eta.datasets.times import UNIT_STARTS, time_unit
 from tfx_pipeline.ingestion.values import PARSERS, MalformedRowError, parse_timestamp
 from tfx_pipeline.layouts import USER_ID, Layout
 
 # Of a string id: how it is spelt where it is a number, its column and its file, joined by tabs.
 SPELLING = "spelling"
+# Of a timestamp: its unit and its file, joined by tabs.
+TIME_UNIT = "time unit"
 INTEGER, DECIMAL = "integer", "decimal"
 
 Scalar: TypeAlias = int | float | bytes
+# Seconds by which clocks and time zones may differ.
+_CLOCKS_APART = 86_400
 # What joins a row to its user: an int or bytes.
 UserId: TypeAlias = int | bytes
 
@@ -144,6 +150,7 @@ class RowParser:
         self._string_ids = [cell for cell in ids if cell.dtype is bytes]
         self._first = -math.inf if layout.first_timestamp is None else layout.first_timestamp
         self._end = math.inf if layout.end_timestamp is None else layout.end_timestamp
+        self._latest = time.time() + _CLOCKS_APART
 
     def parse(
         self, row: Sequence[Any], items: Mapping[Scalar, Sequence[str]] | None, file: int
@@ -164,6 +171,9 @@ class RowParser:
         timestamp = self._timestamp.parse(row)
         if not self._first <= timestamp < self._end:
             raise MalformedRowError(f"with a {self._timestamp.source} outside the layout's range")
+        unit = time_unit(timestamp)
+        if unit and timestamp // (UNIT_STARTS[unit] // UNIT_STARTS["seconds"]) > self._latest:
+            raise MalformedRowError(f"with a {self._timestamp.source} after the run")
         joined: Sequence[str] = ()
         if items is not None:
             found = items.get(self._item.parse(row))

@@ -838,6 +838,67 @@ def test_ids_in_two_spellings_of_text_are_refused_and_the_advice_works(tmp_path)
     assert (report["users"], report["items"]) == (2, 2)
 
 
+def write_times(folder: Path, name: str, times: Sequence[int], user: int = 1) -> None:
+    folder.mkdir(exist_ok=True)
+    rows = [f"{user},{number % 5},{moment},{number % 2}" for number, moment in enumerate(times)]
+    (folder / name).write_text("\n".join(["user_id,item_id,timestamp,clicked", *rows]))
+
+
+START = 1_700_000_000
+
+
+@pytest.mark.slow
+def test_times_in_two_units_are_refused_and_the_advice_works(tmp_path):
+    layout = custom("*.csv", Label("clicked"), user_dtype="int64")
+    for user in (1, 2):
+        write_times(tmp_path / "data", f"{user}.csv", range(START, START + 30), user)
+    write_times(tmp_path / "data", "odd.csv", [1000 * START, 1000 * START + 7, 0], user=1)
+    config = make_config(tmp_path, layout, split=Split(validation_from=START + 10, eval_from=START + 20))
+    message = (
+        f"The column 'timestamp' holds moments since 1970 in seconds, but for some rows: 2 in milliseconds, e.g. in "
+        f"{config.data}/odd.csv; 1 are no moments between 1973 and 2286, e.g. in {config.data}/odd.csv. Mend these, or "
+        "leave them out by `first_timestamp` and `end_timestamp`, which make them malformed rows."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        ingest(config)
+    advised = custom("*.csv", Label("clicked"), user_dtype="int64", first_timestamp=START, end_timestamp=START + 1_000)
+    report, _ = ingest(dataclasses.replace(config, layout=advised, max_bad_share=0.1))
+    assert report["malformed"] == {"with a timestamp outside the layout's range": 3}
+    assert report["rows_kept"] == 60
+
+
+@pytest.mark.slow
+def test_times_after_the_run_are_malformed(tmp_path):
+    now = int(time.time())
+    for user in (1, 2):
+        write_times(tmp_path / "data", f"{user}.csv", range(START, START + 30), user)
+    write_times(tmp_path / "data", "late.csv", [now - 5, now + 200_000], user=1)
+    layout = custom("*.csv", Label("clicked"), user_dtype="int64")
+    split = Split(validation_from=START + 10, eval_from=START + 20)
+    report, _ = ingest(make_config(tmp_path, layout, split=split, max_bad_share=0.1))
+    assert report["malformed"] == {"with a timestamp after the run": 1}
+    assert report["rows_kept"] == 61
+
+
+@pytest.mark.slow
+def test_ages_in_seconds_beside_times_in_milliseconds_are_refused_and_the_advice_works(tmp_path):
+    for user in (1, 2):
+        write_times(tmp_path / "data", f"{user}.csv", range(1000 * START, 1000 * START + 30), user)
+    layout = custom("*.csv", Label("clicked"), user_dtype="int64")
+    split = Split(validation_from=1000 * START + 10, eval_from=1000 * START + 20)
+    config = make_config(tmp_path, layout, split=split)
+    message = (
+        "The column 'timestamp' holds moments since 1970 in milliseconds, but the boundaries of ages are the usual "
+        "ones, which are in seconds. Give `age_boundaries` in milliseconds, or none at all."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        ingest(config)
+    for boundaries in ((60_000, 3_600_000), ()):
+        advised = custom("*.csv", Label("clicked"), user_dtype="int64", age_boundaries=boundaries)
+        report, _ = ingest(dataclasses.replace(config, layout=advised))
+        assert report["rows_kept"] == 60
+
+
 def test_float_that_stands_for_several_ids_is_malformed():
     assert values.parse_string(float(2**53 - 1)) == b"9007199254740991"
     with pytest.raises(values.MalformedRowError, match=r"^non-integer$"):
