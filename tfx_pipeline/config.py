@@ -104,9 +104,20 @@ class Evaluation:
     """
 
     min_auc: float = option(0.6, "floor of the AUC on the eval part, below which no model is blessed", metavar="AUC")
+    min_grouped_auc: float = option(
+        0.5, "floor of the AUC within users; 0: none, for a log in which no user has both labels", metavar="AUC"
+    )
+    max_log_loss: float = option(
+        0.6931, "ceiling of the log loss (default: what a probability of one half has always)", metavar="LOSS"
+    )
+    max_miscalibration: float = option(
+        1.25,
+        "ceiling of the mean probability by the mean label, and of the reverse",
+        metavar="RATIO",
+    )
     max_auc_drop: float = option(
         0.002,
-        "how far the AUC may lie below the last blessed model's, overall and on --longest_bucket",
+        "how far the AUC may lie below the last blessed model's, overall, within users and on --longest_bucket",
         metavar="AUC",
     )
     longest_bucket: str = option(
@@ -114,8 +125,14 @@ class Evaluation:
     )
 
     def __post_init__(self) -> None:
-        if not (is_number(self.min_auc) and 0 <= self.min_auc <= 1):
-            raise ValueError(f"`min_auc` must lie between 0 and 1. Received: min_auc={self.min_auc}")
+        for name in ("min_auc", "min_grouped_auc"):
+            value = getattr(self, name)
+            if not (is_number(value) and 0 <= value <= 1):
+                raise ValueError(f"`{name}` must lie between 0 and 1. Received: {name}={value}")
+        for name, least in (("max_log_loss", 0), ("max_miscalibration", 1)):
+            value = getattr(self, name)
+            if not (is_number(value) and value >= least):
+                raise ValueError(f"`{name}` must be a number of at least {least}. Received: {name}={value}")
         if not (is_number(self.max_auc_drop) and self.max_auc_drop >= 0):
             raise ValueError(
                 f"`max_auc_drop` must be a number of at least 0. Received: max_auc_drop={self.max_auc_drop}"

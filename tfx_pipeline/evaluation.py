@@ -30,11 +30,13 @@ def eval_config(config: PipelineConfig) -> config_pb2.EvalConfig:
 
     A model is blessed where, on all impressions together,
 
-    - its AUC is at least `min_auc`;
-    - its AUC is not more than `max_auc_drop` below the last blessed model's on the same impressions;
-    - so is its AUC on the impressions of `longest_bucket`. Where these lack a class, or are none, they have no say.
+    - its AUC is at least `min_auc`, and that within users at least `min_grouped_auc`;
+    - its log loss is at most `max_log_loss`, and its mean probability within a factor of `max_miscalibration` of the
+      mean label;
+    - neither AUC is more than `max_auc_drop` below the last blessed model's on the same impressions;
+    - nor is its AUC on the impressions of `longest_bucket`. Where these lack a class, or are none, they have no say.
 
-    Without a blessed model only the first holds. No other slice has a threshold.
+    What is not a number is refused. Without a blessed model only the first two hold. No other slice has a threshold.
 
     Args:
         config: `evaluation` and the columns to slice by are read.
@@ -44,13 +46,21 @@ def eval_config(config: PipelineConfig) -> config_pb2.EvalConfig:
         direction=config_pb2.MetricDirection.HIGHER_IS_BETTER,
         absolute=wrappers_pb2.DoubleValue(value=-evaluation.max_auc_drop),
     )
-    above_floor = config_pb2.GenericValueThreshold(lower_bound=wrappers_pb2.DoubleValue(value=evaluation.min_auc))
+    within_users: dict[str, Any] = {"change_threshold": not_worse}
+    if evaluation.min_grouped_auc:
+        within_users["value_threshold"] = _between(evaluation.min_grouped_auc)
+    ratio = evaluation.max_miscalibration
     module = "tfx_pipeline.grouped_auc"
     metrics = [
-        _metric("LogOddsAUC", AUC, _overall(value_threshold=above_floor, change_threshold=not_worse), module=module),
-        _metric("GroupedAUC", GROUPED_AUC, module=module, group_key=USER_ID),
-        _metric("BinaryCrossEntropy", LOG_LOSS),
-        _metric("Calibration", CALIBRATION),
+        _metric(
+            "LogOddsAUC",
+            AUC,
+            _overall(value_threshold=_between(evaluation.min_auc), change_threshold=not_worse),
+            module=module,
+        ),
+        _metric("GroupedAUC", GROUPED_AUC, _overall(**within_users), module=module, group_key=USER_ID),
+        _metric("BinaryCrossEntropy", LOG_LOSS, _overall(value_threshold=_between(0.0, evaluation.max_log_loss))),
+        _metric("Calibration", CALIBRATION, _overall(value_threshold=_between(1 / ratio, ratio))),
         _metric("ExampleCount", EXAMPLE_COUNT),
         _metric(
             "SubsetAUC",
@@ -73,6 +83,39 @@ def eval_config(config: PipelineConfig) -> config_pb2.EvalConfig:
         metrics_specs=[config_pb2.MetricsSpec(metrics=metrics)],
         options=config_pb2.Options(include_default_metrics=wrappers_pb2.BoolValue(value=False)),
     )
+
+
+def refusals(validation: Any) -> list[str]:
+    """Why a model was not blessed: one line per gate, with the metric, its value, and what was asked of it.
+
+    Args:
+        validation: a `ValidationResult` of TensorFlow Model Analysis.
+    """
+    lines = []
+    for part in validation.metric_validations_per_slice:
+        for failure in part.failures:
+            name, value = failure.metric_key.name, failure.metric_value.double_value.value
+            if failure.metric_threshold.HasField("change_threshold"):
+                allowed = -failure.metric_threshold.change_threshold.absolute.value
+                lines.append(
+                    f"{name} is {-value:.4f} below the last blessed model's, more than `max_auc_drop`={allowed:g}"
+                )
+                continue
+            bounds = failure.metric_threshold.value_threshold
+            asked = f"at least {bounds.lower_bound.value:.4f}"
+            if bounds.HasField("upper_bound"):
+                asked = f"from {bounds.lower_bound.value:.4f} to {bounds.upper_bound.value:.4f}"
+            lines.append(f"{name} is {value:.4f} and must be {asked}")
+    if validation.missing_slices or validation.missing_cross_slices:
+        lines.append("there were no impressions")
+    return lines
+
+
+def _between(lower: float, upper: float | None = None) -> config_pb2.GenericValueThreshold:
+    threshold = config_pb2.GenericValueThreshold(lower_bound=wrappers_pb2.DoubleValue(value=lower))
+    if upper is not None:
+        threshold.upper_bound.value = upper
+    return threshold
 
 
 def _overall(**thresholds: Any) -> config_pb2.PerSliceMetricThreshold:

@@ -18,12 +18,14 @@ from keras_eta.metrics import NUM_LOG_ODDS_BUCKETS, auc, grouped_auc, log_odds_b
 
 # Impressions that a slice keeps, 17 bytes each.
 MAX_ROWS = 4_000_000
+# Where rows of no probability are counted, which no label and bucket has.
+_NOT_A_NUMBER = (-1, -1)
 
 
 class LogOddsAUC(tfma.metrics.Metric):
     """AUC of probabilities, counted in the buckets of `keras_eta.metrics.LogOddsAUC`; NaN where a class is missing.
 
-    TensorFlow Model Analysis's own spreads its buckets evenly over the probabilities, and where clicks are rare most
+    So it is where a probability is NaN. TensorFlow Model Analysis's own spreads its buckets evenly over the probabilities, and where clicks are rare most
     rows fall into one.
 
     Args:
@@ -209,6 +211,9 @@ class _LogOddsAUCCombiner(beam.CombineFn):
             model_name=self._key.model_name,
             output_name=self._key.output_name,
         ):
+            if math.isnan(score.item()):
+                accumulator[_NOT_A_NUMBER] += 1
+                continue
             odds = score.item() / max(1.0 - score.item(), 1e-300)
             accumulator[int(label.item()), int(log_odds_bucket(math.log(max(odds, 1e-300))))] += 1
         return accumulator
@@ -220,6 +225,8 @@ class _LogOddsAUCCombiner(beam.CombineFn):
         return merged
 
     def extract_output(self, accumulator: Counter[tuple[int, int]]) -> dict[Any, float]:
+        if accumulator[_NOT_A_NUMBER]:
+            return {self._key: math.nan}
         counts = np.zeros([2, NUM_LOG_ODDS_BUCKETS])
         for place, count in accumulator.items():
             counts[place] = count
@@ -258,7 +265,8 @@ class _GroupedAUCCombiner(beam.CombineFn):
 
     def extract_output(self, accumulator: Rows) -> dict[Any, float]:
         accumulator.thin()
-        return {self._key: grouped_auc(*accumulator.columns())}
+        labels, scores, groups = accumulator.columns()
+        return {self._key: math.nan if np.isnan(scores).any() else grouped_auc(labels, scores, groups)}
 
 
 class _SubsetAUCCombiner(_GroupedAUCCombiner):
@@ -283,6 +291,8 @@ class _SubsetAUCCombiner(_GroupedAUCCombiner):
     def extract_output(self, accumulator: Rows) -> dict[Any, float]:
         accumulator.thin()
         labels, scores, _ = accumulator.columns()
+        if np.isnan(scores).any():
+            return {self._key: math.nan}
         value = auc(labels, scores)
         return {self._key: 0.5 if math.isnan(value) else value}
 

@@ -19,7 +19,7 @@ from tfx import v1 as tfx
 
 from tfx_pipeline.components.infra_validator import BLESSED_PROPERTY, REASON_PROPERTY
 from tfx_pipeline.config import HISTORY_BUCKET, HISTORY_BUCKETS, PipelineConfig
-from tfx_pipeline.evaluation import AUC, CALIBRATION, EXAMPLE_COUNT, GROUPED_AUC, LOG_LOSS
+from tfx_pipeline.evaluation import AUC, CALIBRATION, EXAMPLE_COUNT, GROUPED_AUC, LOG_LOSS, refusals
 from tfx_pipeline.ingestion.impression_gen import REPORT_FILE
 from tfx_pipeline.progress import Timing
 
@@ -146,7 +146,8 @@ def _outcome(artifacts: Mapping[str, Mapping[str, Sequence[Artifact]]]) -> str:
         return f"Pushed: {pushed['pushed_destination'].string_value}"
     reasons = []
     if not artifacts["Evaluator"]["blessing"][0].custom_properties["blessed"].int_value:
-        reasons.append("Evaluator did not bless it: its AUC is below the floor, or worse than the last blessed one's")
+        found = refusals(tfma.load_validation_result(artifacts["Evaluator"]["evaluation"][0].uri))
+        reasons.append(f"Evaluator did not bless it: {', '.join(found)}")
     infra = artifacts["LocalInfraValidator"]["blessing"][0].custom_properties
     if not infra[BLESSED_PROPERTY].int_value:
         reasons.append(f"LocalInfraValidator did not bless it: {infra[REASON_PROPERTY].string_value}")

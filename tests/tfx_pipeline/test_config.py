@@ -29,9 +29,9 @@ def test_configuration_survives_json() -> None:
         min_history=3,
         max_bad_share=0.5,
         statistics_sample_rate=0.25,
-        model=Model((SDIM(seed=3), RecentInterest(4)), [16, 8], "keras_eta>Dice", 2, 0.5, 0.2, 7),  # type: ignore[arg-type]
+        model=Model((SDIM(seed=3), RecentInterest(4)), [16, 8], "keras_eta>Dice", 2, 0.05, 0.5, 0.2, 7),  # type: ignore[arg-type]
         training=Training(batch_size=32, max_steps=7, warm_start=False),
-        evaluation=Evaluation(0.7, 0.01, "50-199"),
+        evaluation=Evaluation(0.7, 0.55, 0.6, 1.5, 0.01, "50-199"),
         bulk_inference=True,
         beam_args=["--runner=FlinkRunner"],  # type: ignore[arg-type]
         **REQUIRED,

@@ -17,6 +17,7 @@ from tfx_pipeline.evaluation import (
     LOG_LOSS,
     LONGEST_BUCKET_AUC,
     eval_config,
+    refusals,
 )
 from tfx_pipeline.layouts import Label, Layout
 
@@ -37,9 +38,18 @@ LAYOUT = Layout(
 LONGEST = "200+"
 
 
+# Scores by rule are no probabilities: only the gates that a test is about.
+NO_GATES = {"min_auc": 0.0, "min_grouped_auc": 0.0, "max_log_loss": 100.0, "max_miscalibration": 100.0}
+
+
 def config_of(**evaluation):
     return PipelineConfig(
-        data="", layout=LAYOUT, schema="", output="", serving_dir="", evaluation=Evaluation(**evaluation)
+        data="",
+        layout=LAYOUT,
+        schema="",
+        output="",
+        serving_dir="",
+        evaluation=Evaluation(**{**NO_GATES, **evaluation}),
     )
 
 
@@ -135,6 +145,9 @@ RULES = {
     "bad": lambda score, longest: 1 - score,
     "bad_on_longest": lambda score, longest: tf.where(longest, 1 - score, score),
     "slightly_worse": lambda score, longest: tf.where(score > 0.8, 0.0, score),
+    "not_a_number": lambda score, longest: score * float("nan"),
+    "saturated": lambda score, longest: tf.cast(score > 0.5, tf.float32),
+    "too_high": lambda score, longest: 1 - (1 - score) / 4,
 }
 
 
@@ -210,10 +223,45 @@ def test_a_first_model_below_the_floor_is_not_blessed(data, models, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("model", "gates", "expected"),
+    [
+        ("good", {"min_grouped_auc": 0.8, "max_log_loss": 0.6, "max_miscalibration": 1.2}, []),
+        ("good", {"min_grouped_auc": 0.95}, [GROUPED_AUC]),
+        ("bad", {"max_log_loss": 0.6931}, [LOG_LOSS]),
+        ("too_high", {"max_miscalibration": 1.25}, [CALIBRATION]),
+        ("saturated", {"max_log_loss": 0.6931}, [LOG_LOSS]),
+        ("not_a_number", {"min_grouped_auc": 0.1}, [AUC, CALIBRATION, GROUPED_AUC, LOG_LOSS]),
+    ],
+)
+def test_gates_say_what_was_found_and_what_was_asked(columns, data, models, tmp_path, model, gates, expected):
+    validation = evaluate(config_of(**gates), data, tmp_path, models / model)
+    assert sorted(name for name, _ in failed(validation)) == expected
+    assert validation.validation_ok == (not expected)
+    found = refusals(validation)
+    assert [line.split()[0] for line in sorted(found)] == expected
+    if expected == [GROUPED_AUC]:
+        value = metrics.grouped_auc(columns["label"], columns["item_id"], columns["user_id"])
+        assert found == [f"grouped_auc is {value:.4f} and must be at least 0.9500"]
+    if expected == [CALIBRATION]:
+        value = (1 - (1 - columns["item_id"] / 160) / 4).mean() / columns["label"].mean()
+        assert found == [f"calibration is {value:.4f} and must be from 0.8000 to 1.2500"]
+
+
+def test_a_refusal_by_the_last_model_says_how_far_below_it(columns, data, models, tmp_path):
+    validation = evaluate(config_of(max_auc_drop=0.05), data, tmp_path, models / "slightly_worse", models / "good")
+    score = columns["item_id"] / 160
+    worse = np.where(score > 0.8, 0.0, score)
+    fall = [metrics.grouped_auc(columns["label"], x, columns["user_id"]) for x in (score, worse)]
+    expected = f"grouped_auc is {fall[0] - fall[1]:.4f} below the last blessed model's, more than `max_auc_drop`=0.05"
+    assert expected in refusals(validation)
+
+
+@pytest.mark.parametrize(
     ("model", "max_auc_drop", "expected"),
     [
         ("good", 0.0, []),
-        ("slightly_worse", 0.05, [AUC, LONGEST_BUCKET_AUC]),
+        # Its probabilities of 0 make the log loss infinite.
+        ("slightly_worse", 0.05, [AUC, LONGEST_BUCKET_AUC, GROUPED_AUC, LOG_LOSS]),
         ("bad_on_longest", 0.15, [LONGEST_BUCKET_AUC]),
     ],
 )
@@ -229,5 +277,5 @@ def test_data_without_the_longest_bucket_is_judged_by_all_impressions(models, tm
     data = write(make_columns(longest_share=0.0), tmp_path / "eval.tfrecord")
     validation = evaluate(config_of(min_auc=0.0), data, tmp_path / "evaluation", models / model, models / "good")
     assert not validation.missing_slices
-    assert failed(validation) == ([] if model == "good" else [(AUC, ())])
+    assert failed(validation) == ([] if model == "good" else [(AUC, ()), (GROUPED_AUC, ())])
     assert validation.validation_ok == (model == "good")
