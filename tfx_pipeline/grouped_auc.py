@@ -25,8 +25,8 @@ _NOT_A_NUMBER = (-1, -1)
 class LogOddsAUC(tfma.metrics.Metric):
     """AUC of probabilities, counted in the buckets of `keras_eta.metrics.LogOddsAUC`; NaN where a class is missing.
 
-    So it is where a probability is NaN. TensorFlow Model Analysis's own spreads its buckets evenly over the probabilities, and where clicks are rare most
-    rows fall into one.
+    So it is where a probability is NaN. TensorFlow Model Analysis's own spreads its buckets evenly over the
+    probabilities, and where clicks are rare most rows fall into one.
 
     Args:
         name: of the metric.
