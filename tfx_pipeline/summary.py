@@ -28,7 +28,7 @@ Artifact: TypeAlias = Any
 
 METRICS = (AUC, GROUPED_AUC, LOG_LOSS, CALIBRATION)
 OVERALL = "overall"
-_MAX_SLICES_SHOWN = 30
+_MAX_SLICES_SHOWN = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def artifacts_of_latest_run(metadata_path: str) -> dict[str, dict[str, list[Arti
 
 
 def read_slices(evaluation_uri: str) -> list[Slice]:
-    """Metrics by slice, the overall one first, that Evaluator wrote."""
+    """Metrics by slice that Evaluator wrote: overall, by length of history, then the others, the largest first."""
     slices = []
     for key, outputs in tfma.load_eval_result(evaluation_uri).slicing_metrics:
         values = {}
@@ -74,7 +74,8 @@ def read_slices(evaluation_uri: str) -> list[Slice]:
         count = int(values.pop(EXAMPLE_COUNT))
         slices.append(Slice(name, count, {metric: values[metric] for metric in METRICS}))
     first = [OVERALL, *(f"{HISTORY_BUCKET}={bucket}" for bucket in HISTORY_BUCKETS)]
-    return sorted(slices, key=lambda part: (first.index(part.name) if part.name in first else len(first), part.name))
+    order = {name: place for place, name in enumerate(first)}
+    return sorted(slices, key=lambda part: (order.get(part.name, len(first)), -part.count, part.name))
 
 
 def _number(value: Mapping[str, Any]) -> float:
@@ -82,11 +83,11 @@ def _number(value: Mapping[str, Any]) -> float:
 
 
 def plot_slices(slices: Sequence[Slice], path: Path) -> None:
-    """Draws AUC and log loss of each slice, with the overall value as a line."""
+    """Draws the AUC of each slice, overall and within users, with the value of all impressions as a line."""
     figure = Figure(figsize=(12, 1.5 + 0.3 * len(slices)), layout="constrained")
     FigureCanvasAgg(figure)
     names = [f"{part.name} ({part.count:,})" for part in slices]
-    for axes, metric in zip(figure.subplots(1, 2, sharey=True), (AUC, LOG_LOSS), strict=True):
+    for axes, metric in zip(figure.subplots(1, 2, sharey=True), (AUC, GROUPED_AUC), strict=True):
         values = [part.values[metric] for part in slices]
         axes.plot(values, range(len(slices)), "o")
         axes.axvline(values[0], color="grey", linestyle=":")
@@ -116,9 +117,9 @@ def report(config: PipelineConfig, timings: Sequence[Timing], console: Console) 
     ingestion = json.loads((Path(artifacts["ImpressionGen"]["examples"][0].uri) / REPORT_FILE).read_text())
     console.print(_ingestion_line(ingestion), highlight=False, soft_wrap=True)
     console.print(_timing_table(timings))
-    console.print(_metrics_table(slices[:_MAX_SLICES_SHOWN]))
+    console.print(metrics_table(slices[:_MAX_SLICES_SHOWN]))
     if len(slices) > _MAX_SLICES_SHOWN:
-        console.print(f"{len(slices) - _MAX_SLICES_SHOWN} more slices are in summary.json.")
+        console.print(f"{len(slices) - _MAX_SLICES_SHOWN:,} smaller slices are in summary.json.")
     uris = {
         f"{component}: {key}": [artifact.uri for artifact in found]
         for component, outputs in artifacts.items()
@@ -177,11 +178,13 @@ def _timing_table(timings: Sequence[Timing]) -> Table:
     return table
 
 
-def _metrics_table(slices: Sequence[Slice]) -> Table:
+def metrics_table(slices: Sequence[Slice]) -> Table:
+    """A row per slice, which fits 80 columns: names are wrapped, numbers are whole, and what is none is a dash."""
     table = Table(title="The eval part")
-    table.add_column("slice", no_wrap=True, min_width=max(len(part.name) for part in slices))
+    table.add_column("slice", overflow="fold")
     for column in ("impressions", *METRICS):
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(column.replace("_", " "), justify="right", min_width=6)
     for part in slices:
-        table.add_row(part.name, f"{part.count:,}", *(f"{part.values[metric]:.4f}" for metric in METRICS))
+        values = (part.values[metric] for metric in METRICS)
+        table.add_row(part.name, f"{part.count:,}", *("-" if math.isnan(x) else f"{x:.4f}" for x in values))
     return table
