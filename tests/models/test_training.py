@@ -64,7 +64,8 @@ def _model(lookup: FeatureLookup, optimizer: Any = None, run_eagerly: bool = Tru
 
 
 def _batches(impressions: Impressions, lookup: FeatureLookup, batch_size: int = 60) -> tf.data.Dataset:
-    return impressions.to_dataset(lookup.features, batch_size, lookup=lookup)
+    """Full batches and a last one of what is left over, a single row."""
+    return impressions.to_dataset(lookup.features, batch_size, lookup=lookup).unbatch().batch(batch_size)
 
 
 def _rates(model: ETA) -> list[float]:
@@ -380,7 +381,8 @@ def test_raw_batches_are_refused_until_they_are_looked_up(impressions: Impressio
     # As advised, on the same model.
     model.fit(_batches(impressions, lookup), verbose=0)
     model.fit(raw.map(lambda columns, label: (lookup(columns), label)), verbose=0)
-    np.testing.assert_array_equal(model(lookup(columns)), model(next(iter(_batches(impressions, lookup)))[0]))
+    encoded, _ = next(iter(impressions.to_dataset(lookup.features, 60, lookup=lookup)))
+    np.testing.assert_array_equal(model(lookup(columns)), model(encoded))
 
 
 @pytest.mark.parametrize("name", ["item_id", "history_item_id"])
