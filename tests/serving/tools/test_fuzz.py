@@ -239,10 +239,10 @@ def test_nothing_at_target(models: Path, capsys: pytest.CaptureFixture[str], mon
 
 @pytest.mark.e2e
 def test_embedded_server(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The whole tool: 400 requests to a server in a process of its own."""
-    exit_code = fuzz.main(["--requests", "400", "--models", str(models)])
+    """The whole tool: 300 requests to a server in a process of its own."""
+    exit_code = fuzz.main(["--requests", "300", "--models", str(models)])
     output = capsys.readouterr().out
-    assert "400 requests, 0 faults" in output
+    assert "300 requests, 0 faults" in output
     assert exit_code == 0
     assert "bytes flipped" in output
     assert "Resident memory of the server: " in output
