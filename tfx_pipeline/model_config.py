@@ -34,11 +34,12 @@ class ETAUnits:
         None, "width of a head (default: the candidate's width divided by the heads)", type=int, metavar="D"
     )
     cosine: bool = option(True, "whether the logits of both attentions are scaled cosines")
-    distance_edges: tuple[int, ...] = option(
-        default_distance_edges(64),
-        "count what is retrieved up to each of these distances and beyond the one before, for the MLP",
+    distance_edges: tuple[int, ...] | None = option(
+        None,
+        "count what is retrieved up to each of these distances and beyond the one before, for the MLP; no distance: no "
+        "counts (default: nine distances in proportion to --num_bits)",
         type=int,
-        nargs="+",
+        nargs="*",
         metavar="DISTANCE",
     )
 
@@ -54,6 +55,8 @@ class ETAUnits:
         """
         arguments = dataclasses.asdict(self)
         short_history_length = arguments.pop("short_history_length")
+        if self.distance_edges is None:
+            arguments["distance_edges"] = default_distance_edges(self.num_bits)
         heads = {name: arguments[name] for name in ("num_heads", "key_dim", "cosine")}
         recent = [RecentInterest(short_history_length, **heads)] if short_history_length else []
         return (*recent, ETAInterest(seed=seed, **arguments))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from keras_eta import Feature, Features
+from keras_eta import ETA, Feature, Features
 from keras_eta.interest import SDIM, RecentInterest
 from tests.paper import paper_eta
 from tfx_pipeline.config import Evaluation, PipelineConfig, Split, Training, history_bucket
@@ -78,6 +78,14 @@ def test_default_ranker_has_the_units_of_eta() -> None:
     assert [unit.get_config() for unit in units] == [unit.get_config() for unit in of_eta]
     assert [unit.name for unit in ETAUnits(short_history_length=0).make()] == ["eta_interest"]
     assert Model() == Model(interests=ETAUnits().make())
+
+
+@pytest.mark.parametrize("num_bits", [16, 64, 256])
+def test_default_counts_are_those_of_eta_whatever_the_bits(num_bits: int) -> None:
+    features = Features(item_id=Feature("item_id", vocabulary_size=5))
+    unit: Any = ETAUnits(num_bits=num_bits).make()[-1]
+    assert unit.distance_edges == ETA(features, num_bits=num_bits).eta.distance_edges
+    assert max(unit.distance_edges) == {16: 6, 64: 26, 256: 104}[num_bits]
 
 
 def test_retrieval_task_is_made_at_a_weight_alone() -> None:

@@ -128,11 +128,25 @@ def test_every_field_is_a_flag_with_its_default_in_the_help(capsys: pytest.Captu
     assert "object at" not in printed
 
 
+def test_no_distances_are_no_counts() -> None:
+    (*_, text) = _config("--data", "d", "--distance_edges").model.interests
+    assert json.loads(text)["config"]["distance_edges"] == []
+
+
 def test_flags_of_the_ranker_reach_the_configuration() -> None:
     flags = ["--top_k", "8", "--num_bits", "32", "--no-trainable_planes", "--no-similarity_bias", "--num_heads", "1"]
     flags += ["--short_history_length", "4", "--key_dim", "6", "--seed", "5", "--cosine", "--distance_edges", "0", "3"]
     mlp = ["--hidden_units", "16", "8", "--cross_layers", "1", "--activation", "gelu"]
-    mlp += ["--retrieval_weight", ".5", "--retrieval_temperature", ".2", "--retrieval_recent", "7"]
+    mlp += [
+        "--id_dropout",
+        ".2",
+        "--retrieval_weight",
+        ".5",
+        "--retrieval_temperature",
+        ".2",
+        "--retrieval_recent",
+        "7",
+    ]
     rates = ["--embedding_learning_rate", ".2", "--dense_learning_rate", ".01", "--longest_bucket", "50-199"]
     config = _config("--data", "d", *flags, *mlp, *rates)
     recent, eta = (json.loads(text) for text in config.model.interests)
@@ -145,6 +159,7 @@ def test_flags_of_the_ranker_reach_the_configuration() -> None:
     assert (config.model.hidden_units, config.model.cross_layers, config.model.activation) == ((16, 8), 1, "gelu")
     retrieval = config.model.retrieval_weight, config.model.retrieval_temperature, config.model.retrieval_recent
     assert retrieval == (0.5, 0.2, 7)
+    assert config.model.id_dropout == 0.2
     assert (config.training.embedding_learning_rate, config.training.dense_learning_rate) == (0.2, 0.01)
     assert config.evaluation == Evaluation(longest_bucket="50-199")
 
