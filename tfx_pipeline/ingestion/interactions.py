@@ -13,7 +13,6 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from keras_eta.datasets.delimited import WRONG_COLUMNS
-from keras_eta.datasets.times import time_unit
 from tfx_pipeline.ingestion.files import file_metadata, read_header
 from tfx_pipeline.ingestion.rows import SPELLING, TIME_UNIT, Interaction, RowParser, Scalar, UserId, value_dtype
 from tfx_pipeline.ingestion.values import (
@@ -108,11 +107,20 @@ class ReadInteractions(beam.PTransform):
 
 
 class _ParseRows(CountingDoFn):
-    def count_forms(self, parser: RowParser, row: Sequence[Any], timestamp: int, path: str) -> None:
-        """Counts the string ids of a row that are numbers by their spelling, and its timestamp by its unit."""
+    def parsed(
+        self,
+        parser: RowParser,
+        row: Sequence[Any],
+        items: Mapping[Scalar, Sequence[str]] | None,
+        file: int,
+        path: str,
+    ) -> tuple[UserId, Interaction]:
+        """The user and the interaction of a row; counts the unit of its timestamp and the spellings of its ids."""
+        user, interaction = parser.parse(row, items, file)
+        self.count("\t".join((TIME_UNIT, parser.time_unit(interaction.timestamp), path)))
         for spelling, column in parser.number_spellings(row):
             self.count("\t".join((SPELLING, spelling, column, path)))
-        self.count("\t".join((TIME_UNIT, time_unit(timestamp), path)))
+        return user, interaction
 
 
 class _ParseLines(_ParseRows):
@@ -137,12 +145,11 @@ class _ParseLines(_ParseRows):
         self.count(ROWS_READ)
         try:
             row = split_row(line.decode(self._encoding), self._separator)
-            interaction = parser.parse(row, items, file)
+            interaction = self.parsed(parser, row, items, file, path)
         except (MalformedRowError, UnicodeDecodeError) as error:
             reason = str(error) if isinstance(error, MalformedRowError) else f"not in {self._encoding}"
             yield self.malformed(reason, path, line.decode(self._encoding, "backslashreplace"))
         else:
-            self.count_forms(parser, row, interaction[1].timestamp, path)
             yield interaction
 
 
@@ -165,12 +172,11 @@ class _ParseTables(_ParseRows):
             columns = [column_values(batch.column(batch.schema.get_field_index(name))) for name in self._columns]
             for row in zip(*columns, strict=True):
                 try:
-                    interaction = self._parser.parse(row, items, file)
+                    interaction = self.parsed(self._parser, row, items, file, path)
                 except MalformedRowError as error:
                     text = json.dumps(dict(zip(self._columns, row, strict=True)), default=repr)
                     yield self.malformed(str(error), path, text)
                 else:
-                    self.count_forms(self._parser, row, interaction[1].timestamp, path)
                     yield interaction
 
 

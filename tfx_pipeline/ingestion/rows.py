@@ -171,9 +171,6 @@ class RowParser:
         timestamp = self._timestamp.parse(row)
         if not self._first <= timestamp < self._end:
             raise MalformedRowError(f"with a {self._timestamp.source} outside the layout's range")
-        unit = time_unit(timestamp)
-        if unit and timestamp // (UNIT_STARTS[unit] // UNIT_STARTS["seconds"]) > self._latest:
-            raise MalformedRowError(f"with a {self._timestamp.source} after the run")
         joined: Sequence[str] = ()
         if items is not None:
             found = items.get(self._item.parse(row))
@@ -186,6 +183,17 @@ class RowParser:
         values = tuple(value.parse(cells) for value in self._values)
         sequences = tuple(rule is None or rule[0].parse(row) in rule[1] for rule in self._sequences)
         return user, Interaction(timestamp, values, label, outcome, sequences, file)
+
+    def time_unit(self, timestamp: int) -> str:
+        """The unit of a row's timestamp, as `keras_eta.datasets.times.time_unit` gives it.
+
+        Raises:
+            MalformedRowError: if it is a moment after the run.
+        """
+        unit = time_unit(timestamp)
+        if unit and timestamp // (UNIT_STARTS[unit] // UNIT_STARTS["seconds"]) > self._latest:
+            raise MalformedRowError(f"with a {self._timestamp.source} after the run")
+        return unit
 
     def number_spellings(self, row: Sequence[Any]) -> Iterator[tuple[str, str]]:
         """`INTEGER` or `DECIMAL`, and the column, of each string id of a well-formed row that is a number.
