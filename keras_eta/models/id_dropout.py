@@ -11,6 +11,9 @@ from keras_eta.features import Features
 from keras_eta.models.counters import add_counter, draw
 from keras_eta.validation import is_number
 
+# Seeds of the features' draws count from here: the retrieval task's own are small, and its draws must be others.
+_FIRST_SEED = 2**31
+
 
 class IdDropout(tf.keras.layers.Layer):
     """Replaces ids of users, contexts and candidates by out-of-vocabulary ones, at random.
@@ -55,9 +58,9 @@ class IdDropout(tf.keras.layers.Layer):
             return replaced
         step = self.steps.read_value()
         self.steps.assign_add(1)
-        for number, (feature, rate) in enumerate(self._rates):
+        for seed, (feature, rate) in enumerate(self._rates, _FIRST_SEED):
             ids = columns[feature.name]
-            chance = draw(tf.shape(ids), number, step)
+            chance = draw(tf.shape(ids), seed, step)
             # Given that it is below the rate, chance / rate is uniform again: it picks the bucket.
             bucket = 1 + tf.cast(chance / rate * feature.num_oov_indices, ids.dtype)
             replaced[feature.name] = tf.where((chance < rate) & (ids > 0), bucket, ids)

@@ -127,4 +127,4 @@ def test_what_a_model_says_of_unknown_items_is_near_the_mean_of_the_labels(rate:
     unknown = {**columns, "item_id": np.ones_like(items)}
     logit = float(model(unknown)[0])
     off = abs(1 / (1 + np.exp(-logit)) - label.mean())
-    assert (off < 0.05) == learns, off
+    assert (off < 0.1) == learns, off
