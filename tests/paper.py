@@ -11,6 +11,7 @@ PAPER = {
     "trainable_planes": False,
     "cosine": False,
     "distance_edges": (),
+    "matches": False,
     "retrieval_task": None,
     "id_dropout": 0.0,
 }

@@ -136,6 +136,15 @@ def log_counts(distances: Sequence[float], edges: Sequence[int]) -> list[float]:
     return [math.log(1 + count) for count in counts]
 
 
+def matches(wanted: int, present: Sequence[int], unknown: int = 1) -> tuple[int, int]:
+    """How many of the values, most recent first, equal the wanted one, and the first of them (0 where there is none).
+
+    Values up to `unknown` are padding and unknown ones, which equal nothing.
+    """
+    places = [place for place, value in enumerate(present) if value == wanted and wanted > unknown]
+    return len(places), places[0] if places else 0
+
+
 def target_attention(
     query: np.ndarray,
     behaviours: np.ndarray,

@@ -22,7 +22,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from keras_eta import Age, Feature, FeatureLookup, Features, Ranker, ops
 from keras_eta.export import export_model
 from keras_eta.export.warmup import WARMUP_CANDIDATES
-from keras_eta.interest import FullInterest, InnerProductInterest, PoolingInterest, RecentInterest
+from keras_eta.interest import FullInterest, InnerProductInterest, MatchInterest, PoolingInterest, RecentInterest
 from keras_eta.ops import _counting
 from tests import reference
 from tests.paper import paper_eta
@@ -581,7 +581,7 @@ def test_export_without_serving_stubs_says_what_to_install(model, tmp_path, monk
         ([PoolingInterest], None),
         ([RecentInterest], {"positions", "weights"}),
         ([lambda: RecentInterest(2), FullInterest], {"recent_interest_positions", "recent_interest_weights"}),
-        ([lambda: InnerProductInterest(3)], {"positions", "inner_products", "weights"}),
+        ([lambda: InnerProductInterest(3), MatchInterest], {"inner_products", "match_item_id_count"}),
         ([lambda: InnerProductInterest(3, normalize=True), PoolingInterest], {"positions", "cosines", "weights"}),
     ],
 )
@@ -605,6 +605,9 @@ def test_explain_has_the_outputs_of_the_units_that_attend(tmp_path, units, outpu
         return
     explained = call(signatures, "explain", columns)
     assert outputs <= set(explained)
+    if "match_item_id_count" in outputs:
+        # Index 1 is out of the vocabulary; of the second row one behaviour counts, 8.
+        np.testing.assert_array_equal(explained["match_item_id_count"], [[0, 1, 0], [0, 0, 0]])
     np.testing.assert_allclose(explained["probability"], expected, atol=1e-6)
     for row, length in enumerate(columns["history_length"]):
         for c in range(3):

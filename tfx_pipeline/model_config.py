@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.interest import ETAInterest, InterestUnit, RecentInterest, default_distance_edges
+from keras_eta.interest import ETAInterest, InterestUnit, MatchInterest, RecentInterest, default_distance_edges
 from keras_eta.models import RetrievalTask
 from keras_eta.models.mlp import check_activation
 from keras_eta.validation import check_hidden_units, check_integers_from_zero, check_positive_integers, is_number
@@ -42,6 +42,7 @@ class ETAUnits:
         nargs="*",
         metavar="DISTANCE",
     )
+    matches: bool = option(True, "whether the behaviours with the candidate's item, category and so on are counted")
 
     def __post_init__(self) -> None:
         check_integers_from_zero(short_history_length=self.short_history_length)
@@ -54,12 +55,12 @@ class ETAUnits:
             seed: of the planes.
         """
         arguments = dataclasses.asdict(self)
-        short_history_length = arguments.pop("short_history_length")
+        short_history_length, matches = arguments.pop("short_history_length"), arguments.pop("matches")
         if self.distance_edges is None:
             arguments["distance_edges"] = default_distance_edges(self.num_bits)
         heads = {name: arguments[name] for name in ("num_heads", "key_dim", "cosine")}
         recent = [RecentInterest(short_history_length, **heads)] if short_history_length else []
-        return (*recent, ETAInterest(seed=seed, **arguments))
+        return (*recent, *([MatchInterest()] if matches else []), ETAInterest(seed=seed, **arguments))
 
 
 @dataclasses.dataclass(frozen=True)

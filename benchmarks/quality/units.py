@@ -23,6 +23,7 @@ from keras_eta.interest import (
     FullInterest,
     InnerProductInterest,
     InterestUnit,
+    MatchInterest,
     PoolingInterest,
     RecentInterest,
     SIMHard,
@@ -41,7 +42,7 @@ USER_ID_DROPOUT = {"eta-user-id": ID_DROPOUT, "eta-user-id-dropped": 0.2}
 
 
 def eta(data: Protocol, attention: dict[str, Any]) -> list[InterestUnit]:
-    """ETA as `keras_eta.ETA` has it by default."""
+    """ETA as `keras_eta.ETA` has it by default, but for the counts of matches, which any unit could stand beside."""
     return [ETAInterest(TOP_K, NUM_BITS, distance_edges=EDGES, **LEARNED, **attention)]
 
 
@@ -55,6 +56,8 @@ UNITS: dict[str, Callable[[Protocol, dict[str, Any]], list[InterestUnit]]] = {
     "pooling": lambda data, attention: [PoolingInterest()],
     "full": lambda data, attention: [FullInterest(**attention)],
     "eta": eta,
+    "eta-matches": lambda data, attention: [MatchInterest(), *eta(data, attention)],
+    "matches": lambda data, attention: [MatchInterest()],
     "eta-no-counts": lambda data, attention: [ETAInterest(TOP_K, NUM_BITS, **LEARNED, **attention)],
     "eta-fixed-planes": lambda data, attention: [ETAInterest(TOP_K, NUM_BITS, distance_edges=EDGES, **attention)],
     "eta-fixed-planes-similarity": lambda data, attention: [

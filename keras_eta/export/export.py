@@ -50,7 +50,7 @@ def export_model(
     the unit's scores, by which it retrieves, go by their meaning: `distances` of `ETAInterest`, `inner_products` ...
     The nearest come first. Entries beyond what was retrieved have position -1, score -1 (0 if it is a float) and weight
     0; weights are means over the heads. Of several units the last has these names, and those of the others begin with
-    the unit's: `recent_interest_positions`.
+    the unit's: `recent_interest_positions`. `MatchInterest` adds `match_item_id_count` and so on, int32 [R, C].
 
     The signatures about states exist where an interest unit has a state that depends on the user alone (`SDIM`, `MIMN`,
     `PoolingInterest`), so that a feature service can keep it; `update_state` where all of them can be updated. States

@@ -75,6 +75,9 @@ class Signatures(tf.Module):
                 prefix = "" if unit is explained[-1] else f"{unit.name}_"
                 for name, column in _explanation(unit, scores.interests[unit.name]).items():
                     outputs[prefix + name] = column
+            for unit_name, interest in scores.interests.items():
+                for name, count in (interest.matches or {}).items():
+                    outputs[f"{unit_name}_{name}_count"] = count
             return outputs
 
         def examples(inputs: Inputs) -> dict[str, tf.Tensor]:

@@ -5,6 +5,7 @@ from keras_eta.interest.base import Columns, Interest, InterestUnit, Retrieved
 from keras_eta.interest.eta import ETAInterest, default_distance_edges
 from keras_eta.interest.full import FullInterest
 from keras_eta.interest.inner_product import InnerProductInterest
+from keras_eta.interest.match import MatchInterest
 from keras_eta.interest.mimn import MIMN
 from keras_eta.interest.pooling import PoolingInterest
 from keras_eta.interest.recent import RecentInterest
@@ -27,6 +28,7 @@ __all__ = [
     "InnerProductInterest",
     "Interest",
     "InterestUnit",
+    "MatchInterest",
     "PoolingInterest",
     "RecentInterest",
     "Retrieved",

@@ -94,6 +94,8 @@ class Interest(NamedTuple):
         weights: float32 [R, C, H, K], attention weights of `retrieved`.
         auxiliary_logits: float32 [R, C] of a click loss of the unit's own, in training only; `None` without one.
         row_loss: float32 [R], another loss of the unit's own per row, in training only; `None` without one.
+        matches: int32 [R, C] by feature name, numbers of behaviours with the candidate's value, which `explain` gives
+            as `<unit>_<feature>_count`; `None` where the unit counts none.
     """
 
     vector: tf.Tensor
@@ -101,6 +103,7 @@ class Interest(NamedTuple):
     weights: Any = None
     auxiliary_logits: tf.Tensor | None = None
     row_loss: tf.Tensor | None = None
+    matches: Tensors | None = None
 
 
 class InterestUnit(tf.keras.layers.Layer):

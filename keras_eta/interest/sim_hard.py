@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_eta.features import Features
 from keras_eta.interest.base import Columns, Retrieved, Tables
 from keras_eta.interest.top_k import TopKUnit
+from keras_eta.ops import inverted_index
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -50,11 +51,7 @@ class SIMHard(TopKUnit):
         known = wanted > self._feature.num_oov_indices
         if wanted.shape[1] == 1:
             return self._search_by_counting(wanted, present, known[..., tf.newaxis] & history.mask[:, tf.newaxis, :])
-        # The inverted index of the paper: positions in order of category, and in each the most recent first.
-        present = tf.where(history.mask, present, present.dtype.max)
-        order = tf.argsort(present, stable=True)
-        present = tf.gather(present, order, batch_dims=1)
-        first, end = tf.searchsorted(present, wanted), tf.searchsorted(present, wanted, side="right")
+        order, first, end = inverted_index(wanted, present, history.mask)
         index = first[..., tf.newaxis] + tf.range(self.top_k)
         found = (index < end[..., tf.newaxis]) & known[..., tf.newaxis]
         return Retrieved(tf.gather(order, tf.where(found, index, 0), batch_dims=1) * tf.cast(found, tf.int32), found)

@@ -8,7 +8,9 @@ from typing import Any
 import tensorflow as tf
 
 from keras_eta.features import Features
+from keras_eta.interest.base import InterestUnit
 from keras_eta.interest.eta import ETAInterest, default_distance_edges
+from keras_eta.interest.match import MatchInterest
 from keras_eta.interest.recent import RecentInterest
 from keras_eta.models.ranker import Ranker
 from keras_eta.models.tasks import RetrievalTask
@@ -17,12 +19,12 @@ from keras_eta.validation import check_integers_from_zero
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
 class ETA(Ranker):
-    """End-to-End Target Attention: a `Ranker` with `RecentInterest` and `ETAInterest`, ready made.
+    """End-to-End Target Attention: a `Ranker` with `RecentInterest`, `MatchInterest` and `ETAInterest`, ready made.
 
     The defaults add to the paper's ETA: planes that learn, attention by cosines, counts of the behaviours retrieved by
-    ranges of distance, a `RetrievalTask`, which brings items of one taste near each other, and training for unknown
-    ids. The paper's own has `similarity_bias=False, trainable_planes=False, cosine=False, distance_edges=(),
-    retrieval_task=None, id_dropout=0`.
+    ranges of distance and of those that match it, a `RetrievalTask`, which brings items of one taste near each other,
+    and training for unknown ids. The paper's own has `similarity_bias=False, trainable_planes=False, cosine=False,
+    distance_edges=(), matches=False, retrieval_task=None, id_dropout=0`.
 
     The item embeddings that the model ranks with are hashed to M-bit SimHash fingerprints; for each candidate the K
     behaviours nearest by Hamming distance are retrieved and attended to. A table of fingerprints beside the embeddings
@@ -43,6 +45,7 @@ class ETA(Ranker):
         cosine: whether the logits of both attentions are scaled cosines; see `TargetAttention`.
         distance_edges: ranges of distances in which retrieved behaviours are counted; see `ETAInterest`. `None`:
             `keras_eta.interest.default_distance_edges(num_bits)`; `()`: no counts.
+        matches: whether the behaviours with the candidate's item, category and so on are counted; see `MatchInterest`.
         **kwargs: as `Ranker`, without `interests`. By default `retrieval_task=RetrievalTask()` (`None`: none) and
             `id_dropout=0.01`.
 
@@ -85,11 +88,16 @@ class ETA(Ranker):
         planes_period: int = 1,
         cosine: bool = True,
         distance_edges: Sequence[int] | None = None,
+        matches: bool = True,
         **kwargs: Any,
     ) -> None:
         check_integers_from_zero(short_history_length=short_history_length)
         heads: dict[str, Any] = {"num_heads": num_heads, "key_dim": key_dim, "cosine": cosine}
-        recent = [RecentInterest(short_history_length, **heads)] if short_history_length else []
+        others: list[InterestUnit] = []
+        if short_history_length:
+            others.append(RecentInterest(short_history_length, **heads))
+        if matches:
+            others.append(MatchInterest())
         retrieved = ETAInterest(
             top_k=top_k,
             num_bits=num_bits,
@@ -101,8 +109,9 @@ class ETA(Ranker):
             **heads,
         )
         defaults = {"retrieval_task": RetrievalTask(), "id_dropout": 0.01}
-        super().__init__(features, interests=[*recent, retrieved], **{**defaults, **kwargs})
+        super().__init__(features, interests=[*others, retrieved], **{**defaults, **kwargs})
         self.short_history_length = short_history_length
+        self.matches = matches
 
     @property
     def eta(self) -> ETAInterest:
@@ -110,7 +119,11 @@ class ETA(Ranker):
         return self.interests[-1]
 
     def get_config(self) -> dict[str, Any]:
-        config = {**super().get_config(), "short_history_length": self.short_history_length}
+        config = {
+            **super().get_config(),
+            "short_history_length": self.short_history_length,
+            "matches": self.matches,
+        }
         del config["interests"]
         arguments = ("num_heads", "key_dim", "cosine", "top_k", "num_bits", "seed", "distance_edges")
         for name in (*arguments, "similarity_bias", "trainable_planes", "planes_period"):

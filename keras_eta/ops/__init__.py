@@ -1,4 +1,4 @@
-"""Pure functions of fingerprints, Hamming distances, ages and columns of several values. Stock TensorFlow ops only."""
+"""Pure functions of fingerprints, distances, ages, matches and columns of several values. Stock TensorFlow ops only."""
 
 from keras_eta.ops.ages import age_bucket
 from keras_eta.ops.hamming_top_k import TopK, hamming_top_k, history_buckets
@@ -11,6 +11,7 @@ from keras_eta.ops.hashing import (
     simhash,
     straight_through_sign,
 )
+from keras_eta.ops.matching import inverted_index, matches
 from keras_eta.ops.multi_valued import mean_of_values
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "hamming_distance",
     "hamming_top_k",
     "history_buckets",
+    "inverted_index",
+    "matches",
     "mean_of_values",
     "num_words",
     "pack_bits",

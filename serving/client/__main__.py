@@ -208,7 +208,9 @@ def _row(answer: Any, row: int) -> Any:
         if isinstance(value, np.ndarray):
             fields[field.name] = value[row]
         elif isinstance(value, Mapping):
-            fields[field.name] = {name: _row(part, row) for name, part in value.items()}
+            fields[field.name] = {
+                name: part[row] if isinstance(part, np.ndarray) else _row(part, row) for name, part in value.items()
+            }
     return dataclasses.replace(answer, **fields)
 
 
@@ -219,6 +221,7 @@ def _ranked(answer: Any, request: dict[str, Any], top: int | None) -> list[dict[
         entry = {name: values[candidate] for name, values in request["candidates"].items()}
         entry["probability"] = float(answer.probability[candidate])
         if isinstance(answer, Explanation):
+            entry |= {f"{name}_count": counts[candidate].item() for name, counts in answer.counts.items()}
             entry["retrieved"] = _retrieved(answer, candidate, request["history"])
             if answer.others:
                 entry["others"] = {

@@ -106,9 +106,12 @@ class Explanation(Attention, Ranking):
 
     Args:
         others: what the other units attend to, by the name of the unit.
+        counts: int [C] or [R, C], numbers of behaviours with the candidate's value, by `<unit>_<feature>`, e.g.
+            `match_item_id`.
     """
 
     others: Mapping[str, Attention] = dataclasses.field(default_factory=dict)
+    counts: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,13 +9,15 @@ import numpy as np
 
 from serving.client.answers import Attention, Explanation
 
+_COUNT = "_count"
+
 
 def read_explanation(outputs: Mapping[str, np.ndarray], model_version: int, model_name: str) -> Explanation:
     """Sorts the outputs by unit.
 
     Args:
         outputs: `probability`; `positions`, `weights` and maybe scores of the last unit that attends to behaviours;
-            those of other units with the name of the unit and `_` before theirs.
+            those of other units with the name of the unit and `_` before theirs; `<unit>_<feature>_count`.
         model_version: the version that gave them.
         model_name: the model that was asked.
 
@@ -25,6 +27,8 @@ def read_explanation(outputs: Mapping[str, np.ndarray], model_version: int, mode
     Raises:
         ValueError: if a unit has scores of several names.
     """
+    counts = {name: array for name, array in outputs.items() if name.endswith(_COUNT)}
+    outputs = {name: array for name, array in outputs.items() if name not in counts}
     others = {
         name.removesuffix("_positions")
         for name in outputs
@@ -42,6 +46,7 @@ def read_explanation(outputs: Mapping[str, np.ndarray], model_version: int, mode
         model_version,
         **_attention(last, model_name),
         others={unit: Attention(**_attention(part, model_name)) for unit, part in parts.items()},
+        counts={name.removesuffix(_COUNT): array for name, array in counts.items()},
     )
 
 

@@ -77,12 +77,13 @@ def explanation_page(
     if TIMESTAMP in columns and TIMESTAMP in given:
         ages = [int(given[TIMESTAMP]) - int(then) for then in columns.pop(TIMESTAMP)]
     order = explanation.order
+    of_candidates = {**candidates, **{f"{name}_count": counts for name, counts in explanation.counts.items()}}
     data = {
         "model": model_name,
         "version": explanation.model_version,
         "made": made.astimezone(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "given": [[name, _value(value)] for name, value in given.items()],
-        "candidates": [[name, [_value(values[row]) for row in order]] for name, values in candidates.items()],
+        "candidates": [[name, [_value(values[row]) for row in order]] for name, values in of_candidates.items()],
         "scores": _numbers(explanation.probability[order]),
         "behaviours": [[name, [_value(value) for value in values]] for name, values in columns.items()],
         "numBehaviours": num_behaviours if history_length is None else int(history_length),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from keras_eta.interest import (
     FullInterest,
     InnerProductInterest,
     InterestUnit,
+    MatchInterest,
     PoolingInterest,
     RecentInterest,
     SIMHard,
@@ -88,6 +90,16 @@ def _counted(unit: Any, expected: Expected) -> Expected:
     """The counts of distances behind the vector."""
     counts = reference.log_counts(expected.scores or [], unit.distance_edges)
     return expected._replace(vector=np.concatenate([expected.vector, counts]))
+
+
+def _match(unit: Any, row: Row) -> Expected:
+    vector: list[float] = []
+    for name in ("item_id", "category_id"):
+        behaviours = row.behaviour_ids[name]
+        count, latest = reference.matches(row.candidate_ids[name], behaviours)
+        vector += [math.log(1 + count), count / len(behaviours), 1 / (1 + latest)] if count else [0.0] * 3
+        vector += row.behaviours["history_age"][latest].tolist() if count else [0.0] * 3
+    return Expected(np.array(vector))
 
 
 def _inner_product(unit: Any, row: Row) -> Expected:
@@ -198,6 +210,7 @@ UNITS: dict[str, tuple[Callable[[], InterestUnit], Reference]] = {
         _eta,
     ),
     "eta with own embeddings": (lambda: ETAInterest(3, num_bits=16, own_embeddings=True), _eta),
+    "match": (MatchInterest, _match),
     "inner product": (lambda: InnerProductInterest(3), _inner_product),
     "cosine": (lambda: InnerProductInterest(3, normalize=True), _inner_product),
     "inner product on a snapshot": (lambda: InnerProductInterest(3, index_period=2), _inner_product),

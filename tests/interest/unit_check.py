@@ -284,8 +284,10 @@ def _check_gradients(model: Ranker, unit: InterestUnit) -> None:
             loss += tf.reduce_sum(interest.auxiliary_logits)
     tables = {id(table.embeddings) for table in model.embedding_of(unit).tables.values()}
     own = [variable for variable in unit.trainable_variables if id(variable) not in tables]
-    item_table = model.embedding_of(unit).tables["item_id"].embeddings
-    for variable, gradient in zip([*own, item_table], tape.gradient(loss, [*own, item_table]), strict=True):
+    # Of behaviours that only match, the ages are all that is looked up.
+    read = HISTORY_AGE if interest.matches else "item_id"
+    table = model.embedding_of(unit).tables[read].embeddings
+    for variable, gradient in zip([*own, table], tape.gradient(loss, [*own, table]), strict=True):
         # A bias of keys shifts all logits of a head alike, so half of that vector has no effect and no gradient.
         assert gradient is not None, variable.name
         assert np.any(tf.convert_to_tensor(gradient).numpy()), variable.name

@@ -338,8 +338,10 @@ def test_eta_learns_what_lies_beyond_the_short_history() -> None:
 
 def test_defaults_are_learned_planes_cosines_counts_and_a_task(features: Features) -> None:
     config = ETA(features).get_config()
-    names = ("similarity_bias", "trainable_planes", "cosine", "top_k", "num_bits", "id_dropout")
-    assert [config[name] for name in names] == [True, True, True, 48, 64, 0.01]
+    names = ("similarity_bias", "trainable_planes", "cosine", "matches", "top_k", "num_bits", "id_dropout")
+    assert [config[name] for name in names] == [True, True, True, True, 48, 64, 0.01]
+    assert [unit.name for unit in ETA(features).interests] == ["recent_interest", "match", "eta_interest"]
+    assert [unit.name for unit in ETA(features, matches=False).interests] == ["recent_interest", "eta_interest"]
     assert config["distance_edges"] == (0, 1, 3, 6, 9, 12, 16, 20, 26)
     assert ETA(features, num_bits=16).eta.distance_edges == (0, 1, 2, 3, 4, 5, 6)
     assert ETA(features, distance_edges=()).eta.distance_edges == ()

@@ -252,6 +252,7 @@ class FakeServer(prediction_service_pb2_grpc.PredictionServiceServicer):
         self.gone: set[int] = set()
         self.padding = 0
         self.explained = {"positions": 0, "distances": 1, "weights": 2}
+        self.counted: dict[str, int] = {}
         self.seconds = 0.0
         self.fails_at_once = False
         self.metadata_seconds = 0.0
@@ -270,6 +271,7 @@ class FakeServer(prediction_service_pb2_grpc.PredictionServiceServicer):
         )
         inputs = {name: integer for name in ("item_id", "history_item_id", "history_length")}
         explained = {name: real if name.endswith("weights") else integer for name in self.explained}
+        explained |= dict.fromkeys(self.counted, integer)
         signature = meta_graph_pb2.SignatureDef(inputs=inputs, outputs={"probability": real, **explained})
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         response.metadata["signature_def"].Pack(
@@ -307,6 +309,7 @@ class FakeServer(prediction_service_pb2_grpc.PredictionServiceServicer):
                 name: (item_id[..., None] + number).astype(np.float32 if name.endswith("weights") else np.int64)
                 for name, number in self.explained.items()
             },
+            **{name: item_id + number for name, number in self.counted.items()},
         }
         for name in request.output_filter or outputs:
             padding = [(0, 0), (0, self.padding), *[(0, 0)] * (outputs[name].ndim - 2)]

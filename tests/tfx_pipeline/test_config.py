@@ -72,11 +72,12 @@ def test_default_ranker_has_the_units_of_eta() -> None:
     arguments: dict[str, Any] = {"top_k": 5, "num_bits": 32, "short_history_length": 3, "num_heads": 1, "key_dim": 6}
     arguments |= {"cosine": True, "distance_edges": (0, 4)}
     of_eta = paper_eta(
-        features, similarity_bias=True, trainable_planes=True, planes_period=2, seed=4, **arguments
+        features, similarity_bias=True, trainable_planes=True, planes_period=2, seed=4, matches=True, **arguments
     ).interests
     units = ETAUnits(planes_period=2, **arguments).make(seed=4)
     assert [unit.get_config() for unit in units] == [unit.get_config() for unit in of_eta]
-    assert [unit.name for unit in ETAUnits(short_history_length=0).make()] == ["eta_interest"]
+    assert [unit.name for unit in ETAUnits(short_history_length=0).make()] == ["match", "eta_interest"]
+    assert [unit.name for unit in ETAUnits(matches=False).make()] == ["recent_interest", "eta_interest"]
     assert Model() == Model(interests=ETAUnits().make())
 
 

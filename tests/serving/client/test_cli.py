@@ -107,19 +107,21 @@ def test_explain_json_of_several_requests(run: Callable[..., Any]) -> None:
 def test_explain_units(fake: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A unit without scores, then one with scores of its own; item 1 is at position 1 + 0 or 1 - 1."""
     fake.explained = {"positions": 0, "weights": 2, "recent_positions": -1, "recent_weights": 1, "recent_cosines": 5}
+    fake.counted = {"match_item_id_count": 4}
     path = tmp_path / "request.json"
     path.write_text(json.dumps({"candidates": {"item_id": [1]}, "history": {"item_id": [7, 8]}}))
     command = ["explain", "--target", fake.address, "--request", str(path)]
     assert main([*command, "--json"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)["rankings"][0]
+    assert entry["match_item_id_count"] == 5
     assert entry["retrieved"] == [{"position": 1, "item_id": 8, "weight": 3.0}]
     assert entry["others"] == {"recent": [{"position": 0, "item_id": 7, "cosine": 6, "weight": 2.0}]}
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "1. rests on, by recent" in out
     assert cells(out) == [
-        ["item_id", "probability"],
-        ["1", "1001.0000"],
+        ["item_id", "probability", "match_item_id_count"],
+        ["1", "1001.0000", "5"],
         ["position", "item_id", "weight"],
         ["1", "8", "3.0000"],
         ["position", "item_id", "cosine", "weight"],

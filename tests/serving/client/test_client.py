@@ -222,9 +222,11 @@ def test_explain_every_unit(
     fake: Any, ask: Ask, explained: dict[str, int], units: dict[str, Unit], items: list[int]
 ) -> None:
     """Whatever the scores are called and however many units attend, in one part or several."""
-    fake.explained = explained
+    fake.explained, fake.counted = explained, {"match_item_id_count": 20, "recent_count": 30}
     explanation = ask(fake.address, "explain", fake_request(items), max_candidates=2)
     assert explanation.probability.tolist() == scores(items)
+    counts = {name: array.tolist() for name, array in explanation.counts.items()}
+    assert counts == {"match_item_id": [item + 20 for item in items], "recent": [item + 30 for item in items]}
     assert {"", *explanation.others} == {*units}
     for name, (score_name, numbers) in units.items():
         unit = explanation.others[name] if name else explanation

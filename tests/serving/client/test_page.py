@@ -96,6 +96,11 @@ def test_data_of_several_units() -> None:
     assert data["units"][2]["retrieved"][:2] == [[[1, 0.5, 0.25], [0, -0.125, 0.75]], [[2, -0.25, 1.0]]]
 
 
+def test_counts_stand_beside_the_candidates() -> None:
+    counted = dataclasses.replace(EXPLANATION, counts={"match_item_id": np.array([0, 3, 2, 1])})
+    assert data_of(page(counted))["candidates"][2] == ["match_item_id_count", [3, 2, 1, 0]]
+
+
 def test_timestamps_without_the_time_of_the_request_stay_as_they_are() -> None:
     data = data_of(page(context={"hour": 20}))
     assert data["ages"] is None
