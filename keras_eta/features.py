@@ -231,19 +231,27 @@ class Features:
 
     def with_vocabulary_sizes(self, sizes: Mapping[str, int]) -> Features:
         """A copy in which the features named by `sizes` have those vocabulary sizes."""
+        return self._with({name: {"vocabulary_size": size} for name, size in sizes.items()})
 
-        def sized(feature: Feature) -> Feature:
-            return dataclasses.replace(feature, vocabulary_size=sizes.get(feature.name, feature.vocabulary_size))
+    def with_scales(self, scales: Mapping[str, tuple[float, float]]) -> Features:
+        """A copy in which the features named by `scales` have those means and standard deviations."""
+        return self._with({name: {"mean": mean, "std": std} for name, (mean, std) in scales.items()})
+
+    def _with(self, changes: Mapping[str, Mapping[str, Any]]) -> Features:
+        """A copy in which some features, by name, have other arguments."""
+
+        def changed(feature: Feature) -> Feature:
+            return dataclasses.replace(feature, **changes.get(feature.name, {}))
 
         return dataclasses.replace(
             self,
-            item_id=sized(self.item_id),
-            item_attributes=tuple(map(sized, self.item_attributes)),
-            behaviour_attributes=tuple(map(sized, self.behaviour_attributes)),
-            user=tuple(map(sized, self.user)),
-            context=tuple(map(sized, self.context)),
+            item_id=changed(self.item_id),
+            item_attributes=tuple(map(changed, self.item_attributes)),
+            behaviour_attributes=tuple(map(changed, self.behaviour_attributes)),
+            user=tuple(map(changed, self.user)),
+            context=tuple(map(changed, self.context)),
             sequences=tuple(
-                dataclasses.replace(sequence, attributes=tuple(map(sized, sequence.attributes)))
+                dataclasses.replace(sequence, attributes=tuple(map(changed, sequence.attributes)))
                 for sequence in self.sequences
             ),
         )

@@ -34,9 +34,9 @@ NUM_BITS = 70
 FEATURES = Features(
     item_id=Feature("item_id", "string", embedding_dim=8),
     item_attributes=(Feature("category_id", "int64", embedding_dim=4),),
-    behaviour_attributes=(Feature("action", "string", embedding_dim=3), Feature("dwell", "float32")),
+    behaviour_attributes=(Feature("action", "string", embedding_dim=3), Feature("dwell", "float32", mean=0.0, std=1.0)),
     user=(Feature("user_id", "int64", embedding_dim=5),),
-    context=(Feature("price", "float32"),),
+    context=(Feature("price", "float32", mean=0.0, std=1.0),),
     hashed=("item_id", "category_id"),
     max_history_length=MAX_HISTORY,
 )
@@ -276,7 +276,7 @@ def test_floats_that_are_not_finite_are_refused_with_their_names(signatures, sig
 def test_candidates_that_are_not_finite_are_refused(tmp_path):
     features = Features(
         item_id=Feature("item_id", embedding_dim=4, vocabulary_size=20),
-        item_attributes=(Feature("price", "float32"),),
+        item_attributes=(Feature("price", "float32", mean=0.0, std=1.0),),
         max_history_length=3,
     )
     signatures = tf.saved_model.load(str(export_model(paper_eta(features, top_k=2), tmp_path, warmup=False))).signatures
@@ -308,7 +308,7 @@ def test_floats_behind_a_history_are_not_read(signatures, value, length):
 def test_floats_behind_a_history_are_not_read_without_a_lookup(tmp_path, unit):
     features = Features(
         item_id=Feature("item_id", embedding_dim=4, vocabulary_size=20),
-        behaviour_attributes=(Feature("dwell", "float32"),),
+        behaviour_attributes=(Feature("dwell", "float32", mean=0.0, std=1.0),),
         max_history_length=6,
     )
     ranker = Ranker(features, interests=[unit()], hidden_units=(4,))

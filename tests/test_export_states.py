@@ -17,9 +17,9 @@ Columns = dict[str, np.ndarray]
 
 FEATURES = Features(
     item_id=Feature("item_id", "string", embedding_dim=8),
-    behaviour_attributes=(Feature("action", embedding_dim=3), Feature("dwell", "float32")),
+    behaviour_attributes=(Feature("action", embedding_dim=3), Feature("dwell", "float32", mean=0.0, std=1.0)),
     user=(Feature("user_id", embedding_dim=4),),
-    context=(Feature("hour", "float32"),),
+    context=(Feature("hour", "float32", mean=0.0, std=1.0),),
     max_history_length=10,
 )
 AGED = Features(**{**vars(FEATURES), "age": Age((10, 100))})

@@ -37,6 +37,7 @@ def test_values_out_of_the_vocabulary_match_nothing() -> None:
         "history_length": tf.constant([4]),
     }
     interest = model.score(inputs).interests["match"]
+    assert interest.matches is not None
     np.testing.assert_array_equal(interest.matches["item_id"], [[0, 2]])
     np.testing.assert_allclose(interest.vector, [[[0, 0, 0], [np.log(3), 0.5, 1]]], rtol=1e-6)
 

@@ -131,7 +131,7 @@ def test_export_with_odd_names_answers_by_the_columns(model: ETA, expected: np.n
 def test_loaded_export_with_spaces_and_hyphens_takes_the_columns_as_keywords(tmp_path: Path) -> None:
     features = Features(
         item_id=Feature("item id", vocabulary_size=5, embedding_dim=4),
-        context=(Feature("C1-site", vocabulary_size=3, embedding_dim=2), Feature("101", "float32")),
+        context=(Feature("C1-site", vocabulary_size=3, embedding_dim=2), Feature("101", "float32", mean=0.0, std=1.0)),
         max_history_length=3,
     )
     model = paper_eta(features, top_k=1, num_bits=8, short_history_length=1, hidden_units=(2,))

@@ -27,7 +27,7 @@ def preprocessing_fn(
     Each id feature gets one vocabulary, over candidates and behaviours together, in the file that
     `keras_eta.names.scope_name` names: most frequent ids first, at most `vocabulary_size` of them; ids that are
     equally frequent in descending order of their bytes. Empty strings and strings with line breaks never enter it, so
-    they are out-of-vocabulary.
+    they are out-of-vocabulary. Floats stay as they came; what the model scales them by goes into the file `scale_file`.
 
     Args:
         inputs: the raw columns of `config.layout.features`, and `label`. Rows [N, 1], dense; sequences [N, L], sparse
@@ -65,6 +65,10 @@ def preprocessing_fn(
         for feature in features.all_features
         if feature.is_id
     }
+
+    for feature in features.all_features:
+        if not feature.is_id and feature.mean is None:
+            _write_scale(feature, [columns[name] for name, f in features.by_column.items() if f == feature])
 
     outputs: dict[str, tf.Tensor | tf.SparseTensor] = {}
     for name, feature in features.by_column.items():
@@ -134,6 +138,36 @@ def _vocabulary(feature: Feature, columns: Iterable[tf.Tensor | tf.RaggedTensor]
         weights=tf.ones_like(ids, tf.float32),
         vocab_filename=scope_name(feature.name),
     )
+
+
+def scale_file(feature: Feature) -> str:
+    """Name of the file, among the vocabularies, with the mean and the standard deviation of a float feature."""
+    return f"{scope_name(feature.name)}_scale"
+
+
+def read_scales(transform_output: tft.TFTransformOutput, features: Features) -> dict[str, tuple[float, float]]:
+    """Means and standard deviations of the float features in the training split, by name.
+
+    Args:
+        transform_output: of the Transform component.
+        features: the columns; those with a `mean` of their own have none in the files.
+    """
+    scales = {}
+    for feature in features.all_features:
+        if not feature.is_id and feature.mean is None:
+            (line,) = transform_output.vocabulary_by_name(scale_file(feature))
+            mean, std = map(float, line.split())
+            scales[feature.name] = (mean, std or 1.0)
+    return scales
+
+
+def _write_scale(feature: Feature, columns: Iterable[tf.Tensor | tf.RaggedTensor]) -> None:
+    """Learns mean and standard deviation over the candidates (or users, ...) and the behaviours."""
+    values = tf.cast(tf.concat([_values(column) for column in columns], axis=0), tf.float64)
+    numbers = [tft.mean(values), tf.sqrt(tft.var(values))]
+    # TFT hands nothing else over to the Trainer than files of lines.
+    line = tf.strings.join([tf.strings.as_string(x, precision=9, scientific=True) for x in numbers], " ")
+    tft.vocabulary(tf.reshape(line, [1]), vocab_filename=scale_file(feature))
 
 
 def _embedding_rows(feature: Feature, ids: tf.Tensor, vocabulary: Any) -> tf.Tensor:

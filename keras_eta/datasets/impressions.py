@@ -174,13 +174,18 @@ class Impressions:
     def past_columns(self) -> dict[str, np.ndarray]:
         """The columns of the log up to the last impression: of the training part, what a vocabulary may know.
 
-        An id that is in the vocabulary but not in the training part has an embedding that is never trained.
+        Columns that the log lacks are those of further sequences, up to the same moment, or of the impressions. An id
+        that is in the vocabulary but not in the training part has an embedding that is never trained.
 
         Example:
             >>> lookup.adapt(train.past_columns())
         """
-        past = self.log.timestamps <= self.timestamps.max()
-        return {name: np.asarray(column[past]) for name, column in self.log.columns.items()}
+        last = self.timestamps.max()
+        columns = {name: np.asarray(column) for name, column in self.columns.items()}
+        for log in (*(sequence.log for sequence in self.sequences.values()), self.log):
+            past = np.asarray(log.columns[TIMESTAMP]) <= last
+            columns |= {name: np.asarray(column[past]) for name, column in log.columns.items()}
+        return columns
 
     def __len__(self) -> int:
         return len(self.label)

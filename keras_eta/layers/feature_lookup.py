@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from sklearn.preprocessing import StandardScaler
 
 from keras_eta.columns import TIMESTAMP, Feature, length_name
 from keras_eta.features import Features
@@ -23,7 +24,8 @@ class FeatureLookup(tf.keras.layers.Layer):
     Each id feature has one vocabulary, for the candidate and for the history alike. Its rows are: 0 for padding, then
     the out-of-vocabulary buckets, then the vocabulary, most frequent ids first. No raw value, not even 0 or -1, stands
     for padding: `history_length` alone says which behaviours are real. Vocabularies are saved with the model. An id of
-    dtype `string` may be any bytes; text stands for its UTF-8.
+    dtype `string` may be any bytes; text stands for its UTF-8. Floats pass through as they came; what `adapt` learns of
+    them, their mean and standard deviation, is in `features`, by which the model scales them.
 
     Where `features` have an `age`, timestamps become the bucket of each behaviour's age.
 
@@ -65,7 +67,7 @@ class FeatureLookup(tf.keras.layers.Layer):
 
     @property
     def features(self) -> Features:
-        """The columns, with the sizes of the adapted vocabularies."""
+        """The columns, with the sizes of the adapted vocabularies, and means and standard deviations of floats."""
         sizes = {}
         for feature in self._features.all_features:
             if feature.is_id:
@@ -78,21 +80,35 @@ class FeatureLookup(tf.keras.layers.Layer):
     def adapt(self, data: Mapping[str, Any] | tf.data.Dataset) -> None:
         """Learns the vocabularies from data: the most frequent ids, up to each feature's `vocabulary_size`.
 
+        Of float32 features that have no `mean` yet it learns mean and standard deviation.
+
         Args:
             data: columns as a dict of 1-D arrays (a log: `item_id`, `user_id`, ...; of several values a list per row),
                 or batches of impressions (a `tf.data.Dataset` of dicts, or of pairs whose first part is a dict), where
                 candidates and sequences count.
 
         Raises:
-            ValueError: if the data lacks a feature, or an int64 feature has a value that is no integer of 64 bits.
+            ValueError: if the data lacks a feature, an int64 feature has a value that is no integer of 64 bits, or a
+                float32 feature one that is not finite.
         """
+        floats = [feature for feature in self._features.all_features if not feature.is_id and feature.mean is None]
+        scalers = {feature.name: StandardScaler() for feature in floats}
         counts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in self.tables}
         batches: Iterator[Any] = iter([data]) if isinstance(data, Mapping) else data.as_numpy_iterator()
         for batch in batches:
             columns = batch[0] if isinstance(batch, tuple) else batch
             for name, found in counts.items():
-                occurrences = _occurrences(columns, self._id_feature(name), self._features)
-                found.extend(np.unique(values, return_counts=True) for values in occurrences)
+                feature = self._id_feature(name)
+                occurrences = _occurrences(columns, feature, self._features)
+                found.extend(np.unique(_raw_ids(feature, values), return_counts=True) for values in occurrences)
+            for feature in floats:
+                for values in _occurrences(columns, feature, self._features):
+                    if len(values):
+                        scalers[feature.name].partial_fit(_finite(feature, values)[:, np.newaxis])
+        for name, scaler in scalers.items():
+            if not hasattr(scaler, "mean_"):
+                raise ValueError(f"`data` holds no value of feature {name!r}.")
+            self.set_scale(name, scaler.mean_.item(), scaler.scale_.item())
         for name, found in counts.items():
             if not sum(len(values) for values, _ in found):
                 raise ValueError(f"`data` holds no value of feature {name!r}.")
@@ -121,6 +137,22 @@ class FeatureLookup(tf.keras.layers.Layer):
             ids = np.array([tf.compat.as_bytes(id_) for id_ in ids], object)
         # Without the reserved ids in front, Keras would take an id that equals them for one of them and leave it out.
         table.set_vocabulary(np.concatenate([np.full(feature.num_oov_indices, table.oov_token, ids.dtype), ids]))
+
+    def set_scale(self, name: str, mean: float, std: float) -> None:
+        """Sets what a float32 feature is scaled by.
+
+        Args:
+            name: name of the feature.
+            mean: of its values in the training data.
+            std: their standard deviation, above 0.
+
+        Raises:
+            ValueError: if `name` is no float32 feature, or a number is out of its range.
+        """
+        floats = [feature.name for feature in self._features.all_features if not feature.is_id]
+        if name not in floats:
+            raise ValueError(f"`name` must be a float32 feature, one of {sorted(floats)}. Received: name={name!r}")
+        self._features = self._features.with_scales({name: (mean, std)})
 
     def encode(self, name: str, values: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Rows of the embedding table for raw ids of one feature, outside of any graph.
@@ -246,6 +278,18 @@ def _raw_ids(feature: Feature, values: Any) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def _finite(feature: Feature, values: Any) -> np.ndarray:
+    """Values of a float32 feature in float64."""
+    values = np.asarray(values, np.float64)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        raise ValueError(
+            f"Feature {feature.name!r} must hold finite numbers. Received: {bad.sum():,} that are not, of "
+            f"{len(values):,}, the first of them {values[bad][0]}"
+        )
+    return values
+
+
 def _array(feature: Feature, values: Any) -> np.ndarray:
     # NumPy's own type of strings cuts NULs off.
     return np.asarray(values, None if isinstance(values, np.ndarray) or feature.dtype != "string" else object)
@@ -266,14 +310,14 @@ def _occurrences(columns: Mapping[str, Any], feature: Feature, features: Feature
         if feature.max_values and column.ndim == 1:
             # Of a log, a list per row.
             column = np.concatenate([_array(feature, values)[: feature.max_values] for values in column])
-        yield _raw_ids(feature, column[_real_values(column, columns, feature, feature.name)])
+        yield column[_real_values(column, columns, feature, feature.name)]
     for sequence in features.all_sequences:
         name = sequence.column(feature.name)
         if name in columns:
             column = _array(feature, columns[name])
             real = _real_values(column, columns, feature, name)
             inside = np.arange(column.shape[1]) < np.reshape(columns[sequence.length], [-1, 1])
-            yield _raw_ids(feature, column[real & np.reshape(inside, inside.shape + (1,) * (column.ndim - 2))])
+            yield column[real & np.reshape(inside, inside.shape + (1,) * (column.ndim - 2))]
 
 
 def _real_values(column: np.ndarray, columns: Mapping[str, Any], feature: Feature, name: str) -> np.ndarray:

@@ -13,6 +13,9 @@ from keras_eta.interest.base import Columns, Tables, Tensors
 from keras_eta.names import scope_name
 from keras_eta.ops import mean_of_values
 
+# Standard deviations from the mean; see `Feature`.
+_LARGEST_SCALED = 10.0
+
 
 class FeatureEmbedding(tf.keras.layers.Layer):
     """Looks up the encoded columns of impressions: one embedding table per id feature, and one for ages.
@@ -38,6 +41,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         self.tables: dict[str, tf.keras.layers.Embedding] = dict(tables)
         needed = features.all_features if sequence is None else features.sequence_features(features.sequence(sequence))
         self._multi_valued = {feature.name for feature in needed if feature.max_values}
+        self._scales = {f.name: (f.mean, f.std) for f in features.all_features if f.mean is not None}
         sizes = {feature.name: (feature.num_indices, feature.embedding_dim) for feature in needed if feature.is_id}
         if features.age is not None:
             sizes[HISTORY_AGE] = (features.age.num_indices, features.age.embedding_dim)
@@ -85,14 +89,19 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         return [tf.cast(vector, self.compute_dtype) for vector in vectors]
 
     def embed(self, columns: Tensors) -> Tensors:
-        """Embeddings of ids and floats as they are, [..., width], by feature name; of several values their mean."""
+        """Embeddings of ids and scaled floats, [..., width], by feature name; of several values their mean."""
         vectors = {
-            name: self.tables[name](column)
-            if name in self.tables
-            else tf.cast(column, self.compute_dtype)[..., tf.newaxis]
+            name: self.tables[name](column) if name in self.tables else self._scaled(name, column)[..., tf.newaxis]
             for name, column in columns.items()
         }
         return {
             name: mean_of_values(vector, columns[name] > 0) if name in self._multi_valued else vector
             for name, vector in vectors.items()
         }
+
+    def _scaled(self, name: str, column: tf.Tensor) -> tf.Tensor:
+        """(x - mean) / std, cut off, of a float feature in the compute dtype; as it is where these are not known."""
+        if name in self._scales:
+            mean, std = self._scales[name]
+            column = tf.clip_by_value((tf.cast(column, tf.float32) - mean) / std, -_LARGEST_SCALED, _LARGEST_SCALED)
+        return tf.cast(column, self.compute_dtype)

@@ -23,6 +23,7 @@ from keras_eta.models.input_checks import (
 )
 from keras_eta.models.losses import RETRIEVAL_LOSS, ranking_losses
 from keras_eta.models.mlp import check_activation, make_mlp
+from keras_eta.models.prior import warn_if_nothing_was_learned
 from keras_eta.models.ranker_config import deserialized, serialized
 from keras_eta.models.tasks import RetrievalTask
 from keras_eta.models.trainable import TrainableModel, is_native
@@ -150,6 +151,12 @@ class Ranker(UserStates, TrainableModel):
         # Keras sets it at the first call, to the shapes of that one; without it no SavedModel is written.
         self._set_save_spec(specs)
         self.built = True
+
+    def fit(self, *args: Any, **kwargs: Any) -> tf.keras.callbacks.History:
+        """As `tf.keras.Model.fit`; logs a warning where the log loss ends no better than the mean label's."""
+        history = super().fit(*args, **kwargs)
+        warn_if_nothing_was_learned(history, next(metric for metric in self.metrics if metric.name == "auc"))
+        return history
 
     def call(self, inputs: Inputs, training: bool | None = None, return_scores: bool = False) -> Any:
         columns = self.batch_columns(inputs)

@@ -240,10 +240,9 @@ def test_to_dataset_with_age_holds_timestamps_while_ids_are_raw():
 
 
 def test_to_dataset_with_age_and_lookup_holds_buckets():
-    log = small_log()
-    lookup = FeatureLookup(AGED)
-    lookup.adapt({name: np.asarray(log[name]) for name in ("user_id", "item_id", "category_id", "rating")})
     impressions = small_impressions()
+    lookup = FeatureLookup(AGED)
+    lookup.adapt(impressions.past_columns())
     encoded, _ = only_batch(impressions, AGED, lookup=lookup)
 
     assert sorted(encoded) == sorted(
@@ -261,7 +260,7 @@ def test_to_dataset_with_age_and_lookup_holds_buckets():
 
 def test_to_dataset_with_age_knows_its_shapes():
     lookup = FeatureLookup(AGED)
-    lookup.adapt({name: np.asarray(small_log()[name]) for name in ("user_id", "item_id", "category_id", "rating")})
+    lookup.adapt(small_impressions().past_columns())
     inputs, _ = small_impressions().to_dataset(AGED, 2, lookup=lookup, drop_remainder=True).element_spec
     assert (inputs["history_age"].dtype.name, inputs["history_age"].shape.as_list()) == ("int32", [2, 3])
     inputs, _ = small_impressions().to_dataset(AGED, 2, drop_remainder=True).element_spec
@@ -628,3 +627,14 @@ def test_past_columns_end_with_the_last_impression() -> None:
     lookup = FeatureLookup(Features(Feature("item_id"), item_attributes=(Feature("shop", "string"),)))
     lookup.adapt(past)
     assert lookup.encode("item_id", [8]).tolist() == [1]
+
+
+def test_past_columns_have_what_only_impressions_and_sequences_know() -> None:
+    log = Interactions.from_columns({"user_id": [1, 1], "item_id": [5, 6], "timestamp": [10, 30]})
+    bought = Interactions.from_columns(
+        {"user_id": [1, 1, 1], "item_id": [7, 8, 9], "timestamp": [5, 25, 35], "price": [1.5, 2.5, 3.5]}
+    )
+    columns = {"user_id": [1, 1], "item_id": [5, 6], "timestamp": [15, 30], "hour": [0.25, 0.5]}
+    impressions = Impressions.from_columns(log, columns, [0, 1]).with_sequence("purchases", bought)
+    past = {name: column.tolist() for name, column in impressions.past_columns().items()}
+    assert (past["item_id"], past["price"], past["hour"]) == ([5, 6], [1.5, 2.5], [0.25, 0.5])

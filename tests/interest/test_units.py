@@ -96,7 +96,7 @@ def _match(unit: Any, row: Row) -> Expected:
     vector: list[float] = []
     for name in ("item_id", "category_id"):
         behaviours = row.behaviour_ids[name]
-        count, latest = reference.matches(row.candidate_ids[name], behaviours)
+        count, latest = reference.matches(row.candidate_ids[name], behaviours.tolist())
         vector += [math.log(1 + count), count / len(behaviours), 1 / (1 + latest)] if count else [0.0] * 3
         vector += row.behaviours["history_age"][latest].tolist() if count else [0.0] * 3
     return Expected(np.array(vector))

@@ -18,10 +18,10 @@ from tests.paper import paper_eta
 
 FEATURES = Features(
     item_id=Feature("item_id", "string"),
-    item_attributes=(Feature("category_id", num_oov_indices=3), Feature("price", "float32")),
+    item_attributes=(Feature("category_id", num_oov_indices=3), Feature("price", "float32", mean=0.0, std=1.0)),
     behaviour_attributes=(Feature("action", "string", vocabulary_size=2),),
     user=(Feature("user_id"),),
-    context=(Feature("hour", "float32"),),
+    context=(Feature("hour", "float32", mean=0.0, std=1.0),),
 )
 # Values that could be taken for padding or for a name of the unknown are ids like any other.
 LOG: dict[str, np.ndarray] = {
@@ -75,6 +75,67 @@ def test_adapt_orders_ids_by_frequency_and_cuts_them_off(lookup: FeatureLookup) 
         expected = np.arange(len(VOCABULARIES[name]), dtype=np.int32) + 1 + NUM_OOV[name]
         np.testing.assert_array_equal(lookup.encode(name, VOCABULARIES[name]), expected, strict=True)
     np.testing.assert_array_equal(lookup.encode("action", ["buy", "cart", "nothing"]), [1, 1, 1])
+
+
+PRICED = Features(
+    item_id=Feature("item_id"),
+    item_attributes=(Feature("price", "float32"), Feature("size", "float32", mean=3.0, std=2.0)),
+    max_history_length=3,
+)
+
+
+def test_adapt_learns_means_and_deviations_of_floats() -> None:
+    lookup = FeatureLookup(PRICED)
+    lookup.adapt({"item_id": np.arange(4), "price": np.array([1.0, 2.0, 3.0, 6.0])})
+    price, size = lookup.features.item_attributes
+    assert price.mean == 3.0
+    assert price.std == pytest.approx(14**0.5 / 2)
+    assert (size.mean, size.std) == (3.0, 2.0), "what was given stays"
+    again = FeatureLookup.from_config(lookup.get_config())
+    assert again._features.item_attributes == (price, size)
+
+
+def test_adapt_on_batches_counts_real_behaviours_alone() -> None:
+    lookup = FeatureLookup(PRICED)
+    batch = {
+        "item_id": np.array([1, 2]),
+        "price": np.array([1.0, 2.0], np.float32),
+        "history_item_id": np.array([[3, 0], [0, 0]]),
+        "history_price": np.array([[6.0, 1e9], [np.nan, 7.0]], np.float32),
+        "history_length": np.array([1, 0]),
+    }
+    lookup.adapt(tf.data.Dataset.from_tensors((batch, np.array([0, 1]))))
+    price = lookup.features.item_attributes[0]
+    assert price.mean == 3.0
+    assert price.std == pytest.approx((14 / 3) ** 0.5)
+
+
+def test_equal_floats_are_not_divided_by_zero() -> None:
+    lookup = FeatureLookup(PRICED)
+    lookup.adapt({"item_id": np.arange(2), "price": np.array([5.0, 5.0])})
+    assert (lookup.features.item_attributes[0].mean, lookup.features.item_attributes[0].std) == (5.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("price", "message"),
+    [
+        (np.array([1.0, np.nan, np.inf]), "Feature 'price' must hold finite numbers. Received: 2 that are not, of 3, "),
+        (None, "`data` holds no value of feature 'price'."),
+    ],
+)
+def test_adapt_refuses_floats_that_are_none(price: np.ndarray | None, message: str) -> None:
+    data = {"item_id": np.arange(3), **({} if price is None else {"price": price})}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        FeatureLookup(PRICED).adapt(data)
+
+
+def test_set_scale_refuses_ids_and_deviations_of_zero() -> None:
+    lookup = FeatureLookup(PRICED)
+    message = "`name` must be a float32 feature, one of ['price', 'size']. Received: name='item_id'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        lookup.set_scale("item_id", 0.0, 1.0)
+    with pytest.raises(ValueError, match=re.escape("Received: mean=0.0, std=0.0, dtype='float32'")):
+        lookup.set_scale("price", 0.0, 0.0)
 
 
 def test_features_state_the_adapted_sizes(lookup: FeatureLookup) -> None:

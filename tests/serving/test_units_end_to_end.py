@@ -42,7 +42,7 @@ FEATURES = Features(
     user=(Feature("occupation", embedding_dim=4),),
     age=Age((60, 3_600, 86_400), embedding_dim=3),
     max_history_length=12,
-    sequences=(Sequence("clusters", (Feature("size", "float32"),), max_length=4),),
+    sequences=(Sequence("clusters", (Feature("size", "float32", mean=0.0, std=1.0),), max_length=4),),
 )
 COLUMNS = {sequence.name: FEATURES.sequence_names(sequence) for sequence in FEATURES.all_sequences}
 NUM_USERS, MAX_RATINGS, NUM_FILMS = 80, 24, 250

@@ -25,9 +25,9 @@ LAYOUT = Layout(
     Features(
         item_id=Feature("item_id", "string", embedding_dim=4),
         item_attributes=(Feature("category_id", embedding_dim=2),),
-        behaviour_attributes=(Feature("dwell", "float32"),),
+        behaviour_attributes=(Feature("dwell", "float32", mean=0.0, std=1.0),),
         user=(Feature("user_id", embedding_dim=2),),
-        context=(Feature("price", "float32"),),
+        context=(Feature("price", "float32", mean=0.0, std=1.0),),
         age=Age((60, 3600), embedding_dim=2),
         max_history_length=MAX_HISTORY,
     ),

@@ -18,7 +18,7 @@ from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.layouts import Label, Layout
 from tfx_pipeline.schema import make_schema
 from tfx_pipeline.training.batches import transformed_batches
-from tfx_pipeline.transform import preprocessing_fn
+from tfx_pipeline.transform import preprocessing_fn, read_scales
 
 LONGEST, L = 10, 6
 LARGE = 2**62
@@ -134,6 +134,15 @@ def test_vocabularies_hold_candidates_and_histories_of_the_train_part_most_frequ
     for feature in FEATURES.all_features:
         if feature.is_id:
             assert run.graph.vocabulary_by_name(feature.name) == expected_vocabulary(run.train, feature), feature.name
+
+
+def test_scales_are_those_of_candidates_and_histories_of_the_train_part(run: Run) -> None:
+    scales = read_scales(run.graph, FEATURES)
+    assert {*scales} == {"price", "dwell", "row"}
+    for name, (mean, std) in scales.items():
+        values = [row[name] for row in run.train if name in row]
+        values += [x for row in run.train for x in row.get(history_name(name), [])[:L]]
+        np.testing.assert_allclose([mean, std], [np.mean(values), np.std(values)], rtol=1e-5, err_msg=name)
 
 
 def test_vocabularies_cut_ties_by_their_bytes(run: Run) -> None:

@@ -29,6 +29,7 @@ from tfx_pipeline.training.accumulators import save_accumulators
 from tfx_pipeline.training.backups import MONITORED, Backups, Progress, State
 from tfx_pipeline.training.batches import Part, measure, transformed_batches
 from tfx_pipeline.training.warm_start import warm_start
+from tfx_pipeline.transform import read_scales
 
 TRAINING_REPORT = "training.json"
 
@@ -181,7 +182,8 @@ def _fit(
 
 def _make_model(config: PipelineConfig, transform_output: tft.TFTransformOutput) -> Ranker:
     """The model, built and compiled, with a lookup that holds the vocabularies of Transform."""
-    features, training = config.layout.features, config.training
+    training = config.training
+    features = config.layout.features.with_scales(read_scales(transform_output, config.layout.features))
     vocabularies = {
         # As objects: NumPy's own strings of bytes lose zero bytes at the end.
         feature.name: np.array(transform_output.vocabulary_by_name(scope_name(feature.name)), object)

@@ -123,7 +123,8 @@ def _without_sizes(features: Features) -> dict[str, Any]:
     for role in cleared.values():
         for feature in role if isinstance(role, list) else [role]:
             if isinstance(feature, dict):
-                feature.pop("vocabulary_size", None)
+                for learned in ("vocabulary_size", "mean", "std"):
+                    feature.pop(learned, None)
     return cleared
 
 

@@ -35,9 +35,9 @@ def make_models(folder: Path) -> None:
     features = Features(
         item_id=Feature("item_id", "string", embedding_dim=4),
         item_attributes=(Feature("category_id", "int64", embedding_dim=2),),
-        behaviour_attributes=(Feature("rating", "float32"),),
+        behaviour_attributes=(Feature("rating", "float32", mean=0.0, std=1.0),),
         user=(Feature("user_id", "int64", embedding_dim=2),),
-        context=(Feature("price", "float32"),),
+        context=(Feature("price", "float32", mean=0.0, std=1.0),),
         age=Age((10, 100), embedding_dim=2),
         max_history_length=16,
     )

@@ -31,7 +31,7 @@ def base_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     features = Features(
         item_id=Feature("item_id", "string", embedding_dim=4),
         user=(Feature("user_id", "int64", embedding_dim=2),),
-        context=(Feature("price", "float32"),),
+        context=(Feature("price", "float32", mean=0.0, std=1.0),),
         max_history_length=L,
     )
     lookup = FeatureLookup(features)

@@ -158,6 +158,8 @@ def test_served_scores_equal_the_trained_model_on_transformed_impressions(data: 
     online = tf.saved_model.load(str(trained.served)).signatures["examples"](examples=tf.constant(records))
     np.testing.assert_allclose(online["probability"], offline, atol=1e-5)
     assert np.std(offline) > 0.05
+    (row,) = Features.from_dict(json.loads((trained.served / "assets.extra" / "features.json").read_text())).context
+    assert row.mean == pytest.approx(np.mean(np.arange(300) / 1000))
     assert_exact_fingerprints(trained.model)
 
 
