@@ -232,7 +232,7 @@ def layout_from_flags(flags: argparse.Namespace) -> Layout:
     given = {argument: getattr(flags, flag) for argument, (flag, _) in _LAYOUT_FLAGS.items() if flag in flags}
     label = {flag.removeprefix("label_"): getattr(flags, flag) for flag in _LABEL_FLAGS if flag in flags}
     length = {"max_history_length": flags.max_history_length} if "max_history_length" in flags else {}
-    slices = {"slice_columns": tuple(flags.slice_column)} if "slice_column" in flags else {}
+    slices: dict[str, Any] = {"slice_columns": tuple(flags.slice_column)} if "slice_column" in flags else {}
     if flags.layout != CUSTOM:
         names = [*(_LAYOUT_FLAGS[argument][0] for argument in given), *(f"label_{name}" for name in label)]
         if names:

@@ -214,8 +214,7 @@ class _LogOddsAUCCombiner(beam.CombineFn):
             if math.isnan(score.item()):
                 accumulator[_NOT_A_NUMBER] += 1
                 continue
-            odds = score.item() / max(1.0 - score.item(), 1e-300)
-            accumulator[int(label.item()), int(log_odds_bucket(math.log(max(odds, 1e-300))))] += 1
+            accumulator[int(label.item()), probability_bucket(score.item())] += 1
         return accumulator
 
     def merge_accumulators(self, accumulators: Iterable[Counter[tuple[int, int]]]) -> Counter[tuple[int, int]]:
@@ -295,6 +294,12 @@ class _SubsetAUCCombiner(_GroupedAUCCombiner):
             return {self._key: math.nan}
         value = auc(labels, scores)
         return {self._key: 0.5 if math.isnan(value) else value}
+
+
+def probability_bucket(probability: float) -> int:
+    """The bucket of `keras_eta.metrics.log_odds_bucket` in which a probability, not NaN, is counted."""
+    odds = probability / max(1.0 - probability, 1e-300)
+    return int(log_odds_bucket(math.log(max(odds, 1e-300))))
 
 
 def group_hash(value: int | bytes) -> int:

@@ -134,7 +134,7 @@ def slices_of(output):
     result = tfma.load_eval_result(str(output))
     return {
         ", ".join(f"{column}={value}" for column, value in key): {
-            name: value["doubleValue"] for name, value in values[""][""].items()
+            name: value["doubleValue"] for name, value in values[""][""].items() if "doubleValue" in value
         }
         for key, values in result.slicing_metrics
     }

@@ -79,7 +79,7 @@ class BaselinesExecutor(base_beam_executor.BaseBeamExecutor):
             counts = (
                 pipeline | "ReadCounts" >> beam.io.ReadFromParquet(counts_files) | "Count" >> beam.Map(_item_counts)
             )
-            total = counts | beam.Values() | "Total" >> beam.CombineGlobally(_sum)
+            total = counts | beam.Values() | "Total" >> beam.CombineGlobally(beam.combiners.TupleCombineFn(sum, sum))
             _ = (
                 pipeline
                 | "Read" >> beam.io.ReadFromTFRecord(files)
@@ -157,11 +157,6 @@ def _measured(rows: Rows) -> dict[str, float | None]:
 
 def _item_counts(row: Mapping[str, Any]) -> tuple[int | bytes, tuple[int, int]]:
     return row[ITEM], (row[ITEM_POSITIVES], row[ITEM_IMPRESSIONS])
-
-
-def _sum(counts: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    positives, impressions = np.sum([(0, 0), *counts], axis=0).tolist()
-    return positives, impressions
 
 
 def _scored(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 
 from tfx_pipeline.config import TRAIN
@@ -43,7 +42,7 @@ class CountItems(beam.PTransform):
         return (
             logs
             | "OfUser" >> beam.FlatMap(_counts, self._item, self._min_history, beam.pvalue.AsSingleton(cuts))
-            | "Sum" >> beam.CombinePerKey(_sum)
+            | "Sum" >> beam.CombinePerKey(beam.combiners.TupleCombineFn(sum, sum))
             | "ToDict" >> beam.MapTuple(_row)
         )
 
@@ -54,18 +53,12 @@ def item_counts_schema(layout: Layout) -> pa.Schema:
     return pa.schema({ITEM: item, ITEM_POSITIVES: pa.int64(), ITEM_IMPRESSIONS: pa.int64()})
 
 
-def _counts(log: UserLog, item: int, min_history: int, cuts: Cuts) -> Iterator[tuple[Scalar, np.ndarray]]:
-    """Each item of a user's training impressions, with its positives and their number."""
-    counts: dict[Scalar, np.ndarray] = {}
+def _counts(log: UserLog, item: int, min_history: int, cuts: Cuts) -> Iterator[tuple[Scalar, tuple[int, int]]]:
+    """The item of each of a user's training impressions, with its label and a one."""
     for row in cuts.split(log.timestamps, log.impressions(min_history))[TRAIN].tolist():
-        counts.setdefault(log.values[item][row], np.zeros(2, "int64"))[:] += (log.labels[row], 1)
-    yield from counts.items()
+        yield log.values[item][row], (int(log.labels[row]), 1)
 
 
-def _sum(counts: Iterable[np.ndarray]) -> np.ndarray:
-    return sum(counts, start=np.zeros(2, "int64"))
-
-
-def _row(item: Scalar, counts: np.ndarray) -> Mapping[str, Any]:
-    positives, impressions = counts.tolist()
+def _row(item: Scalar, counts: tuple[int, int]) -> Mapping[str, Any]:
+    positives, impressions = counts
     return {ITEM: item, ITEM_POSITIVES: positives, ITEM_IMPRESSIONS: impressions}
