@@ -308,8 +308,9 @@ def test_counts_of_the_item_among_users_and_behaviours() -> None:
     lookup = FeatureLookup(features)
     lookup.adapt({"item_id": log["item_id"]})
     data = Protocol("tiny", impressions, impressions, impressions, lookup, category="", long_history=0)
+    scores = counting.scores_of_test(data)
     # Of the last three behaviours: the first 7 is out of reach, and padding is no item 0.
-    assert counting.repeat_count(data).tolist() == [1, 1, 1, 0]
-    assert counting.popularity(data).tolist() == [1, 1, 1, 0]
-    np.testing.assert_allclose(counting.click_rate(data), [6 / 11, 6 / 12, 6 / 12, 5 / 11])
-    np.testing.assert_allclose(counting.repeat_popularity(data), [1.5, 1.5, 1.5, 0])
+    assert scores["repeat-count"].tolist() == [1, 1, 1, 0]
+    assert scores["popularity"].tolist() == [1, 1, 1, 0]
+    np.testing.assert_allclose(scores["click-rate"], [6 / 11, 6 / 12, 6 / 12, 5 / 11])
+    assert scores["recency"].tolist() == [1 / 2, 1 / 3, 1, 0]

@@ -107,6 +107,12 @@ class Evaluation:
     min_grouped_auc: float = option(
         0.5, "floor of the AUC within users; 0: none, for a log in which no user has both labels", metavar="AUC"
     )
+    min_auc_lead: float = option(
+        0.0,
+        "how far the AUC within users must lie above that of the best baseline, which counts and learns nothing; "
+        "-1: it may lie anywhere",
+        metavar="AUC",
+    )
     max_log_loss: float = option(
         0.6931, "ceiling of the log loss (default: what a probability of one half has always)", metavar="LOSS"
     )
@@ -114,6 +120,9 @@ class Evaluation:
         1.25,
         "ceiling of the mean probability by the mean label, and of the reverse",
         metavar="RATIO",
+    )
+    max_saturated_share: float = option(
+        0.01, "ceiling of the share of probabilities that are exactly 0 or 1", metavar="SHARE"
     )
     max_auc_drop: float = option(
         0.002,
@@ -125,10 +134,12 @@ class Evaluation:
     )
 
     def __post_init__(self) -> None:
-        for name in ("min_auc", "min_grouped_auc"):
+        for name in ("min_auc", "min_grouped_auc", "max_saturated_share"):
             value = getattr(self, name)
             if not (is_number(value) and 0 <= value <= 1):
                 raise ValueError(f"`{name}` must lie between 0 and 1. Received: {name}={value}")
+        if not (is_number(self.min_auc_lead) and -1 <= self.min_auc_lead <= 1):
+            raise ValueError(f"`min_auc_lead` must lie between -1 and 1. Received: min_auc_lead={self.min_auc_lead}")
         for name, least in (("max_log_loss", 0), ("max_miscalibration", 1)):
             value = getattr(self, name)
             if not (is_number(value) and value >= least):
@@ -173,7 +184,11 @@ class PipelineConfig:
     min_history: int = option(
         5, "interactions with fewer earlier ones of the same user are behaviours, but no impressions", metavar="N"
     )
-    max_bad_share: float = option(0.01, "share of malformed rows above which the run stops", metavar="SHARE")
+    max_bad_share: float = option(
+        0.01,
+        "share of malformed rows above which the run stops, in all and in each span and file with at least 10",
+        metavar="SHARE",
+    )
     statistics_sample_rate: float = option(
         1.0, "share of the impressions that statistics are computed of", metavar="SHARE"
     )
@@ -219,12 +234,6 @@ class PipelineConfig:
     def checkpoint_dir(self) -> str:
         """Directory from which an interrupted training goes on."""
         return os.path.join(self.output, "checkpoints")
-
-    @property
-    def slice_columns(self) -> tuple[str, ...]:
-        """Columns by which evaluation slices, besides `HISTORY_BUCKET`."""
-        categories = [feature.name for feature in self.layout.features.item_attributes if feature.is_id]
-        return tuple(dict.fromkeys([*self.layout.slice_columns, *categories]))
 
     def only(self, *names: str) -> PipelineConfig:
         """A copy with the layout, these fields, and defaults for all others.

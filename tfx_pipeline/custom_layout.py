@@ -70,7 +70,7 @@ def custom(
         user: features of the user. Only with `"user_id"` among them does the model read that id, which tells nothing of
             users who come later.
         context: features of the impression, e.g. `"price:float32"`.
-        slice_columns: columns that evaluation slices by and the model does not read.
+        slice_columns: columns that evaluation slices by, whether the model reads them or not.
         age_boundaries: of the age of a behaviour, ascending, in the units of the log's timestamps. Empty: the model
             does not read ages.
         file_format: `"csv"` or `"parquet"`.

@@ -144,10 +144,6 @@ _LAYOUT_FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
         "negatives_from",
         {"choices": get_args(Period), "help": "whether they are items seen before the positive, or of all rows"},
     ),
-    "slice_columns": (
-        "slice_column",
-        {"nargs": "+", "metavar": "NAME", "help": "further columns to slice metrics by"},
-    ),
 }
 _LABEL_FLAGS: dict[str, dict[str, Any]] = {
     "label_column": {
@@ -183,6 +179,8 @@ def add_layout_flags(parser: argparse.ArgumentParser) -> None:
     parameters = inspect.signature(custom).parameters
     length = {"type": int, "metavar": "L", "help": "behaviours in a history"}
     _add(layout, "max_history_length", parameters["max_history_length"].default, length)
+    slices = "columns to slice metrics by, e.g. category_id (default: genre for movielens, else none)"
+    layout.add_argument("--slice_column", nargs="*", metavar="NAME", default=argparse.SUPPRESS, help=slices)
     own = parser.add_argument_group("custom layout", "only with --layout custom")
     for argument, (flag, options) in _LAYOUT_FLAGS.items():
         _add(own, flag, parameters[argument].default, options)
@@ -234,11 +232,12 @@ def layout_from_flags(flags: argparse.Namespace) -> Layout:
     given = {argument: getattr(flags, flag) for argument, (flag, _) in _LAYOUT_FLAGS.items() if flag in flags}
     label = {flag.removeprefix("label_"): getattr(flags, flag) for flag in _LABEL_FLAGS if flag in flags}
     length = {"max_history_length": flags.max_history_length} if "max_history_length" in flags else {}
+    slices: dict[str, Any] = {"slice_columns": tuple(flags.slice_column)} if "slice_column" in flags else {}
     if flags.layout != CUSTOM:
         names = [*(_LAYOUT_FLAGS[argument][0] for argument in given), *(f"label_{name}" for name in label)]
         if names:
             raise ValueError(f"{_flag_names(names)}: only with --layout custom. Received: --layout {flags.layout}")
-        return READY_MADE[flags.layout](**length)
+        return dataclasses.replace(READY_MADE[flags.layout](**length), **slices)
     required = ("pattern",) if given.get("negatives") else ("pattern", "label_column")
     missing = [name for name in required if name not in flags]
     if missing:
@@ -252,6 +251,7 @@ def layout_from_flags(flags: argparse.Namespace) -> Layout:
         columns=dict(text.split("=", 1) for text in columns),
         **given,
         **length,
+        **slices,
     )
 
 

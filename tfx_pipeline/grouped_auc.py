@@ -214,8 +214,7 @@ class _LogOddsAUCCombiner(beam.CombineFn):
             if math.isnan(score.item()):
                 accumulator[_NOT_A_NUMBER] += 1
                 continue
-            odds = score.item() / max(1.0 - score.item(), 1e-300)
-            accumulator[int(label.item()), int(log_odds_bucket(math.log(max(odds, 1e-300))))] += 1
+            accumulator[int(label.item()), probability_bucket(score.item())] += 1
         return accumulator
 
     def merge_accumulators(self, accumulators: Iterable[Counter[tuple[int, int]]]) -> Counter[tuple[int, int]]:
@@ -247,7 +246,7 @@ class _GroupedAUCCombiner(beam.CombineFn):
         return Rows(self._max_rows)
 
     def add_input(self, accumulator: Rows, element: Any) -> Rows:
-        group = _hash(_value(element, self._group_key))
+        group = group_hash(_value(element, self._group_key))
         for label, score, _ in tfma.metrics.to_label_prediction_example_weight(
             element,
             eval_config=self._eval_config,
@@ -284,7 +283,7 @@ class _SubsetAUCCombiner(_GroupedAUCCombiner):
         self._value = value.encode()
 
     def add_input(self, accumulator: Rows, element: Any) -> Rows:
-        if _value(element, self._column) != self._value:
+        if _text(_value(element, self._column)) != self._value:
             return accumulator
         return super().add_input(accumulator, element)
 
@@ -297,15 +296,24 @@ class _SubsetAUCCombiner(_GroupedAUCCombiner):
         return {self._key: 0.5 if math.isnan(value) else value}
 
 
-def _value(element: Any, column: str) -> bytes:
-    """The value of a column of an impression, as text."""
+def probability_bucket(probability: float) -> int:
+    """The bucket of `keras_eta.metrics.log_odds_bucket` in which a probability, not NaN, is counted."""
+    odds = probability / max(1.0 - probability, 1e-300)
+    return int(log_odds_bucket(math.log(max(odds, 1e-300))))
+
+
+def group_hash(value: int | bytes) -> int:
+    """64 bits that stand for a group in `Rows`, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(_text(value), digest_size=8).digest(), "little")
+
+
+def _value(element: Any, column: str) -> Any:
+    """The value of a column of an impression."""
     features = element[tfma.FEATURES_KEY]
     if column not in features:
         raise ValueError(f"The impressions have no column {column!r}. Columns: {sorted(features)}")
-    value = np.ravel(features[column])[0]
+    return np.ravel(features[column])[0]
+
+
+def _text(value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
-
-
-def _hash(value: bytes) -> int:
-    """64 bits, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little")

@@ -110,8 +110,8 @@ class Layout:
         separator: between two values of a CSV row; more than one character is allowed, quoting then is not.
         header: names of a CSV file's columns, where its first line is data. Empty: the first line names them.
         encoding: of a CSV file.
-        slice_columns: further columns of the file, one value an impression, that evaluation slices by and the model
-            does not read. (Any column of the model can be sliced by as well.)
+        slice_columns: columns of the file, one value an impression, that evaluation slices by, whether the model reads
+            them or not.
         items: a table of items whose columns are read as if they stood in the file.
         first_timestamp: rows before it are malformed.
         end_timestamp: rows from it on are malformed.

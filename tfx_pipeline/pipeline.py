@@ -6,12 +6,13 @@ from typing import Any
 
 from tfx import v1 as tfx
 
+from tfx_pipeline.components.baselines import Baselines
+from tfx_pipeline.components.evaluator import GatedEvaluator
 from tfx_pipeline.components.infra_validator import LocalInfraValidator
 from tfx_pipeline.components.pusher import AtomicPusher
 from tfx_pipeline.components.scores import bulk_scores
 from tfx_pipeline.components.validator import ImpressionValidator, ValidatedStatistics, statistics_options
-from tfx_pipeline.config import EVAL, SPLITS, TRAIN, VALIDATION, PipelineConfig
-from tfx_pipeline.evaluation import eval_config
+from tfx_pipeline.config import SPLITS, TRAIN, VALIDATION, PipelineConfig
 from tfx_pipeline.ingestion.impression_gen import impression_gen
 
 PIPELINE_NAME = "eta"
@@ -71,13 +72,14 @@ def make_pipeline(config: PipelineConfig, metadata_connection: Any = None) -> An
         model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
         model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
     ).with_id("latest_blessed_model")
-    evaluator = tfx.components.Evaluator(
+    baselines = Baselines(examples=examples, item_id=config.layout.features.item_id.name)
+    evaluator = GatedEvaluator(
+        config,
         examples=examples,
-        example_splits=[EVAL],
         model=model,
         baseline_model=latest_blessed.outputs["model"],
-        eval_config=eval_config(config),
-    )
+        baselines=baselines.outputs["baselines"],
+    ).with_id("Evaluator")
     infra_validator = LocalInfraValidator(model=model, examples=examples, config=config)
     pusher = AtomicPusher(
         model=model,
@@ -96,6 +98,7 @@ def make_pipeline(config: PipelineConfig, metadata_connection: Any = None) -> An
         transform,
         trainer,
         latest_blessed,
+        baselines,
         evaluator,
         infra_validator,
         pusher,

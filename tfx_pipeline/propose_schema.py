@@ -29,10 +29,11 @@ from tfx_pipeline.components.validator import statistics_options
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, PipelineConfig
 from tfx_pipeline.flags import add_layout_flags, layout_from_flags
 from tfx_pipeline.ingestion import interactions
-from tfx_pipeline.ingestion.files import log_files
+from tfx_pipeline.ingestion.files import log_files, span_names
 from tfx_pipeline.ingestion.impression_gen import GenerateImpressions
 from tfx_pipeline.ingestion.impressions import read_block
 from tfx_pipeline.ingestion.log_checks import check_data
+from tfx_pipeline.ingestion.malformed import log_parts, most_first
 from tfx_pipeline.layouts import USER_ID, Layout
 from tfx_pipeline.schema import make_schema
 
@@ -142,11 +143,10 @@ def _write_draft(data: str, layout: Layout, file: Path) -> None:
     with tempfile.TemporaryDirectory() as directory:
         statistics, counts = impression_statistics(config, directory)
     number = sum(dataset.num_examples for dataset in statistics.datasets)
-    rows = counts.get(interactions.ROWS_READ, 0)
-    malformed = {name: count for name, count in counts.items() if name.startswith(interactions.MALFORMED)}
-    print(f"{rows:,} rows, {sum(malformed.values()):,} malformed; {number:,} impressions")
-    for reason, count in sorted(malformed.items()):
-        print(f"  {count:,} {reason.partition('/')[2]}")
+    log = log_parts(counts, data, span_names(data, layout)).log
+    print(f"{log.rows_read:,} rows, {log.malformed:,} malformed; {number:,} impressions")
+    for reason, count in most_first(log.reasons).items():
+        print(f"  {count:,} {reason}")
     if not number:
         raise ValueError(f"No row of {data} could be made an impression.")
     file.write_text(proposal_text(propose_schema(layout, statistics), statistics))

@@ -21,12 +21,12 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.quality import ablation
-from benchmarks.quality.counting import COUNTING
 from benchmarks.quality.experiments import EXPERIMENTS
 from benchmarks.quality.protocols import LOADERS
 from benchmarks.quality.results import Result, print_table, read_results, write_results
 from benchmarks.quality.training import count, run
 from benchmarks.quality.units import UNITS
+from keras_eta.datasets.counting import BASELINES
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     )
     parser.add_argument("data_set", choices=LOADERS)
     parser.add_argument("--experiment", choices=EXPERIMENTS, help="in place of the comparison of units")
-    names = [*COUNTING, *UNITS]
+    names = [*BASELINES, *UNITS]
     parser.add_argument("--units", nargs="+", choices=names, default=["recent", "eta"], help="default: recent eta")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--epochs", type=int, default=12, help="at most (default: 12)")
@@ -61,7 +61,7 @@ def main() -> None:
     results = read_results(flags.json, Result) if flags.json else []
     known = {result.setting for result in results}
     console, shown = Console(), list[Result]()
-    shown += [count(data, unit) for unit in flags.units if unit in COUNTING]
+    shown += count(data, [unit for unit in flags.units if unit in BASELINES])
     runs = [(seed, unit) for seed in flags.seeds for unit in flags.units if unit in UNITS]
     for number, (seed, unit) in enumerate(runs, 1):
         setting = data.name, unit, seed, flags.task, flags.cosine, data.features.max_history_length, len(data.train)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from benchmarks.quality.clustered import with_clusters
-from benchmarks.quality.counting import COUNTING
+from benchmarks.quality.counting import scores_of_test
 from benchmarks.quality.protocols import Protocol
 from benchmarks.quality.results import Result
 from benchmarks.quality.units import CLUSTERED, USER_ID_DROPOUT, make_ranker, request_milliseconds
@@ -125,27 +126,33 @@ def judged(
     )
 
 
-def count(data: Protocol, name: str) -> Result:
-    """Judges a rival that learns nothing.
+def count(data: Protocol, names: Sequence[str]) -> list[Result]:
+    """Judges rivals that learn nothing, which are counted together.
 
     Args:
         data: the data set.
-        name: of `COUNTING`.
+        names: of `keras_eta.datasets.counting.BASELINES`.
     """
+    if not names:
+        return []
     start = time.perf_counter()
-    scores = COUNTING[name](data)
-    return Result(
-        data=data.name,
-        unit=name,
-        seed=0,
-        task=False,
-        cosine=False,
-        max_history_length=data.features.max_history_length,
-        rows=len(data.train),
-        epochs=0,
-        **ranking_scores(scores, data),
-        training_seconds=time.perf_counter() - start,
-    )
+    scores = scores_of_test(data)
+    seconds = time.perf_counter() - start
+    return [
+        Result(
+            data=data.name,
+            unit=name,
+            seed=0,
+            task=False,
+            cosine=False,
+            max_history_length=data.features.max_history_length,
+            rows=len(data.train),
+            epochs=0,
+            **ranking_scores(scores[name], data),
+            training_seconds=seconds,
+        )
+        for name in names
+    ]
 
 
 def _scores(model: Ranker, data: Protocol) -> dict[str, float]:

@@ -36,6 +36,7 @@ def test_compiled_pipeline_holds_every_component_in_order(tmp_path: Path, capsys
         "ImpressionValidator",
         "Transform",
         "Trainer",
+        "Baselines",
         "Evaluator",
         "LocalInfraValidator",
         "AtomicPusher",
@@ -43,6 +44,7 @@ def test_compiled_pipeline_holds_every_component_in_order(tmp_path: Path, capsys
         "ScoresWriter",
     } | {name for name in tasks if name.startswith("latest_blessed_model")}
     assert "ImpressionValidator" in tasks["Transform"]["dependentTasks"]
+    assert {"ImpressionGen", "Trainer", "Baselines"} <= set(tasks["Evaluator"]["dependentTasks"])
     assert {"Trainer", "Evaluator", "LocalInfraValidator"} <= set(tasks["AtomicPusher"]["dependentTasks"])
     executors = job["pipelineSpec"]["deploymentSpec"]["executors"]
     images = {e["container"]["image"] for e in executors.values() if "container" in e}

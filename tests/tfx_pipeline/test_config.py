@@ -31,7 +31,7 @@ def test_configuration_survives_json() -> None:
         statistics_sample_rate=0.25,
         model=Model((SDIM(seed=3), RecentInterest(4)), [16, 8], "keras_eta>Dice", 2, 0.05, 0.5, 0.2, 7),  # type: ignore[arg-type]
         training=Training(batch_size=32, max_steps=7, warm_start=False),
-        evaluation=Evaluation(0.7, 0.55, 0.6, 1.5, 0.01, "50-199"),
+        evaluation=Evaluation(0.7, 0.55, 0.02, 0.6, 1.5, 0.05, 0.01, "50-199"),
         bulk_inference=True,
         beam_args=["--runner=FlinkRunner"],  # type: ignore[arg-type]
         **REQUIRED,
@@ -60,11 +60,6 @@ def test_paths_lie_under_the_output_directory_even_if_it_is_remote() -> None:
     assert config.metadata_path == "gs://bucket/eta/metadata.sqlite"
     assert config.dead_letter_dir == "gs://bucket/eta/dead_letter"
     assert config.checkpoint_dir == "gs://bucket/eta/checkpoints"
-
-
-def test_slices_are_by_category_and_by_the_columns_of_the_layout() -> None:
-    assert PipelineConfig(layout=movielens(), **REQUIRED).slice_columns == ("genre",)  # type: ignore[arg-type]
-    assert PipelineConfig(layout=taobao(), **REQUIRED).slice_columns == ("category_id",)  # type: ignore[arg-type]
 
 
 def test_default_ranker_has_the_units_of_eta() -> None:
@@ -203,6 +198,15 @@ def test_history_bucket(count: int, bucket: str) -> None:
         (lambda: Evaluation(min_auc=1.2), "`min_auc` must lie between 0 and 1"),
         (lambda: Evaluation(min_auc=NAN), "`min_auc` must lie between 0 and 1"),
         (lambda: Evaluation(min_auc=True), "`min_auc` must lie between 0 and 1"),
+        (
+            lambda: Evaluation(max_saturated_share=1.5),
+            "`max_saturated_share` must lie between 0 and 1. Received: max_saturated_share=1.5",
+        ),
+        (
+            lambda: Evaluation(min_auc_lead=-1.5),
+            "`min_auc_lead` must lie between -1 and 1. Received: min_auc_lead=-1.5",
+        ),
+        (lambda: Evaluation(min_auc_lead=NAN), "`min_auc_lead` must lie between -1 and 1. Received: min_auc_lead=nan"),
         (
             lambda: Evaluation(max_auc_drop=NAN),
             "`max_auc_drop` must be a number of at least 0. Received: max_auc_drop=nan",

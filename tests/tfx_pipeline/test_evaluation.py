@@ -1,13 +1,21 @@
+import json
+import math
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_model_analysis as tfma
+from tfx import v1 as tfx
+from tfx.types import standard_artifacts
 
 from keras_eta import metrics
 from keras_eta.columns import Feature
 from keras_eta.export import export_model
 from keras_eta.features import Features
 from tests.paper import paper_eta
+from tfx_pipeline.components.baselines import BaselineMetrics, Measured, read_baselines
+from tfx_pipeline.components.evaluator import GatedEvaluator, GatedEvaluatorExecutor
 from tfx_pipeline.config import Evaluation, PipelineConfig
 from tfx_pipeline.evaluation import (
     AUC,
@@ -16,9 +24,13 @@ from tfx_pipeline.evaluation import (
     GROUPED_AUC,
     LOG_LOSS,
     LONGEST_BUCKET_AUC,
+    MEAN_LABEL,
+    SATURATED_SHARE,
     eval_config,
+    hold_against_baselines,
     refusals,
 )
+from tfx_pipeline.grouped_auc import group_hash
 from tfx_pipeline.layouts import Label, Layout
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
@@ -33,13 +45,19 @@ LAYOUT = Layout(
     ),
     pattern="*.csv",
     label=Label("label"),
-    slice_columns=("genre",),
+    slice_columns=("genre", "category_id"),
 )
 LONGEST = "200+"
 
 
 # Scores by rule are no probabilities: only the gates that a test is about.
-NO_GATES = {"min_auc": 0.0, "min_grouped_auc": 0.0, "max_log_loss": 100.0, "max_miscalibration": 100.0}
+NO_GATES = {
+    "min_auc": 0.0,
+    "min_grouped_auc": 0.0,
+    "max_log_loss": 100.0,
+    "max_miscalibration": 100.0,
+    "max_saturated_share": 1.0,
+}
 
 
 def config_of(**evaluation):
@@ -116,7 +134,7 @@ def slices_of(output):
     result = tfma.load_eval_result(str(output))
     return {
         ", ".join(f"{column}={value}" for column, value in key): {
-            name: value["doubleValue"] for name, value in values[""][""].items()
+            name: value["doubleValue"] for name, value in values[""][""].items() if "doubleValue" in value
         }
         for key, values in result.slicing_metrics
     }
@@ -208,6 +226,8 @@ def test_metrics_of_an_exported_model_equal_those_of_keras_eta(columns, data, tm
         logits = np.log(probabilities) - np.log1p(-probabilities)
         assert found[LOG_LOSS] == pytest.approx(metrics.log_loss(labels, logits), abs=1e-6)
         assert found[CALIBRATION] == pytest.approx(probabilities.mean() / labels.mean(), abs=1e-6)
+        assert found[MEAN_LABEL] == pytest.approx(labels.mean(), abs=1e-12)
+        assert found[SATURATED_SHARE] == 0.0
     longest = columns["history_bucket"] == LONGEST.encode()
     expected = metrics.auc(columns["label"][longest], scores[longest])
     assert slices[""][LONGEST_BUCKET_AUC] == pytest.approx(expected, abs=1e-12)
@@ -228,14 +248,17 @@ def test_a_first_model_below_the_floor_is_not_blessed(data, models, tmp_path):
         ("good", {"min_grouped_auc": 0.95}, [GROUPED_AUC]),
         ("too_high", {"max_miscalibration": 1.25}, [CALIBRATION]),
         ("saturated", {"max_log_loss": 0.6931}, [LOG_LOSS]),
+        # Its probabilities of 0 make the log loss infinite.
+        ("slightly_worse", {"max_saturated_share": 0.01}, [LOG_LOSS, SATURATED_SHARE]),
         ("not_a_number", {"min_grouped_auc": 0.1}, [AUC, CALIBRATION, GROUPED_AUC, LOG_LOSS]),
     ],
 )
 def test_gates_say_what_was_found_and_what_was_asked(columns, data, models, tmp_path, model, gates, expected):
-    validation = evaluate(config_of(**gates), data, tmp_path, models / model)
+    config = config_of(**gates)
+    validation = evaluate(config, data, tmp_path, models / model)
     assert sorted(name for name, _ in failed(validation)) == expected
     assert validation.validation_ok == (not expected)
-    found = refusals(validation)
+    found = refusals(validation, {}, config.evaluation)
     assert [line.split()[0] for line in sorted(found)] == expected
     if expected == [GROUPED_AUC]:
         value = metrics.grouped_auc(columns["label"], columns["item_id"], columns["user_id"])
@@ -243,15 +266,19 @@ def test_gates_say_what_was_found_and_what_was_asked(columns, data, models, tmp_
     if expected == [CALIBRATION]:
         value = (1 - (1 - columns["item_id"] / 160) / 4).mean() / columns["label"].mean()
         assert found == [f"calibration is {value:.4f} and must be from 0.8000 to 1.2500"]
+    if model == "slightly_worse":
+        value = (columns["item_id"] / 160 > 0.8).mean()
+        assert f"saturated_share is {value:.4f} and must be from 0.0000 to 0.0100" in found
 
 
 def test_a_refusal_by_the_last_model_says_how_far_below_it(columns, data, models, tmp_path):
-    validation = evaluate(config_of(max_auc_drop=0.05), data, tmp_path, models / "slightly_worse", models / "good")
+    config = config_of(max_auc_drop=0.05)
+    validation = evaluate(config, data, tmp_path, models / "slightly_worse", models / "good")
     score = columns["item_id"] / 160
     worse = np.where(score > 0.8, 0.0, score)
     fall = [metrics.grouped_auc(columns["label"], x, columns["user_id"]) for x in (score, worse)]
     expected = f"grouped_auc is {fall[0] - fall[1]:.4f} below the last blessed model's, more than `max_auc_drop`=0.05"
-    assert expected in refusals(validation)
+    assert expected in refusals(validation, {}, config.evaluation)
 
 
 @pytest.mark.parametrize(
@@ -277,3 +304,73 @@ def test_data_without_the_longest_bucket_is_judged_by_all_impressions(models, tm
     assert not validation.missing_slices
     assert failed(validation) == ([] if model == "good" else [(AUC, ()), (GROUPED_AUC, ())])
     assert validation.validation_ok == (model == "good")
+
+
+BASELINES = {"popularity": Measured(0.9, 0.5), "recency": Measured(0.5, 0.625)}
+
+
+@pytest.mark.parametrize(
+    ("gates", "baselines", "expected"),
+    [
+        ({}, BASELINES, 0.625),
+        ({"min_auc_lead": 0.0625}, BASELINES, 0.6875),
+        ({"min_grouped_auc": 0.75}, BASELINES, 0.75),
+        ({"min_auc_lead": -1.0, "min_grouped_auc": 0.5}, BASELINES, 0.5),
+        ({"min_grouped_auc": 0.5}, {"popularity": Measured(0.9, math.nan)}, 0.5),
+    ],
+)
+def test_floor_within_users_is_the_best_baselines(gates, baselines, expected):
+    config = config_of(**gates)
+    found = eval_config(config)
+    hold_against_baselines(found, baselines, config.evaluation.min_auc_lead)
+    (metric,) = (metric for metric in found.metrics_specs[0].metrics if '"grouped_auc"' in metric.config)
+    assert metric.per_slice_thresholds[0].threshold.value_threshold.lower_bound.value == expected
+    found.metrics_specs[0].metrics.remove(metric)
+    others = eval_config(config).metrics_specs[0].metrics
+    assert list(found.metrics_specs[0].metrics) == [one for one in others if '"grouped_auc"' not in one.config]
+
+
+def test_without_a_baseline_within_users_there_is_no_floor():
+    found = eval_config(config_of())
+    hold_against_baselines(found, {"popularity": Measured(0.9, math.nan)}, 0.0)
+    assert found == eval_config(config_of())
+
+
+def artifact_of(kind, uri):
+    artifact = kind()
+    artifact.uri = str(uri)
+    return artifact
+
+
+@pytest.mark.parametrize("lead", [0.0, 0.001])
+def test_model_level_with_the_best_baseline_is_blessed_and_one_below_the_lead_is_not(
+    columns, data, models, tmp_path, lead
+):
+    # Sums in the order of the hashes, as the Evaluator's: level means equal to the last bit.
+    groups = [group_hash(user) for user in columns["user_id"].tolist()]
+    level = metrics.grouped_auc(columns["label"], columns["item_id"], np.array(groups, "uint64"))
+    examples, baselines = artifact_of(standard_artifacts.Examples, tmp_path), artifact_of(BaselineMetrics, tmp_path)
+    examples.split_names = '["eval"]'
+    (tmp_path / "Split-eval").mkdir()
+    shutil.copy(data, tmp_path / "Split-eval" / "data")
+    found = {"recency": {"auc": 0.5, "grouped_auc": 0.4}, "click-rate": {"auc": None, "grouped_auc": level}}
+    (tmp_path / "baselines.json").write_text(json.dumps(found))
+    model = artifact_of(standard_artifacts.Model, tmp_path)
+    (tmp_path / "Format-Serving").symlink_to(models / "good")
+    kinds = standard_artifacts.Examples, standard_artifacts.Model, standard_artifacts.Model, BaselineMetrics
+    config = config_of(min_auc_lead=lead)
+    component = GatedEvaluator(config, *(tfx.dsl.Channel(type=kind) for kind in kinds))
+    evaluation = artifact_of(standard_artifacts.ModelEvaluation, tmp_path / "evaluation")
+    blessing = artifact_of(standard_artifacts.ModelBlessing, tmp_path / "blessing")
+    GatedEvaluatorExecutor().Do(
+        {"examples": [examples], "model": [model], "baselines": [baselines]},
+        {"evaluation": [evaluation], "blessing": [blessing]},
+        dict(component.exec_properties),
+    )
+    assert blessing.get_int_custom_property("blessed") == (lead == 0.0)
+    expected = (
+        f"grouped_auc is {level:.4f} and must be at least {level + lead:.4f}: the baseline click-rate has {level:.4f}, "
+        f"and `min_auc_lead`={lead:g}"
+    )
+    validation = tfma.load_validation_result(evaluation.uri)
+    assert refusals(validation, read_baselines(baselines.uri), config.evaluation) == ([] if lead == 0.0 else [expected])

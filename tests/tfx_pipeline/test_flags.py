@@ -49,6 +49,7 @@ def test_flags_reach_the_configuration() -> None:
         *("--schema", "x.pbtxt", "--min_history", "2", "--max_bad_share", ".2", "--statistics_sample_rate", ".5"),
         *("--validation_from", "10", "--eval_from", "20", "--epochs", "3", "--max_steps", "4", "--patience", "2"),
         *("--batch_size", "8", "--no-warm_start", "--seed", "6", "--min_auc", ".7", "--max_auc_drop", ".1"),
+        *("--min_auc_lead", "-1", "--max_saturated_share", ".2"),
         *("--bulk_inference", "--beam_args=--runner=FlinkRunner '--flink_master=a b'"),
     )
     assert config.layout == taobao(9)
@@ -57,6 +58,7 @@ def test_flags_reach_the_configuration() -> None:
     assert config.split == Split(validation_from=10, eval_from=20)
     assert config.training == Training(8, 3, 4, 2, warm_start=False, seed=6)
     assert (config.evaluation.min_auc, config.evaluation.max_auc_drop, config.bulk_inference) == (0.7, 0.1, True)
+    assert (config.evaluation.min_auc_lead, config.evaluation.max_saturated_share) == (-1.0, 0.2)
     assert config.beam_args == ("--runner=FlinkRunner", "--flink_master=a b")
 
 
@@ -99,6 +101,19 @@ def test_custom_layout_is_read_from_flags() -> None:
 def test_bad_flags_are_refused(flags: list[str], message: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         _config(*flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["taobao"], ()),
+        (["taobao", "--slice_column", "category_id"], ("category_id",)),
+        (["movielens"], ("genre",)),
+        (["movielens", "--slice_column"], ()),
+    ],
+)
+def test_metrics_are_sliced_by_what_is_asked_for(flags: list[str], expected: tuple[str, ...]) -> None:
+    assert _config("--data", "d", "--layout", *flags).layout.slice_columns == expected
 
 
 def _json(unit: Any, **changes: Any) -> str:

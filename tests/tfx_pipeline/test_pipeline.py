@@ -26,13 +26,14 @@ from tfx import v1 as tfx
 
 from keras_eta import Features
 from keras_eta.datasets import movielens
+from keras_eta.datasets.counting import BASELINES
 from serving.client import RankingClient
 from serving.server.embedded import EmbeddedServer
 from tfx_pipeline.components.infra_validator import serving_requests
 from tfx_pipeline.config import EVAL
 from tfx_pipeline.flags import config_from_flags
+from tfx_pipeline.results import artifacts_of_latest_run
 from tfx_pipeline.run import exclusive, parser
-from tfx_pipeline.summary import artifacts_of_latest_run
 from tfx_pipeline.training.batches import transformed_batches
 from tfx_pipeline.training.trainer import TRAINING_REPORT, load_trained_model
 
@@ -41,7 +42,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 ROOT = Path(__file__).parents[2]
 NUM_USERS = 110
 FLAGS = ["--max_history_length", "64", "--batch_size", "128", "--min_auc", "0.55", "--max_auc_drop", "0.03"]
-FLAGS += ["--epochs", "2"]
+# So few users and epochs lose to the mean rating of a film.
+FLAGS += ["--epochs", "2", "--min_auc_lead", "-1"]
 NUM_COMPARED = 1_000
 
 
@@ -135,8 +137,8 @@ def test_first_run_pushes_a_version_and_reports(workspace: Workspace) -> None:
     [version] = workspace.versions
     assert f"Pushed: {workspace.serving_dir / str(version)}" in finished.stdout
     assert not workspace.cached
-    for component in ("ImpressionGen", "Transform", "Trainer", "Evaluator", "AtomicPusher"):
-        assert re.search(rf"^\[\d+/13\] {component}$", finished.stdout, re.MULTILINE)
+    for component in ("ImpressionGen", "Transform", "Trainer", "Baselines", "Evaluator", "AtomicPusher"):
+        assert re.search(rf"^\[\d+/14\] {component}$", finished.stdout, re.MULTILINE)
     ingestion = workspace.summary["ingestion"]
     assert ingestion["rows_read"] == len((workspace.data / "ratings.dat").read_bytes().splitlines())
     assert ingestion["rows_kept"] == ingestion["rows_read"]
@@ -147,7 +149,17 @@ def test_first_run_pushes_a_version_and_reports(workspace: Workspace) -> None:
     assert sum(buckets) == slices["overall"]["count"]
     assert any(name.startswith("genre=") for name in slices)
     assert 0.55 < slices["overall"]["values"]["auc"] < 0.9
-    assert (workspace.output / "report" / "metrics.png").read_bytes().startswith(b"\x89PNG")
+    baselines = workspace.summary["baselines"]
+    assert list(baselines) == list(BASELINES)
+    # Nobody rates a film twice.
+    assert baselines["repeat-count"] == {"auc": 0.5, "grouped_auc": 0.5}
+    assert 0.55 < baselines["click-rate"]["grouped_auc"] < 0.8
+    assert all(gate["passed"] for gate in workspace.summary["gates"])
+    assert {"saturated_share", "grouped_auc"} < {gate["metric"] for gate in workspace.summary["gates"]}
+    assert workspace.summary["last_blessed"] is None
+    page = workspace.output / "report" / "index.html"
+    assert finished.stdout.splitlines()[-1] == f"Report: {page.as_uri()}"
+    assert f"{baselines['click-rate']['grouped_auc']:.4f}" in page.read_text()
     assert workspace.training()["base_version"] is None
 
 
@@ -183,6 +195,10 @@ def test_unchanged_data_is_not_trained_on_again(workspace: Workspace) -> None:
     assert {"ImpressionGen", "StatisticsGen", "Transform", "Trainer", "LocalInfraValidator"} <= workspace.cached
     assert workspace.versions == before
     assert workspace.num_executions("tfx.components.trainer.component.Trainer") == 1
+    # The first run's model is now the last blessed one, and is judged beside itself.
+    overall = workspace.summary["slices"][0]
+    assert workspace.summary["last_blessed"]["auc"] == overall["values"]["auc"]
+    assert "last blessed" in finished.stdout
 
 
 def test_second_run_at_once_is_refused(workspace: Workspace) -> None:
@@ -194,9 +210,14 @@ def test_second_run_at_once_is_refused(workspace: Workspace) -> None:
 
 def test_worse_model_is_not_pushed(workspace: Workspace) -> None:
     before = workspace.versions
-    finished = workspace.run("--max_steps", "1", "--no-warm_start")
+    finished = workspace.run("--max_steps", "1", "--no-warm_start", "--min_auc_lead", "0.5")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "The model was not pushed. Evaluator did not bless it" in finished.stdout
+    best = max(baseline["grouped_auc"] for baseline in workspace.summary["baselines"].values())
+    assert f"and must be at least {best + 0.5:.4f}: the baseline " in finished.stdout
+    assert f" has {best:.4f}, and `min_auc_lead`=0.5" in finished.stdout
+    refused = [gate["metric"] for gate in workspace.summary["gates"] if not gate["passed"]]
+    assert "grouped_auc" in refused
     assert "Transform" in workspace.cached
     assert workspace.versions == before
 

@@ -1,37 +1,158 @@
-"""What a run prints of the metrics."""
+"""What a run prints and what its page shows."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+import re
+from typing import Any
 
-from matplotlib import image
 from rich.console import Console
 
-from tfx_pipeline.summary import METRICS, Slice, metrics_table, plot_slices
+from tfx_pipeline.components.baselines import Measured
+from tfx_pipeline.evaluation import COMPARED, MEAN_LABEL, Gate
+from tfx_pipeline.progress import Timing
+from tfx_pipeline.report_page import report_page
+from tfx_pipeline.results import HistoryLengths, Results, Slice, Tenth
+from tfx_pipeline.summary import METRICS, comparison_table, metrics_table
+
+
+def part(name: str, count: int, mean_label: float, *values: float) -> Slice:
+    return Slice(name, count, {MEAN_LABEL: mean_label, **dict(zip(COMPARED, values, strict=True))})
+
 
 SLICES = [
-    Slice("overall", 1_234_567, dict.fromkeys(METRICS, 0.7531)),
-    Slice("category=a very long name of a category that nobody would read to its end", 9, dict.fromkeys(METRICS, 0.5)),
-    Slice("genre=Noir", 3, dict(zip(METRICS, (math.nan, math.nan, 0.61, 1.02), strict=True))),
+    part("overall", 1_234_567, 0.25, *[0.7531] * 4, 0.002),
+    part("history_bucket=0-9", 1_000_000, 0.25, 0.7111, 0.6111, 0.5, 1.0, 0.0),
+    part("category=a very long name of a category that nobody would read to its end", 9, 0.5, *[0.5] * 5),
+    part("genre=Noir", 3, 1.0, math.nan, math.nan, 0.61, 1.02, 0.0),
+    part("genre=<b>None</b>", 2, 0.0, math.nan, math.nan, 0.61, math.nan, 0.0),
 ]
+INGESTION: dict[str, Any] = {
+    "rows_read": 2_000_010,
+    "rows_kept": 2_000_000,
+    "files": 2,
+    "users": 9_001,
+    "items": 77,
+    "left_out_for_short_history": 1_234,
+    "sampled_negatives": 0,
+    "impressions": {"train": 8, "validation": 4, "eval": 4},
+    "positives": {"train": 2, "validation": 1, "eval": 3},
+    "split": {"validation_from": 1_000, "eval_from": 2_000},
+    "malformed": {"missing <script>alert(1)</script>": 10},
+    "dead_letters": "out/dead_letter/1",
+    "malformed_by_span": {"2024-03-01": {"rows_read": 80, "malformed": 10}},
+    "malformed_by_file": {"1.csv": {"rows_read": 80, "malformed": 10}, "0.csv": {"rows_read": 0, "malformed": 0}},
+    "spans_not_listed": 0,
+    "files_not_listed": 1_300,
+}
+BASELINES = {"popularity": Measured(0.5512, 0.5413), "recency": Measured(0.5, math.nan)}
+
+
+def results_of(**changes: Any) -> Results:
+    arguments: dict[str, Any] = {
+        "outcome": "Pushed: serving/7",
+        "ingestion": INGESTION,
+        "history_lengths": {
+            "train": HistoryLengths(12.25, 9.0, 64),
+            "validation": HistoryLengths(13.5, 10.0, 64),
+            "eval": HistoryLengths(14.75, 11.0, 63),
+        },
+        "slices": SLICES,
+        "last": {**SLICES[0].values, "auc": 0.7421},
+        "baselines": BASELINES,
+        "gates": [
+            Gate("auc", 0.7531, "at least 0.6000", True),
+            Gate("grouped_auc", 0.5312, "at least 0.5413: the baseline popularity has 0.5413", False),
+        ],
+        "reliability": [Tenth(600_000, 0.0125, 0.01), Tenth(634_567, 0.5, 0.48)],
+        "timings": [Timing("Trainer", 12.34, 2**31, False), Timing("Transform", 0.1, 2**30, True)],
+        "artifacts": {"Trainer: model": ["out/model/6"]},
+    }
+    return Results(**{**arguments, **changes})
+
+
+def printed(table: Any) -> list[str]:
+    console = Console(width=80, record=True)
+    console.print(table)
+    return console.export_text().splitlines()
+
+
+def cells(lines: list[str], name: str) -> list[str]:
+    (line,) = [line for line in lines if name in line]
+    return [cell.strip() for cell in line.split("│")[2:-1]]
 
 
 def test_table_fits_80_columns_with_whole_numbers() -> None:
-    console = Console(width=80, record=True)
-    console.print(metrics_table(SLICES))
-    lines = console.export_text().splitlines()
+    lines = printed(metrics_table(SLICES))
     assert max(map(len, lines)) <= 80
-    (overall,) = [line for line in lines if "overall" in line]
-    assert overall.count("0.7531") == 4
-    assert "1,234,567" in overall
-    (noir,) = [line for line in lines if "Noir" in line]
-    assert [cell.strip() for cell in noir.split("│")[2:-1]] == ["3", "-", "-", "0.6100", "1.0200"]
+    assert cells(lines, "overall") == ["1,234,567", *["0.7531"] * len(METRICS)]
+    assert cells(lines, "Noir") == ["3", "-", "-", "0.6100", "1.0200"]
+    assert "genre=Noir,oneclass" in re.sub(r"[│\s\d.-]", "", "".join(lines))
     assert "…" not in "".join(lines)
+    assert "one class" not in "".join(printed(metrics_table(SLICES[:3])))
 
 
-def test_plot_is_drawn(tmp_path: Path) -> None:
-    plot_slices(SLICES, tmp_path / "plot.png")
-    pixels = image.imread(tmp_path / "plot.png")
-    assert pixels.shape[1] == 12 * 120
-    assert pixels.std() > 0
+def test_model_is_shown_beside_the_last_one_and_the_baselines() -> None:
+    lines = printed(comparison_table(results_of()))
+    assert max(map(len, lines)) <= 80
+    assert cells(lines, "this model") == ["0.7531", "0.7531", "0.7531", "0.7531", "0.0020"]
+    assert cells(lines, "last blessed") == ["0.7421", "0.7531", "0.7531", "0.7531", "0.0020"]
+    assert cells(lines, "popularity") == ["0.5512", "0.5413", "-", "-", "-"]
+    assert cells(lines, "recency") == ["0.5000", "-", "-", "-", "-"]
+    assert "last blessed" not in "".join(printed(comparison_table(results_of(last=None))))
+
+
+def rows_of(page: str, first: str) -> list[list[str]]:
+    """Text of the cells of the table rows of a page whose first cell is this."""
+    rows = [
+        re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    ]
+    return [row[1:] for row in rows if row and row[0] == first]
+
+
+def test_page_shows_the_whole_run() -> None:
+    page = report_page(results_of())
+    assert '<p class="passed">Pushed: serving/7</p>' in page
+    assert rows_of(page, "grouped_auc") == [
+        ["0.5312", "at least 0.5413: the baseline popularity has 0.5413", "refused"]
+    ]
+    assert rows_of(page, "auc") == [["0.7531", "at least 0.6000", "passed"]]
+    assert rows_of(page, "last blessed") == [["0.7421", "0.7531", "0.7531", "0.7531", "0.0020"]]
+    assert rows_of(page, "popularity") == [["0.5512", "0.5413", "-", "-", "-"]]
+    assert rows_of(page, "634,567") == [["0.500000", "0.480000"]]
+    assert rows_of(page, "genre=Noir") == [["3", "1.0000", "one class", "-", "0.6100", "1.0200", "0.0000"]]
+    assert rows_of(page, "eval") == [["4", "75.00%", "14.8", "11", "63"]]
+    assert rows_of(page, "2024-03-01") == rows_of(page, "1.csv") == [["80", "10", "12.50%"]]
+    assert rows_of(page, "0.csv") == [["0", "0", "0.00%"]]
+    assert "1,300 more are not listed" in page
+    assert rows_of(page, "Trainer") == [["12.3 s", "2.0 GiB"]]
+    assert rows_of(page, "Transform") == [["unchanged", "1.0 GiB"]]
+    assert rows_of(page, "Trainer: model") == [["out/model/6"]]
+    # Both plots, with the bucket and its size on an axis.
+    assert page.count("<svg") == page.count("</svg>") == 2
+    assert ">0-9<" in page
+    assert ">1,000,000<" in page
+
+
+def test_page_escapes_what_the_log_holds_and_loads_nothing() -> None:
+    page = report_page(results_of())
+    assert rows_of(page, "missing &lt;script&gt;alert(1)&lt;/script&gt;") == [["10"]]
+    assert "genre=&lt;b&gt;None&lt;/b&gt;" in page
+    assert "<script" not in page
+    assert not re.search(r'(?:src|href)="(?!#)', re.sub(r'xlink:href="#', "", page))
+
+
+def test_page_of_a_first_run_that_was_refused() -> None:
+    ingestion = {**INGESTION, "malformed": {}, "malformed_by_span": {}, "malformed_by_file": {}}
+    page = report_page(results_of(outcome="The model was not pushed.", last=None, reliability=[], ingestion=ingestion))
+    assert '<p class="refused">The model was not pushed.</p>' in page
+    assert "No row was malformed." in page
+    assert not rows_of(page, "last blessed")
+
+
+def test_smaller_slices_are_counted() -> None:
+    more = [part(f"item={number}", 1, 0.0, *[0.5] * 5) for number in range(120)]
+    page = report_page(results_of(slices=[*SLICES, *more]))
+    assert rows_of(page, "item=94") == [["1", "0.0000", "one class", *["0.5000"] * 4]]
+    assert not rows_of(page, "item=95")
+    assert "25 smaller slices are in summary.json." in page

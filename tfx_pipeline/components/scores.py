@@ -81,7 +81,7 @@ def score_columns(config: PipelineConfig) -> dict[str, str]:
     sampled, also `sampling_probability`, with which `keras_eta.datasets.corrected_logits` undoes the sampling.
     """
     layout = config.layout
-    names = (USER_ID, layout.features.item_id.name, TIMESTAMP, *config.slice_columns)
+    names = (USER_ID, layout.features.item_id.name, TIMESTAMP, *layout.slice_columns)
     columns = {name: _DTYPES[value_dtype(layout, name)] for name in names}
     if PROBABILITY in layout.row_columns:
         raise ValueError(f"A column of the impressions is named {PROBABILITY!r}, as the scores are. Rename it.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import glob
 import os
 import re
@@ -52,6 +53,18 @@ def log_spans(data: str, layout: Layout) -> dict[str, int]:
     paths = [str(path) for path in fileio.glob(wildcards + glob.escape(pattern[end:]))]
     matches = {path: re.fullmatch(regex, os.path.relpath(path, data)) for path in paths}
     return {path: _span(match) for path, match in matches.items() if match}
+
+
+def span_names(data: str, layout: Layout, last_span: int | None = None) -> dict[str, str]:
+    """The span of each of `log_files`, in words: a date or "span 9"; empty where the pattern has none."""
+    pattern, spans = layout.pattern, log_spans(data, layout)
+
+    def name(span: int) -> str:
+        if "{YYYY}" in pattern:
+            return str(datetime.date(1970, 1, 1) + datetime.timedelta(days=span))
+        return f"span {span}" if "{SPAN" in pattern else ""
+
+    return {path: name(spans[path]) for path in log_files(data, layout, last_span)}
 
 
 def file_metadata(path: str) -> FileMetadata:

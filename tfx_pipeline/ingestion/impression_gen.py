@@ -32,8 +32,10 @@ from tfx.utils import proto_utils
 from tfx_pipeline.config import SPLITS, Evaluation, PipelineConfig, Training
 from tfx_pipeline.ingestion import impressions, interactions
 from tfx_pipeline.ingestion.clusters import ClusterUserLog, Snapshots
-from tfx_pipeline.ingestion.files import log_files, log_spans
+from tfx_pipeline.ingestion.files import log_spans, span_names
+from tfx_pipeline.ingestion.item_counts import ITEM_COUNTS, PARQUET_SUFFIX, CountItems, item_counts_schema
 from tfx_pipeline.ingestion.log_checks import check_data, listed
+from tfx_pipeline.ingestion.malformed import NUM_EXAMPLES, check_malformed, log_parts
 from tfx_pipeline.ingestion.negatives import SampleNegatives
 from tfx_pipeline.ingestion.quantiles import ExactQuantiles
 from tfx_pipeline.ingestion.report import check_report, check_spellings, check_time_units, make_report
@@ -45,7 +47,7 @@ REPORT_FILE = "report.json"
 _FILE_PREFIX = "data_tfrecord"
 _FILE_SUFFIX = ".gz"
 _FILE_FORMAT = "tfrecords_gzip"
-_NUM_EXAMPLES = 3
+_EXAMPLE_CHARACTERS = 300
 
 
 def impression_gen(config: PipelineConfig) -> FileBasedExampleGen:
@@ -67,8 +69,8 @@ def impression_gen(config: PipelineConfig) -> FileBasedExampleGen:
 
     A history holds the user's behaviours strictly before the impression; behaviours of the same moment are in the
     descending order of their values, so the output does not depend on the runner. Further sequences have columns like
-    the history's; one of clusters holds those of the latest snapshot. `report.json` lies beside the splits. Malformed
-    rows go to `config.dead_letter_dir`.
+    the history's; one of clusters holds those of the latest snapshot. Beside the splits lie `report.json`, and as
+    Parquet the training impressions and positives of each item. Malformed rows go to `config.dead_letter_dir`.
 
     A pattern with a `{SPAN}` (or `{YYYY}`, `{MM}`, `{DD}`) reads the newest span and all before it. The component runs
     again when a file of the log, of any span, the item table or the item vectors change, and when an argument that it
@@ -139,7 +141,7 @@ class ImpressionGenExecutor(BaseBeamExecutor):
 
         Raises:
             FileNotFoundError: as `check_data`.
-            RuntimeError: if more than `config.max_bad_share` of the rows are malformed.
+            RuntimeError: if more than `config.max_bad_share` of the rows are malformed, as `check_malformed`.
             ValueError: as `check_data`; if there are fewer than two users, a split has no impressions, train or eval
                 have labels of one class only, or a column of strings spells its ids in two ways, as "1" and "1.0".
         """
@@ -147,7 +149,8 @@ class ImpressionGenExecutor(BaseBeamExecutor):
         check_data(config)
         artifact = artifact_utils.get_single_instance(output_dict[EXAMPLES_KEY])
         artifact.split_names = artifact_utils.encode_split_names(list(SPLITS))
-        files = log_files(config.data, config.layout, exec_properties.get(SPAN_PROPERTY_NAME))
+        spans = span_names(config.data, config.layout, exec_properties.get(SPAN_PROPERTY_NAME))
+        files = list(spans)
         run = self._context.pipeline_run_id if self._context else None
         dead_letters = os.path.join(config.dead_letter_dir, run or os.path.basename(artifact.uri))
         report_path = os.path.join(artifact.uri, REPORT_FILE)
@@ -161,11 +164,17 @@ class ImpressionGenExecutor(BaseBeamExecutor):
             outputs[interactions.MALFORMED] | "WriteMalformed" >> beam.io.WriteToText(
                 os.path.join(dead_letters, "rows"), file_name_suffix=".jsonl", skip_if_empty=True
             )
+            outputs[ITEM_COUNTS] | "WriteItemCounts" >> beam.io.WriteToParquet(
+                os.path.join(artifact.uri, ITEM_COUNTS),
+                item_counts_schema(config.layout),
+                file_name_suffix=PARQUET_SUFFIX,
+            )
             outputs[interactions.COUNTS] | "WriteReport" >> beam.io.WriteToText(report_path, shard_name_template="")
 
         with fileio.open(report_path) as file:
             raw = json.loads(file.read())
-        report = make_report(raw, len(files), _num_bytes(artifact), dead_letters)
+        parts = log_parts(raw["counts"], config.data, spans)
+        report = make_report(raw, parts, _num_bytes(artifact), dead_letters)
         text = json.dumps(report, indent=2)
         if report["malformed"]:
             with fileio.open(os.path.join(dead_letters, REPORT_FILE), "w") as file:
@@ -173,7 +182,8 @@ class ImpressionGenExecutor(BaseBeamExecutor):
         logging.info("Ingestion: %s", text)
         check_spellings(raw["counts"])
         check_time_units(raw["counts"], config.layout)
-        check_report(report, raw["examples"], config)
+        check_malformed(parts, raw["examples"], dead_letters, config)
+        check_report(report, config)
         with fileio.open(report_path, "w") as file:
             file.write(text)
         examples_utils.set_payload_format(artifact, tfx.proto.PayloadFormat.FORMAT_TF_EXAMPLE)
@@ -188,8 +198,8 @@ class ImpressionGen(FileBasedExampleGen):
 
 
 class GenerateImpressions(beam.PTransform):
-    """Pipeline -> a dict: under each split's name blocks of tf.Examples, under `MALFORMED` JSON lines, and under
-    `COUNTS` one JSON object: sums, cuts, and examples of malformed rows.
+    """Pipeline -> a dict: under each split's name blocks of tf.Examples, under `ITEM_COUNTS` what `CountItems` gives,
+    under `MALFORMED` JSON lines, and under `COUNTS` one JSON object: sums, cuts, and examples of malformed rows.
 
     Args:
         config: of the pipeline.
@@ -252,15 +262,16 @@ class GenerateImpressions(beam.PTransform):
         )
         first_malformed = (
             malformed
-            | beam.Map(_by_reason)
-            | beam.combiners.Top.SmallestPerKey(_NUM_EXAMPLES)
-            | "ToDictMalformed" >> beam.combiners.ToDict()
+            | beam.Map(_by_file_and_reason, config.data)
+            | beam.combiners.Top.SmallestPerKey(NUM_EXAMPLES)
+            | "ToListMalformed" >> beam.combiners.ToList()
         )
         report = counts | "Report" >> beam.Map(
             _to_json, beam.pvalue.AsSingleton(cuts), beam.pvalue.AsSingleton(first_malformed)
         )
         return {
             **{split: examples[split] for split in SPLITS},
+            ITEM_COUNTS: (users, cuts) | "CountItems" >> CountItems(config.layout, config.min_history),
             interactions.MALFORMED: malformed | "ToJson" >> beam.Map(_malformed_to_json),
             interactions.COUNTS: report,
         }
@@ -318,8 +329,9 @@ def _sum(key: str, numbers: Iterable[int]) -> tuple[str, int]:
     return key, sum(numbers)
 
 
-def _by_reason(row: interactions.Malformed) -> tuple[str, tuple[str, str]]:
-    return row.reason, (row.file, row.row)
+def _by_file_and_reason(row: interactions.Malformed, data: str) -> tuple[tuple[str, str], str]:
+    text = row.row if len(row.row) <= _EXAMPLE_CHARACTERS else f"{row.row[:_EXAMPLE_CHARACTERS]}..."
+    return (os.path.relpath(row.file, data), row.reason), text
 
 
 def _malformed_to_json(row: interactions.Malformed) -> str:
@@ -332,7 +344,12 @@ def _cuts_after(quantiles: tuple[int, int] | None) -> impressions.Cuts:
     return impressions.Cuts(last_train + 1, last_validation + 1)
 
 
-def _to_json(counts: Mapping[str, int], cuts: impressions.Cuts, examples: Mapping[str, Any]) -> str:
+def _to_json(
+    counts: Mapping[str, int], cuts: impressions.Cuts, malformed: Iterable[tuple[tuple[str, str], list[str]]]
+) -> str:
+    examples: dict[str, dict[str, list[str]]] = {}
+    for (file, reason), some in malformed:
+        examples.setdefault(file, {})[reason] = some
     return json.dumps({"counts": counts, "cuts": cuts._asdict(), "examples": examples})
 
 

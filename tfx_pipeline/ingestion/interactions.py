@@ -29,6 +29,7 @@ METRICS_NAMESPACE = "keras_eta/ingestion"
 MALFORMED = "malformed"
 COUNTS = "counts"
 
+# Of a file, whose path is joined to it by a tab. Malformed rows are counted under `MALFORMED`, reason and path.
 ROWS_READ = "rows_read"
 _BATCH_ROWS = 10_000
 
@@ -60,7 +61,7 @@ class CountingDoFn(beam.DoFn):
     def malformed(self, reason: str, file: str, row: str) -> beam.pvalue.TaggedOutput:
         """A malformed row, counted by its reason by Beam as well."""
         beam.metrics.Metrics.counter(METRICS_NAMESPACE, f"{MALFORMED}: {reason}").inc()
-        self.count(f"{MALFORMED}/{reason}")
+        self.count("\t".join((MALFORMED, reason, file)))
         return beam.pvalue.TaggedOutput(MALFORMED, Malformed(reason, file, row))
 
     def finish_bundle(self) -> Iterator[beam.pvalue.TaggedOutput]:
@@ -142,7 +143,7 @@ class _ParseLines(_ParseRows):
     ) -> Iterator[tuple[UserId, Interaction] | beam.pvalue.TaggedOutput]:
         name, line = element
         file, path, parser = self._files[name]
-        self.count(ROWS_READ)
+        self.count("\t".join((ROWS_READ, path)))
         try:
             row = split_row(line.decode(self._encoding), self._separator)
             interaction = self.parsed(parser, row, items, file, path)
@@ -167,7 +168,7 @@ class _ParseTables(_ParseRows):
     ) -> Iterator[tuple[UserId, Interaction] | beam.pvalue.TaggedOutput]:
         name, table = element
         file, path = self._files[name]
-        self.count(ROWS_READ, table.num_rows)
+        self.count("\t".join((ROWS_READ, path)), table.num_rows)
         for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
             columns = [column_values(batch.column(batch.schema.get_field_index(name))) for name in self._columns]
             for row in zip(*columns, strict=True):

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from keras_eta.columns import TIMESTAMP
 from tfx_pipeline.config import EVAL, SPLITS, TRAIN, PipelineConfig
 from tfx_pipeline.ingestion import impressions, interactions, negatives, rows
+from tfx_pipeline.ingestion.malformed import Parts, most_first
 from tfx_pipeline.layouts import AGE_BOUNDARIES, Layout
 
 
-def make_report(raw: Mapping[str, Any], num_files: int, num_bytes: int, dead_letters: str) -> dict[str, Any]:
+def make_report(raw: Mapping[str, Any], parts: Parts, num_bytes: int, dead_letters: str) -> dict[str, Any]:
     """What became of the rows."""
     counts = raw["counts"]
 
     def by_split(name: str) -> dict[str, int]:
         return {split: counts.get(f"{name}/{split}", 0) for split in SPLITS}
 
-    prefix = f"{interactions.MALFORMED}/"
-    malformed = {name.removeprefix(prefix): count for name, count in counts.items() if name.startswith(prefix)}
-    malformed = dict(sorted(malformed.items(), key=lambda item: (-item[1], item[0])))
-    rows_read = counts.get(interactions.ROWS_READ, 0)
+    log = parts.log
     num_impressions = by_split(impressions.IMPRESSIONS)
     return {
-        "files": num_files,
-        "rows_read": rows_read,
-        "rows_kept": rows_read - sum(malformed.values()),
-        "malformed": malformed,
-        "dead_letters": dead_letters if malformed else None,
+        "files": len(parts.files),
+        "rows_read": log.rows_read,
+        "rows_kept": log.rows_read - log.malformed,
+        "malformed": most_first(log.reasons),
+        **parts.reported(),
+        "dead_letters": dead_letters if log.malformed else None,
         "users": counts.get(impressions.USERS, 0),
         "items": counts[impressions.ITEMS],
         "left_out_for_short_history": counts.get(impressions.LEFT_OUT, 0),
@@ -93,22 +91,8 @@ def check_time_units(counts: Mapping[str, int], layout: Layout) -> None:
     )
 
 
-def check_report(report: Mapping[str, Any], examples: Mapping[str, Any], config: PipelineConfig) -> None:
+def check_report(report: Mapping[str, Any], config: PipelineConfig) -> None:
     """Refuses data that no model can be trained and judged on."""
-    rows_read, malformed = report["rows_read"], report["malformed"]
-    num_malformed = sum(malformed.values())
-    share = num_malformed / max(rows_read, 1)
-    if share > config.max_bad_share:
-        reasons = []
-        for reason, count in malformed.items():
-            rows = "; ".join(f"{os.path.basename(file)}: {row!r}" for file, row in examples[reason])
-            reasons.append(f"  {count:,} {reason}, e.g. {rows}")
-        raise RuntimeError(
-            f"{num_malformed:,} of {rows_read:,} rows are malformed, a share of {share:.2%}; "
-            f"`max_bad_share` allows {config.max_bad_share:.2%}.\n"
-            + "\n".join(reasons)
-            + f"\nAll of them: {report['dead_letters']}"
-        )
     if report["users"] < 2:
         raise ValueError(f"The log must hold at least two users. Found: {report['users']}")
     sizes, positives = report["impressions"], report["positives"]

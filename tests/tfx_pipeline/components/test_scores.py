@@ -30,7 +30,6 @@ SCHEMA = pa.schema(
         pa.field("item_id", pa.string(), nullable=False),
         pa.field("timestamp", pa.int64(), nullable=False),
         pa.field("country", pa.string(), nullable=False),
-        pa.field("category_id", pa.int64(), nullable=False),
         pa.field("history_bucket", pa.string(), nullable=False),
         pa.field("label", pa.int64(), nullable=False),
         pa.field("probability", pa.float32(), nullable=False),
@@ -78,7 +77,6 @@ def test_every_impression_has_its_score(tmp_path):
             "item_id": impression["item_id"].decode(),
             "timestamp": impression["timestamp"],
             "country": impression["country"].decode(),
-            "category_id": impression["category_id"],
             "history_bucket": "0-9",
             "label": impression["label"],
         }

@@ -120,6 +120,14 @@ def ingest(
     return report, {split: read_split(artifact.uri, split) for split in splits}
 
 
+def read_item_counts(config: PipelineConfig) -> dict[Any, tuple[int, int]]:
+    files = sorted(Path(config.output, "examples", "1").glob("item_counts-*.parquet"))
+    rows = [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
+    counts = {row["item"]: (row["positives"], row["impressions"]) for row in rows}
+    assert len(counts) == len(rows)
+    return counts
+
+
 def read_split(uri: str, split: str) -> list[Row]:
     files = sorted(str(path) for path in Path(uri, f"Split-{split}").glob("*.gz"))
     rows = []
@@ -163,6 +171,15 @@ def impressions_by_loop(rows: Sequence[Row], layout: Layout, min_history: int) -
         impression["label"] = int(row["rating"] >= 4)
         found.append(impression)
     return sorted(found, key=canonical)
+
+
+def item_counts_by_loop(rows: Sequence[Row]) -> dict[Any, tuple[int, int]]:
+    """Positives and impressions of each item among impressions of the training split."""
+    counts: dict[Any, tuple[int, int]] = {}
+    for row in rows:
+        positives, shown = counts.get(row["item_id"], (0, 0))
+        counts[row["item_id"]] = positives + row["label"], shown + 1
+    return counts
 
 
 def in_split(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -240,9 +257,12 @@ def test_impressions_of_any_role_and_type_equal_a_plain_loop_whatever_the_order_
     write_csv(tmp_path / "data" / "a.csv", rows[:70])
     write_csv(tmp_path / "data" / "b.csv", [{**row, "more": 1} for row in rows[70:]], ["more", *reversed(COLUMNS)])
     expected = impressions_by_loop(rows, LAYOUT, min_history=3)
-    report, found = ingest(make_config(tmp_path, min_history=3))
+    config = make_config(tmp_path, min_history=3)
+    report, found = ingest(config)
 
     assert found == in_split(expected)
+    assert read_item_counts(config) == item_counts_by_loop(found["train"])
+    assert len(item_counts_by_loop(found["train"])) > 5
     assert all(found.values())
     assert report["rows_kept"] == len(rows)
     assert report["left_out_for_short_history"] == len(rows) - len(expected)
@@ -465,6 +485,12 @@ def test_malformed_rows_go_to_the_dead_letters_with_reason_file_and_text(tmp_pat
     counts = Counter(reason for reason, _ in MALFORMED) + Counter(["duplicate rows"])
     assert report["malformed"] == counts
     assert list(report["malformed"].values()) == sorted(counts.values(), reverse=True)
+    assert report["malformed_by_span"] == {}
+    assert report["malformed_by_file"] == {
+        "log.csv": {"rows_read": len(rows) + len(MALFORMED), "malformed": len(MALFORMED)},
+        "more.csv": {"rows_read": 1, "malformed": 1},
+    }
+    assert (report["spans_not_listed"], report["files_not_listed"]) == (0, 0)
     assert report["dead_letters"] == str(Path(config.dead_letter_dir) / "1")
     letters = [
         json.loads(line)
@@ -509,7 +535,9 @@ def test_too_many_malformed_rows_stop_the_run_with_reasons_and_examples(tmp_path
     config = make_config(tmp_path, taobao(), split=Split(validation_from=first + 50, eval_from=first + 70))
     letters = Path(config.dead_letter_dir) / "1"
     message = (
-        "4 of 196 rows are malformed, a share of 2.04%; `max_bad_share` allows 1.00%.\n"
+        "Too many rows are malformed; `max_bad_share` allows 1.00%.\n"
+        "  the log: 4 of 196 rows, 2.04%\n"
+        "In the log:\n"
         "  2 non-numeric user_id, e.g. UserBehavior.csv: 'x,1,1,pv,1512000000'; "
         "UserBehavior.csv: 'y,1,1,pv,1512000000'\n"
         "  1 negative user_id, e.g. UserBehavior.csv: '-7,1,1,pv,1512000000'\n"
@@ -620,6 +648,9 @@ def published(config: PipelineConfig) -> list[str]:
     return [artifact.uri for artifact in artifacts if artifact.state == Artifact.LIVE]
 
 
+EXAMPLE = "day-9/log.csv: 'nobody,1,1000,5,acme,1.0,nz,3,tv'"
+
+
 def test_new_span_is_read_with_all_before_it_and_nothing_is_done_twice(tmp_path):
     layout = dataclasses.replace(LAYOUT, pattern="day-{SPAN}/*.csv")
     rows = random_rows()
@@ -640,11 +671,21 @@ def test_new_span_is_read_with_all_before_it_and_nothing_is_done_twice(tmp_path)
     _, second = run_pipeline(config)
     assert {split: read_split(second, split) for split in SPLITS} == in_split(impressions_by_loop(rows, layout, 1))
 
-    # A correction of an old day counts as well; a bad one stops the run and publishes nothing.
+    # A correction of an old day counts as well; a bad one stops the run and publishes nothing, though the log is large
+    # enough to hide it.
     with (tmp_path / "data" / "day-9" / "log.csv").open("a") as file:
-        file.writelines("nobody,1,1000,5,acme,1.0,nz,3,tv\n" for _ in range(9))
-    with pytest.raises(RuntimeError, match=r"9 of 1\d\d rows are malformed"):
-        run_pipeline(config)
+        file.writelines("nobody,1,1000,5,acme,1.0,nz,3,tv\n" for _ in range(10))
+    rows_read = len(parts[9]) + 10
+    message = (
+        f"Too many rows are malformed; `max_bad_share` allows {9.5 / rows_read:.2%}.\n"
+        f"  span 9: 10 of {rows_read} rows, {10 / rows_read:.2%}\n"
+        f"  day-9/log.csv: 10 of {rows_read} rows, {10 / rows_read:.2%}\n"
+        "In day-9/log.csv:\n"
+        f"  10 non-numeric user_id, e.g. {'; '.join(3 * [EXAMPLE])}\n"
+        f"All of them: {config.dead_letter_dir}"
+    )
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        run_pipeline(dataclasses.replace(config, max_bad_share=9.5 / rows_read))
     assert published(config) == [first, second]
 
 
