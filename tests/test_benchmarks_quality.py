@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import ablation, counting, needle, recall, staleness
+from benchmarks.quality import ablation, needle, recall, staleness
 from benchmarks.quality.ablation import Variant, variants
 from benchmarks.quality.clustered import with_clusters
 from benchmarks.quality.further_query import RecentQueryInterest
@@ -293,24 +293,3 @@ def test_variants_differ_in_one_part() -> None:
         variant = ablation.Variant(axis, value)
         assert {**variant.unit().get_config(), "name": None} == {**config, **part, "name": None}
         assert variant.task is ((axis, value) != ("task", "no"))
-
-
-def test_counts_of_the_item_among_users_and_behaviours() -> None:
-    log = Interactions.from_columns(
-        {"user_id": [1, 1, 1, 1, 2, 2], "item_id": [7, 8, 7, 9, 7, 8], "timestamp": [1, 2, 3, 4, 1, 2]}
-    )
-    impressions = Impressions.from_columns(
-        log,
-        {"user_id": [1, 1, 2, 2], "item_id": [7, 8, 8, 0], "timestamp": [5, 5, 5, 5]},
-        np.array([1, 0, 1, 0]),
-    )
-    features = Features(Feature("item_id"), max_history_length=3)
-    lookup = FeatureLookup(features)
-    lookup.adapt({"item_id": log["item_id"]})
-    data = Protocol("tiny", impressions, impressions, impressions, lookup, category="", long_history=0)
-    scores = counting.scores_of_test(data)
-    # Of the last three behaviours: the first 7 is out of reach, and padding is no item 0.
-    assert scores["repeat-count"].tolist() == [1, 1, 1, 0]
-    assert scores["popularity"].tolist() == [1, 1, 1, 0]
-    np.testing.assert_allclose(scores["click-rate"], [6 / 11, 6 / 12, 6 / 12, 5 / 11])
-    assert scores["recency"].tolist() == [1 / 2, 1 / 3, 1, 0]

@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.quality.clustered import with_clusters
-from benchmarks.quality.counting import scores_of_test
 from benchmarks.quality.protocols import Protocol
 from benchmarks.quality.results import Result
 from benchmarks.quality.units import CLUSTERED, USER_ID_DROPOUT, make_ranker, request_milliseconds
 from keras_eta import Ranker, metrics
+from keras_eta.datasets.baselines import baseline_scores
 from keras_eta.datasets.columns import ITEM_ID
 from keras_eta.datasets.impressions import Impressions
 
@@ -136,7 +136,7 @@ def count(data: Protocol, names: Sequence[str]) -> list[Result]:
     if not names:
         return []
     start = time.perf_counter()
-    scores = scores_of_test(data)
+    scores = baseline_scores(data.train, data.test, data.features)
     seconds = time.perf_counter() - start
     return [
         Result(

@@ -3,10 +3,12 @@
 log -> `Interactions` -> `Impressions` -> `temporal_split` -> `Impressions.to_dataset` -> `model.fit`
 
 `sample_negatives` makes impressions of a log that holds positives only.
+`baseline_scores` counts what a ranker must beat.
 `cluster_log` makes `Clusters` of a log, the behaviours that TWIN-V2 reads.
 """
 
 from keras_eta.datasets import complete_journey, movielens, synthetic, taobao
+from keras_eta.datasets.baselines import baseline_scores
 from keras_eta.datasets.clustering import cluster_behaviours, quantile_groups
 from keras_eta.datasets.clusters import Clusters, cluster_log, regular_snapshots
 from keras_eta.datasets.impressions import Impressions, temporal_split
@@ -20,6 +22,7 @@ __all__ = [
     "Interactions",
     "Rejection",
     "Report",
+    "baseline_scores",
     "cluster_behaviours",
     "cluster_log",
     "complete_journey",

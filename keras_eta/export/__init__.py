@@ -1,6 +1,6 @@
 """Exports rankers for TensorFlow Serving."""
 
-from keras_eta.export.columns import DISTANCES, EXAMPLES, POSITIONS, PROBABILITY, WEIGHTS
+from keras_eta.export.columns import COUNT, DISTANCES, EXAMPLES, POSITIONS, PROBABILITY, WEIGHTS
 from keras_eta.export.export import export_model
 
-__all__ = ["DISTANCES", "EXAMPLES", "POSITIONS", "PROBABILITY", "WEIGHTS", "export_model"]
+__all__ = ["COUNT", "DISTANCES", "EXAMPLES", "POSITIONS", "PROBABILITY", "WEIGHTS", "export_model"]

@@ -14,6 +14,8 @@ PROBABILITY = "probability"
 POSITIONS = "positions"
 DISTANCES = "distances"
 WEIGHTS = "weights"
+# What the names of a unit's numbers of matching behaviours end in.
+COUNT = "_count"
 EXAMPLES = "examples"
 USER_STATE = "user_state"
 RANK_FROM_STATE = "rank_from_state"

@@ -12,6 +12,7 @@ from keras_eta.columns import TIMESTAMP, length_name
 from keras_eta.export.arguments import argument_names, concrete
 from keras_eta.export.checks import checked, index_guard, parsed
 from keras_eta.export.columns import (
+    COUNT,
     EXAMPLES,
     POINTWISE_AXES,
     POSITIONS,
@@ -77,7 +78,7 @@ class Signatures(tf.Module):
                     outputs[prefix + name] = column
             for unit_name, interest in scores.interests.items():
                 for name, count in (interest.matches or {}).items():
-                    outputs[f"{unit_name}_{name}_count"] = count
+                    outputs[f"{unit_name}_{name}{COUNT}"] = count
             return outputs
 
         def examples(inputs: Inputs) -> dict[str, tf.Tensor]:

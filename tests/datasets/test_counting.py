@@ -7,6 +7,8 @@ import re
 import numpy as np
 import pytest
 
+from keras_eta import Feature, Features
+from keras_eta.datasets import Impressions, Interactions, baseline_scores
 from keras_eta.datasets.counting import BASELINES, counting_scores, repeats_and_recency
 
 
@@ -45,3 +47,22 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     message = "`candidates` and `lengths` must be [n] and `histories` [n, L]. Received: (2,), (2,) and (3, 4)"
     with pytest.raises(ValueError, match=re.escape(message)):
         repeats_and_recency(np.zeros(2), np.zeros([3, 4]), np.zeros(2))
+
+
+def test_counts_of_the_item_among_users_and_behaviours() -> None:
+    log = Interactions.from_columns(
+        {"user_id": [1, 1, 1, 1, 2, 2], "item_id": [7, 8, 7, 9, 7, 8], "timestamp": [1, 2, 3, 4, 1, 2]}
+    )
+    impressions = Impressions.from_columns(
+        log,
+        {"user_id": [1, 1, 2, 2], "item_id": [7, 8, 8, 0], "timestamp": [5, 5, 5, 5]},
+        np.array([1, 0, 1, 0]),
+    )
+    # Other columns, which the log even lacks, are not read.
+    features = Features(Feature("item_id"), item_attributes=(Feature("brand"),), max_history_length=3)
+    scores = baseline_scores(impressions, impressions, features)
+    # Of the last three behaviours: the first 7 is out of reach, and padding is no item 0.
+    assert scores["repeat-count"].tolist() == [1, 1, 1, 0]
+    assert scores["popularity"].tolist() == [1, 1, 1, 0]
+    np.testing.assert_allclose(scores["click-rate"], [6 / 11, 6 / 12, 6 / 12, 5 / 11])
+    assert scores["recency"].tolist() == [1 / 2, 1 / 3, 1, 0]

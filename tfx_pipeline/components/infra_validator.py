@@ -18,7 +18,7 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 from tfx.utils import io_utils, path_utils
 
 from keras_eta.columns import HISTORY_LENGTH, TIMESTAMP, length_name
-from keras_eta.export import EXAMPLES, POSITIONS, PROBABILITY, WEIGHTS
+from keras_eta.export import COUNT, EXAMPLES, POSITIONS, PROBABILITY, WEIGHTS
 from keras_eta.export.checks import parsed
 from keras_eta.export.columns import RANK_FROM_STATE, UPDATE_STATE, USER_STATE, dtypes_of
 from keras_eta.export.examples import LISTS
@@ -293,6 +293,12 @@ def _check_explanation(outputs: Inputs, lengths: np.ndarray) -> None:
     expected = outputs[PROBABILITY].shape
     for name, x in outputs.items():
         if name == PROBABILITY:
+            continue
+        if name.endswith(COUNT):
+            if x.shape != expected:
+                raise UnservableModelError(f"`{EXPLAIN}` gives `{name}` of shape {list(x.shape)} for {list(expected)}.")
+            if ((x < 0) | (x > lengths[:, None])).any():
+                raise UnservableModelError(f"`{EXPLAIN}` gives `{name}` beyond the behaviours of the histories.")
             continue
         # Units of which one's name begins with another's: the longer one is meant.
         unit = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default="")

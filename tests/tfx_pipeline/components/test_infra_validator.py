@@ -398,6 +398,7 @@ GOOD = {
         # A unit that attends to fewer behaviours, without scores.
         "recent_interest_positions": np.array([[[-1]] * 2, [[0]] * 2]),
         "recent_interest_weights": np.array([[[0.0]] * 2, [[1.0]] * 2]),
+        "match_item_id_count": np.array([[0, 0], [6, 1]]),
     },
 }
 STATES = {
@@ -507,6 +508,21 @@ def test_state_signatures_get_columns_and_states(records):
             "recent_interest_positions",
             np.array([[[0]] * 2, [[0]] * 2]),
             r"`explain` gives `recent_interest_positions` outside of the histories\.",
+        ),
+        (
+            "explain",
+            "match_item_id_count",
+            np.zeros((2, 2, 1)),
+            r"`explain` gives `match_item_id_count` of shape \[2, 2, 1\] for \[2, 2\]",
+        ),
+        *(
+            (
+                "explain",
+                "match_item_id_count",
+                np.array(counts),
+                r"`explain` gives `match_item_id_count` beyond the behaviours of the histories\.",
+            )
+            for counts in ([[1, 0], [6, 1]], [[0, 0], [-1, 1]])
         ),
         (
             "explain",

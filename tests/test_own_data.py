@@ -1,0 +1,65 @@
+"""docs/own_data.md, run as it is printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "own_data.md"
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_csv_becomes_a_served_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"```(python|bash)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert {language for language, _ in blocks} == {"python", "bash"}
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    names: dict[str, Any] = {}
+    for number, (language, code) in enumerate(blocks):
+        if language == "python":
+            exec(compile(code, f"docs/own_data.md, block {number}", "exec"), names)
+        else:
+            _run(code, port, tmp_path / f"{number}.log")
+    assert names["learned"] > max(names["counted"].values()) + 0.1
+    assert max(names["counted"], key=names["counted"].get) in {"repeat-count", "repeat-popularity", "recency"}
+    log = "".join(path.read_text() for path in sorted(tmp_path.glob("*.log")))
+    assert "16,000 rows read, 16,000 kept" in log
+    assert (tmp_path / "build" / "report" / "index.html").is_file()
+    assert (tmp_path / "models" / "purchases" / "1" / "saved_model.pb").is_file()
+    page = (tmp_path / "explanation.html").read_text()
+    assert "match_item_id_count" in page
+
+
+def _run(code: str, port: int, log: Path) -> None:
+    """Runs the commands with this Python, on a free port; what is started with & is stopped at the end."""
+    code = code.replace("--port 8500", f"--port {port}")
+    code = code.replace("serving.client explain", f"serving.client explain --target 127.0.0.1:{port}")
+    script = f"""
+        set -e
+        trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+        python() {{
+            if [ "$2" = serving.client ]; then
+                for second in $(seq 120); do (: > /dev/tcp/127.0.0.1/{port}) 2>/dev/null && break; sleep 1; done
+            fi
+            {sys.executable} "$@"
+        }}
+        {code}"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with log.open("w") as file:
+        done = subprocess.run(
+            ["bash", "-c", script], stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
+        )
+    assert done.returncode == 0, log.read_text()[-4000:]
