@@ -27,10 +27,11 @@ def use_legacy_keras() -> None:
 
 
 def exempt_keras_from_autograph() -> None:
-    """Keeps AutoGraph from converting tf_keras and TFRS, which costs 15 s at the first traced step.
+    """Keeps AutoGraph from converting tf_keras, TFRS and this package, which takes seconds at the first traced step.
 
-    TensorFlow 2.16 exempts a package named `keras` but not `tf_keras`; later versions exempt both. The rules are
-    private API, so a TensorFlow without them is left alone.
+    TensorFlow 2.16 exempts a package named `keras` but not `tf_keras`; later versions exempt both. This package needs
+    no conversion; layers that users derive from its own are still converted. The rules are private API, so a
+    TensorFlow without them is left alone.
     """
     import tensorflow as tf
 
@@ -38,5 +39,5 @@ def exempt_keras_from_autograph() -> None:
         return
     from tensorflow.python.autograph.core import config
 
-    rules = tuple(config.DoNotConvert(package) for package in ("tf_keras", "tensorflow_recommenders"))
+    rules = tuple(config.DoNotConvert(package) for package in ("tf_keras", "tensorflow_recommenders", "keras_eta"))
     config.CONVERSION_RULES = rules + tuple(config.CONVERSION_RULES)

@@ -21,9 +21,9 @@ MakeBatch = Callable[..., Batch]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with end-to-end tests come first, so that no worker is left with one of them at the end."""
-    longest = {item.path for item in items if item.get_closest_marker("e2e")}
-    items.sort(key=lambda item: item.path not in longest)
+    """Files with end-to-end tests come first, those with slow ones next, so that no worker ends with one alone."""
+    longest = [{item.path for item in items if item.get_closest_marker(marker)} for marker in ("e2e", "slow")]
+    items.sort(key=lambda item: [item.path not in paths for paths in longest])
 
 
 @pytest.fixture(scope="session")

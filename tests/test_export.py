@@ -94,6 +94,13 @@ def model():
 
 
 @pytest.fixture(scope="module")
+def small_model():
+    """What is quickly exported, where it does not matter what."""
+    features = Features(item_id=Feature("item_id", vocabulary_size=5, embedding_dim=2), max_history_length=2)
+    return Ranker(features, interests=[RecentInterest(2)], hidden_units=(2,))
+
+
+@pytest.fixture(scope="module")
 def path(model, tmp_path_factory):
     return export_model(model, tmp_path_factory.mktemp("models") / "eta", version=7)
 
@@ -326,10 +333,10 @@ def test_floats_behind_a_history_are_not_read_without_a_lookup(tmp_path, unit):
     np.testing.assert_array_equal(probability(np.nan, np.inf), probability(0, 0))
 
 
-def test_exports_of_one_model_at_once(model, tmp_path):
+def test_exports_of_one_model_at_once(small_model, tmp_path):
     """Keras traces a model in one thread at a time."""
     with futures.ThreadPoolExecutor(3) as pool:
-        paths = list(pool.map(lambda _: export_model(model, tmp_path, warmup=False), range(3)))
+        paths = list(pool.map(lambda _: export_model(small_model, tmp_path, warmup=False), range(3)))
     assert sorted(path.name for path in paths) == ["1", "2", "3"]
 
 
@@ -437,8 +444,19 @@ def compiled_path(long_model, tmp_path_factory):
     return export_model(long_model, tmp_path_factory.mktemp("compiled") / "eta", jit_compile=True)
 
 
+@pytest.fixture(scope="module")
+def compiled(compiled_path):
+    return tf.saved_model.load(str(compiled_path)).signatures
+
+
+@pytest.fixture(scope="module")
+def not_compiled(long_model, tmp_path_factory):
+    path = export_model(long_model, tmp_path_factory.mktemp("not compiled") / "eta", warmup=False)
+    return tf.saved_model.load(str(path)).signatures
+
+
 @pytest.mark.parametrize(("rows", "candidates", "length"), [(1, 400, 600), (2, 300, 300), (2, 5, 20), (1, 400, 700)])
-def test_compiled_export_answers_as_one_that_is_not(long_model, compiled_path, tmp_path, rows, candidates, length):
+def test_compiled_export_answers_as_one_that_is_not(compiled, not_compiled, rows, candidates, length):
     """(1, 400, 600) and (2, 300, 300) are counted by XLA, (2, 5, 20) sorted."""
     generator = np.random.default_rng(0)
     columns = {
@@ -446,9 +464,7 @@ def test_compiled_export_answers_as_one_that_is_not(long_model, compiled_path, t
         "history_item_id": generator.integers(2, 52, (rows, length)),
         "history_length": generator.integers(length // 2, length + 1, rows),
     }
-    plain = tf.saved_model.load(str(export_model(long_model, tmp_path / "eta"))).signatures
-    compiled = tf.saved_model.load(str(compiled_path)).signatures
-    expected, answer = call(plain, "explain", columns), call(compiled, "explain", columns)
+    expected, answer = call(not_compiled, "explain", columns), call(compiled, "explain", columns)
     for name in ("positions", "distances"):
         np.testing.assert_array_equal(answer[name], expected[name])
     np.testing.assert_allclose(answer["weights"], expected["weights"], atol=1e-6)
@@ -484,34 +500,34 @@ def test_features_travel_with_the_export(model, path):
     assert Features.from_dict(description) == model.features
 
 
-def test_versions_count_up_and_never_overwrite(model, path, tmp_path):
+def test_versions_count_up_and_never_overwrite(small_model, path, tmp_path):
     assert path.name == "7"
     (tmp_path / "3").mkdir()
     (tmp_path / "not a version").mkdir()
-    assert export_model(model, tmp_path, warmup=False) == tmp_path / "4"
+    assert export_model(small_model, tmp_path, warmup=False) == tmp_path / "4"
     with pytest.raises(FileExistsError, match="Version 4 exists"):
-        export_model(model, tmp_path, version=4)
+        export_model(small_model, tmp_path, version=4)
     with pytest.raises(ValueError, match=r"`version` must be a positive integer. Received: version=0"):
-        export_model(model, tmp_path, version=0)
+        export_model(small_model, tmp_path, version=0)
     with pytest.raises(TypeError, match="`model` must be a keras_eta Ranker"):
         export_model(tf.keras.Sequential(), tmp_path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["3", "4", "not a version"]
 
 
-def test_names_that_a_server_takes_for_no_version_do_not_count(model, tmp_path):
+def test_names_that_a_server_takes_for_no_version_do_not_count(small_model, tmp_path):
     for name in ("1" + "0" * 21, str(2**63), "\u0663", "-5", "0x9", "5.0", ".12"):
         (tmp_path / name).mkdir()
-    assert export_model(model, tmp_path, warmup=False) == tmp_path / "1"
+    assert export_model(small_model, tmp_path, warmup=False) == tmp_path / "1"
     (tmp_path / "007").mkdir()
     with pytest.raises(FileExistsError, match="Version 7 exists"):
-        export_model(model, tmp_path, version=7)
+        export_model(small_model, tmp_path, version=7)
     (tmp_path / str(2**63 - 1)).mkdir()
     with pytest.raises(
         ValueError, match=r"`version` must be at most 2\*\*63 - 1. Received: version=9223372036854775808"
     ):
-        export_model(model, tmp_path, warmup=False)
+        export_model(small_model, tmp_path, warmup=False)
     with pytest.raises(ValueError, match=r"`version` must be at most 2\*\*63 - 1. Received: version=1000000"):
-        export_model(model, tmp_path, version=10**30)
+        export_model(small_model, tmp_path, version=10**30)
 
 
 def together(monkeypatch, count):
@@ -554,7 +570,7 @@ def test_exports_of_one_version_at_once_leave_the_first(model, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["5"]
 
 
-def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_nothing(small_model, tmp_path, monkeypatch):
     def fail(path, *_):
         assert list(tmp_path.iterdir()) == [path.parents[1]]
         assert path.parents[1].name.startswith(".")
@@ -562,16 +578,16 @@ def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr("keras_eta.export.export.write_warmup_requests", fail)
     with pytest.raises(OSError, match="No space left on device"):
-        export_model(model, tmp_path)
+        export_model(small_model, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_without_serving_stubs_says_what_to_install(model, tmp_path, monkeypatch):
+def test_export_without_serving_stubs_says_what_to_install(small_model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
     with pytest.raises(ImportError, match=r"pip install 'keras-eta\[serving\]', or export with warmup=False"):
-        export_model(model, tmp_path)
+        export_model(small_model, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    export_model(model, tmp_path, warmup=False)
+    export_model(small_model, tmp_path, warmup=False)
     assert not (tmp_path / "1" / "assets.extra" / "tf_serving_warmup_requests").exists()
 
 

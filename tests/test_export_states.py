@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,18 +24,39 @@ FEATURES = Features(
     max_history_length=10,
 )
 AGED = Features(**{**vars(FEATURES), "age": Age((10, 100))})
+MIMN_STATES = {f"mimn_{name}" for name in MIMN.state_names}
 ITEMS = np.array([f"item {number}" for number in range(30)])
 
 
-def _exported(path: Path, features: Features, *units: InterestUnit) -> Any:
-    tf.keras.utils.set_random_seed(4)
-    lookup = FeatureLookup(features)
-    lookup.adapt({"item_id": ITEMS, "action": np.arange(4), "user_id": np.arange(5)})
-    model = Ranker(lookup=lookup, interests=list(units), hidden_units=(6,))
-    model.build()
-    for variable in model.trainable_variables:
-        variable.assign(tf.random.normal(variable.shape, stddev=0.5))
-    return tf.saved_model.load(str(export_model(model, path))).signatures
+# Units of rankers by the name of the export: those with a state, and one without.
+UNITS: dict[str, list[Callable[[], InterestUnit]]] = {
+    "sdim": [SDIM],
+    "mimn": [MIMN],
+    "two states": [SDIM, lambda: MIMN(memory_dim=4, controller_units=4)],
+    "pooling": [PoolingInterest],
+    "recent and sdim": [lambda: RecentInterest(3), SDIM],
+}
+
+Exported = Callable[[str, Features], Any]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The signatures of a ranker of `UNITS`, by its name and features; each is exported once."""
+
+    @functools.cache
+    def signatures(name: str, aged: bool) -> Any:
+        tf.keras.utils.set_random_seed(4)
+        lookup = FeatureLookup(AGED if aged else FEATURES)
+        lookup.adapt({"item_id": ITEMS, "action": np.arange(4), "user_id": np.arange(5)})
+        model = Ranker(lookup=lookup, interests=[unit() for unit in UNITS[name]], hidden_units=(6,))
+        model.build()
+        for variable in model.trainable_variables:
+            variable.assign(tf.random.normal(variable.shape, stddev=0.5))
+        # Kept whole, since signatures do not keep their variables.
+        return tf.saved_model.load(str(export_model(model, tmp_path_factory.mktemp("export"))))
+
+    return lambda name, features: signatures(name, features is AGED).signatures
 
 
 def _request(lengths: list[int], length: int = 8, candidates: int = 5, age: bool = False) -> Columns:
@@ -61,24 +83,29 @@ def _call(signatures: Any, name: str, columns: Columns) -> Columns:
 
 
 @pytest.mark.parametrize(
-    ("units", "states"),
+    ("name", "features", "states"),
     [
-        ([SDIM], {"sdim_buckets"}),
-        ([PoolingInterest, SDIM], {"pooling_interest_mean", "sdim_buckets"}),
-        ([MIMN], {f"mimn_{name}" for name in MIMN.state_names}),
-        ([lambda: RecentInterest(3), SDIM], {"sdim_buckets"}),
+        ("sdim", FEATURES, {"sdim_buckets"}),
+        ("pooling", AGED, {"pooling_interest_mean"}),
+        ("mimn", FEATURES, MIMN_STATES),
+        ("two states", AGED, {"sdim_buckets", *MIMN_STATES}),
+        ("recent and sdim", FEATURES, {"sdim_buckets"}),
+        ("recent and sdim", AGED, {"sdim_buckets"}),
     ],
+    ids=lambda value: {id(FEATURES): "without age", id(AGED): "with age"}.get(id(value)),
 )
-@pytest.mark.parametrize("features", [FEATURES, AGED], ids=["without age", "with age"])
-def test_ranking_from_a_state_equals_ranking(tmp_path: Path, features: Features, units: Any, states: set[str]) -> None:
-    signatures = _exported(tmp_path, features, *(unit() for unit in units))
+def test_ranking_from_a_state_equals_ranking(
+    exported: Exported, name: str, features: Features, states: set[str]
+) -> None:
+    signatures = exported(name, features)
     request = _request([8, 0, 1, 5], age=features is AGED)
     state = _call(signatures, "user_state", request)
     assert set(state) == states
     assert all(len(value) == 4 for value in state.values())
     taken = set(signatures["rank_from_state"].structured_input_signature[1])
-    reads_history = len(units) > 1 and units[-1] is SDIM and units[0] is not PoolingInterest
-    assert any(name.startswith("history") for name in taken) == reads_history
+    reads_history = name == "recent and sdim"
+    assert any(column.startswith("history") for column in taken) == reads_history
+    assert ("timestamp" in taken) == (reads_history and features is AGED)
     expected = _call(signatures, "rank", request)["probability"]
     found = _call(signatures, "rank_from_state", {**request, **state})["probability"]
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -86,8 +113,8 @@ def test_ranking_from_a_state_equals_ranking(tmp_path: Path, features: Features,
 
 
 @pytest.mark.parametrize("new", [0, 1, 3, 8])
-def test_updated_state_equals_that_of_the_whole_history(tmp_path: Path, new: int) -> None:
-    signatures = _exported(tmp_path, FEATURES, MIMN())
+def test_updated_state_equals_that_of_the_whole_history(exported: Exported, new: int) -> None:
+    signatures = exported("mimn", FEATURES)
     request = _request([8, 8, 8])
     history = {name: x for name, x in request.items() if name.startswith("history_") and name != "history_length"}
     older = {name: x[:, new:] for name, x in history.items()} | {"history_length": np.full(3, 8 - new)}
@@ -99,22 +126,24 @@ def test_updated_state_equals_that_of_the_whole_history(tmp_path: Path, new: int
     assert new == 0 or any(np.abs(updated[name] - state[name]).max() > 1e-3 for name in state)
 
 
-def test_signatures_exist_where_a_unit_has_a_state(tmp_path: Path) -> None:
-    always = {"serving_default", "rank", "examples"}
-    of_states = {"user_state", "rank_from_state"}
-    for number, (units, expected) in enumerate(
-        [
-            ([RecentInterest()], always | {"explain"}),
-            ([SDIM()], always | of_states),
-            ([SDIM(), MIMN()], always | of_states),
-            ([MIMN()], always | of_states | {"update_state"}),
-        ]
-    ):
-        assert set(_exported(tmp_path / str(number), FEATURES, *units)) == expected
+@pytest.mark.parametrize(
+    ("name", "features", "others"),
+    [
+        ("sdim", FEATURES, set()),
+        ("recent and sdim", FEATURES, {"explain"}),
+        ("two states", AGED, set()),
+        ("mimn", FEATURES, {"update_state"}),
+    ],
+)
+def test_signatures_exist_where_a_unit_has_a_state(
+    exported: Exported, name: str, features: Features, others: set[str]
+) -> None:
+    always = {"serving_default", "rank", "examples", "user_state", "rank_from_state"}
+    assert set(exported(name, features)) == always | others
 
 
-def test_bad_states_are_refused_by_name(tmp_path: Path) -> None:
-    signatures = _exported(tmp_path, FEATURES, SDIM())
+def test_bad_states_are_refused_by_name(exported: Exported) -> None:
+    signatures = exported("sdim", FEATURES)
     request = _request([8, 0])
     request |= _call(signatures, "user_state", request)
     buckets = request["sdim_buckets"]

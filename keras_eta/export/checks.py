@@ -83,12 +83,13 @@ def _check_lengths(name: str, lengths: tf.Tensor, most: Any, what: str) -> tf.Op
 
 def _fits(shape: tf.Tensor, axes: Axes) -> tf.Tensor:
     """Whether a shape has as many axes, and those of fixed size are of that size."""
-    fixed = tf.constant([size if isinstance(size, int) else -1 for size in axes])
-    return tf.cond(
-        tf.equal(tf.size(shape), len(axes)),
-        lambda: tf.reduce_all(tf.equal(shape, fixed) | (fixed < 0)),
-        lambda: tf.constant(False),
-    )
+    fits = tf.equal(tf.size(shape), len(axes))
+    fixed = [size if isinstance(size, int) else -1 for size in axes]
+    if max(fixed) >= 0:
+        # Padded, so that a shape of fewer axes can be compared too.
+        sizes = tf.concat([shape, fixed], axis=0)[: len(axes)]
+        fits &= tf.reduce_all(tf.equal(sizes, fixed) | tf.less(fixed, 0))
+    return fits
 
 
 def parsed(examples: tf.Tensor, features: Features, dtypes: Mapping[str, tf.DType]) -> dict[str, tf.Tensor]:

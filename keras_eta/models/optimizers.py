@@ -29,7 +29,20 @@ class EmbeddingsAndDense(tfrs.experimental.optimizers.CompositeOptimizer):
 
     def __init__(self, embeddings: Part, dense: Part, name: str = "EmbeddingsAndDense") -> None:
         super().__init__([embeddings, dense], name=name)
+        self._trained = (embeddings, dense)
         self._initial_rates = [_rate(part) for part in self.optimizers]
+
+    def build(self, variables: Iterable[tf.Variable]) -> None:
+        """Creates the variables of both parts, as Keras's optimisers do; legacy parts create theirs at the first step.
+
+        Args:
+            variables: the trainable variables.
+        """
+        variables = list(variables)
+        for optimizer, trained in self._trained:
+            if isinstance(optimizer, tf.keras.optimizers.Optimizer):
+                own = {variable.ref() for variable in trained()}
+                optimizer.build([variable for variable in variables if variable.ref() in own])
 
     def apply_gradients(self, grads_and_vars: Iterable[Any], *args: Any, **kwargs: Any) -> tf.Operation:
         """As every optimiser; returns an operation, as a LossScaleOptimizer needs."""

@@ -65,6 +65,8 @@ class TrainableModel(tfrs.Model):
         """
         arguments = inspect.signature(tf.keras.Model.fit).bind(self, *args, **kwargs).arguments
         check_callbacks(self.optimizer, arguments.get("callbacks"))
+        # Variables that the first step creates make TensorFlow trace the step twice.
+        self._build_optimizer()
         try:
             return super().fit(*args, **kwargs)
         except Exception:
@@ -116,8 +118,10 @@ class TrainableModel(tfrs.Model):
         self._build_optimizer()
 
     def _build_optimizer(self) -> None:
-        if self.built and isinstance(self.optimizer, tf.keras.optimizers.Optimizer):
-            self.optimizer.build(self.trainable_variables)
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if self.built and isinstance(optimizer, (tf.keras.optimizers.Optimizer, EmbeddingsAndDense)):
+            with self.distribute_strategy.scope():
+                optimizer.build(self.trainable_variables)
 
     def _has_composite_optimizer(self) -> bool:
         """Whether there is one, in a loss-scale wrapper or without."""

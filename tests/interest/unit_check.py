@@ -220,10 +220,12 @@ def _check_against_reference(
 
 
 def _check_one_by_one(model: Ranker, batch: Batch, interest: Interest, where: str) -> None:
+    """Each candidate in a request of its own."""
     items = [feature.name for feature in FEATURES.item_features]
-    for c in range(CANDIDATES):
-        one = _interest(model, {**batch, **{name: batch[name][:, c : c + 1] for name in items}})
-        _close(one.vector[:, 0], interest.vector[:, c], f"{where}, candidate {c} alone")
+    requests = {name: tf.repeat(column, CANDIDATES, axis=0) for name, column in batch.items()}
+    requests |= {name: tf.reshape(batch[name], [-1, 1]) for name in items}
+    vectors = tf.reshape(_interest(model, requests).vector, interest.vector.shape)
+    _close(vectors, interest.vector, f"{where}, one candidate per request")
 
 
 def _check_state(model: Ranker, batch: Batch, interest: Interest, where: str) -> None:
@@ -253,17 +255,14 @@ def _check_padding_is_not_read(model: Ranker) -> None:
 
 def _check_runs_alike_everywhere(model: Ranker) -> None:
     batch = make_batch(12, [12, 0, 5], features=model.features)
-    eager = model.score(batch)
-    assert np.any(eager.logits.numpy())
-    graph = tf.function(lambda inputs: model.score(inputs).logits)
+    expected = model.score(batch).logits
+    assert np.any(expected.numpy())
+    # A graph as it is, without XLA, is what `_check_saved` reloads.
     xla = tf.function(lambda inputs: model.score(inputs).logits, jit_compile=True)
-    training = tf.function(lambda inputs: model.score(inputs, training=True).logits)
-    searched = tf.function(lambda inputs: model.score(inputs, jit_compile=True).logits)
-    functions = {"graph": graph, "XLA": xla, "compiled search": searched}
+    _close(xla(batch), expected, "XLA")
+    _close(model.score(batch, jit_compile=True).logits, expected, "compiled search")
     if not any(isinstance(part, tf.keras.layers.BatchNormalization) for part in model.interests[0].submodules):
-        functions["training"] = training
-    for where, function in functions.items():
-        _close(function(batch), eager.logits, where)
+        _close(model.score(batch, training=True).logits, expected, "training")
 
 
 def _check_configuration(unit: InterestUnit) -> None:

@@ -107,3 +107,17 @@ def test_output_shape() -> None:
 def test_dice_refuses_a_bad_argument(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Dice(**arguments)
+
+
+def test_layers_that_users_derive_are_converted_by_autograph() -> None:
+    class Doubled(Dice):
+        def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+            outputs = super().call(inputs, training)
+            if tf.reduce_sum(inputs) > 0:
+                outputs = 2.0 * outputs
+            return outputs
+
+    layer = Doubled()
+    call = tf.function(layer)
+    np.testing.assert_allclose(call(tf.ones([1, 2])), [[2 * 0.7310586] * 2], rtol=1e-5)
+    np.testing.assert_allclose(call(-tf.ones([1, 2])), [[-0.2689414] * 2], rtol=1e-5)

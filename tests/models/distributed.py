@@ -50,10 +50,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "model": {**LEARNED, "embeddings_regularizer": tf.keras.regularizers.L2(0.05)},
         "block_rows": 5,
     },
-    "learned planes with a period": {"model": {**LEARNED, "planes_period": 3}},
     # The draw among one behaviour is the same everywhere.
-    "retrieval task, weighted rows": {
-        "model": {"retrieval_task": lambda: RetrievalTask(0.5, recent=1)},
+    "learned planes with a period, retrieval task, weighted rows": {
+        "model": {**LEARNED, "planes_period": 3, "retrieval_task": lambda: RetrievalTask(0.5, recent=1)},
         "weighted": True,
     },
 }

@@ -137,7 +137,7 @@ def test_evaluation_files_and_resumed_fits_of_two_replicas(mirrored: Results, on
 def test_weights_and_counts_with_a_retrieval_task_are_those_of_one_worker(
     mirrored: Results, one_replica: OneReplica
 ) -> None:
-    scenario = "retrieval task, weighted rows"
+    scenario = "learned planes with a period, retrieval task, weighted rows"
     result, expected = mirrored[scenario]["after"][0], one_replica[scenario][1]["after"][0]
     (drawn,) = (values for name, values in expected.items() if name.endswith("retrieval_task/drawn:0"))
     # Each of two epochs draws alike, and items more than once.
@@ -158,7 +158,7 @@ def test_building_in_a_replica_is_refused(mirrored: Results) -> None:
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_two_workers_equal_one(tmp_path: Path, one_replica: OneReplica) -> None:
-    scenarios = ["default", "learned planes with a period", "retrieval task, weighted rows"]
+    scenarios = ["default", "learned planes with a period, retrieval task, weighted rows"]
     addresses = [f"localhost:{port}" for port in _free_ports(2)]
     _run(
         tmp_path,

@@ -109,6 +109,23 @@ def test_loss_of_an_epoch_is_not_that_of_its_last_batch(impressions: Impressions
     assert every == pytest.approx((60 * first + last) / 61, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["default", "adam"])
+def test_a_step_is_traced_once(
+    impressions: Impressions, lookup: FeatureLookup, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    model = _model(lookup, None if name == "default" else tf.keras.optimizers.Adam())
+    traces: list[int] = []
+    step = model.train_step
+
+    def train_step(inputs: Any) -> Any:
+        traces.append(1)
+        return step(inputs)
+
+    monkeypatch.setattr(model, "train_step", train_step)
+    model.fit(_batches(impressions, lookup), epochs=2, verbose=0)
+    assert len(traces) == 1
+
+
 @pytest.mark.parametrize("bias", [0.0, -4.5, -8.0])
 def test_reported_auc_is_exact_where_clicks_are_rare(lookup: FeatureLookup, bias: float) -> None:
     rng = np.random.default_rng(1)

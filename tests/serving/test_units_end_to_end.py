@@ -110,6 +110,8 @@ def served(
     for number, units in enumerate(kinds.values()):
         tf.keras.utils.set_random_seed(number)
         model = Ranker(lookup=lookup, interests=list(units.values()), hidden_units=(6,))
+        # Built before, a model's training step is traced once.
+        model.build()
         model.compile()
         model.fit(dataset, verbose=0)
         # Warm-up is asked of one: it takes longest where most units are.

@@ -193,10 +193,7 @@ def _make_model(config: PipelineConfig, transform_output: tft.TFTransformOutput)
     model = make_ranker(config.model, features, vocabularies)
     optimizer = model.default_optimizer(training.embedding_learning_rate, training.dense_learning_rate)
     # Before the first step, so that every restored checkpoint is checked against the optimisers' variables too.
-    for part, variables in zip(
-        optimizer.optimizers, (model.embedding_variables(), model.dense_variables()), strict=True
-    ):
-        part.build(variables)
+    optimizer.build(model.trainable_variables)
     model.compile(optimizer)
     return model
 

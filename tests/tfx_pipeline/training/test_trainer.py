@@ -20,6 +20,7 @@ from tfx import v1 as tfx
 from keras_eta import Age, Feature, Features, Positives, Ranker, ops
 from keras_eta.export import export_model
 from keras_eta.interest import MIMN, SDIM, TWIN, InterestUnit, RecentInterest, SIMSoft
+from tests.tfx_pipeline.training.bare_export import export_bare
 from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transform, serialized
 from tfx_pipeline.components.infra_validator import check_signatures, serving_requests
 from tfx_pipeline.components.model_server import ModelServer
@@ -136,6 +137,18 @@ def train(data: Data, output: Path, fn_args: Any = None, **training: Any) -> Tra
     return Trained(config, output, model, json.loads((output / "model_run" / TRAINING_REPORT).read_text()))
 
 
+@pytest.fixture
+def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has `run_fn` publish an empty version, where a test is of the training alone."""
+
+    def make_version(model: Ranker, base_path: Path, version: int) -> Path:
+        path = base_path / str(version)
+        (path / "assets.extra").mkdir(parents=True)
+        return path
+
+    monkeypatch.setattr(trainer, "export_model", make_version)
+
+
 @pytest.fixture(scope="module")
 def trained(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return train(data, tmp_path_factory.mktemp("trained"))
@@ -188,6 +201,7 @@ def test_report_tells_of_the_training(data: Data, trained: Trained) -> None:
     assert report["examples_per_second"] > 0
 
 
+@pytest.mark.usefixtures("unexported")
 def test_training_stops_early_and_keeps_the_best_epoch(data: Data, tmp_path: Path) -> None:
     overfit = train(data, tmp_path, epochs=30, patience=2)
     aucs = overfit.report["history"]["val_auc"]
@@ -264,6 +278,7 @@ trainer.run_fn(test_trainer.make_fn_args(data, output / "killed", test_trainer.m
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unexported")
 def test_training_goes_on_after_a_kill_as_if_nothing_had_happened(
     data: Data, trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -436,7 +451,7 @@ def test_warm_start_carries_planes_over_between_periods(tmp_path: Path, base_per
     base_hash = base.embeddings["item_id"].hash
     for variable in (*base.trainable_variables, base_hash.planes):
         variable.assign(tf.random.normal(variable.shape))
-    export_model(base, tmp_path, 1, warmup=False)
+    export_bare(base, tmp_path, 1)
     model = make_model([10], [b"a"], planes_period=period)
     hash = model.embeddings["item_id"].hash
     assert warm_start(model, str(tmp_path)) == 1
@@ -473,6 +488,7 @@ def test_without_a_version_training_starts_cold(tmp_path: Path, caplog: pytest.L
     assert "Cold start: there is no version in" in caplog.text
 
 
+@pytest.mark.usefixtures("unexported")
 def test_training_starts_from_the_latest_served_version(data: Data, trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "served").mkdir()
     trained.served.rename(tmp_path / "served" / "4")

@@ -12,7 +12,6 @@ import pytest
 import tensorflow as tf
 
 from keras_eta import Age, Feature, Features, Positives, ops
-from keras_eta.export import export_model
 from keras_eta.interest import (
     MIMN,
     SDIM,
@@ -24,6 +23,7 @@ from keras_eta.interest import (
     SIMSoft,
 )
 from keras_eta.layers import ActivationUnit
+from tests.tfx_pipeline.training.bare_export import export_bare
 from tfx_pipeline.model_config import Model
 from tfx_pipeline.ranker import make_ranker
 from tfx_pipeline.training.accumulators import accumulators, save_accumulators
@@ -68,10 +68,7 @@ def make(
     )
     model = make_ranker(configuration, features, ids)
     optimizer = model.default_optimizer()
-    for part, variables in zip(
-        optimizer.optimizers, (model.embedding_variables(), model.dense_variables()), strict=True
-    ):
-        part.build(variables)
+    optimizer.build(model.trainable_variables)
     model.compile(optimizer)
     return model
 
@@ -128,7 +125,7 @@ def started(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any
     base = make(UNITS[request.param](), OLD)
     randomize(base)
     directory = tmp_path_factory.mktemp("served")
-    save_accumulators(base, export_model(base, directory, 5, warmup=False))
+    save_accumulators(base, export_bare(base, directory, 5))
     model = make(UNITS[request.param](), NEW)
     before = tables(model)
     assert warm_start(model, str(directory)) == 5
@@ -191,7 +188,7 @@ def _has_snapshot(unit: Any) -> bool:
 def test_what_the_base_lacks_is_made_anew(tmp_path: Path) -> None:
     base = make([InnerProductInterest(2)], OLD)
     randomize(base)
-    export_model(base, tmp_path, 5, warmup=False)
+    export_bare(base, tmp_path, 5)
     model = make([InnerProductInterest(2, index_period=100)], NEW)
     assert warm_start(model, str(tmp_path)) == 5
     embeddings = model.embeddings["item_id"].embeddings
@@ -208,7 +205,7 @@ def test_counts_of_the_retrieval_task_follow_their_ids(base_has_task: bool, tmp_
     drawn = np.array([0, 1, 2, 10, 11, 12, 13])
     if base_has_task:
         base.retrieval_task.drawn.assign(drawn)
-    export_model(base, tmp_path, 5, warmup=False)
+    export_bare(base, tmp_path, 5)
     # Which behaviours are positive is no column: a base from before it was declared is warm.
     positives = dataclasses.replace(FEATURES, positives=Positives("action", (1,)))
     model = make([RecentInterest(2)], NEW, features=positives)
