@@ -1,5 +1,6 @@
 """Pure functions of fingerprints, Hamming distances, ages and columns of several values. Stock TensorFlow ops only."""
 
+from keras_eta import _runtime
 from keras_eta.ops.ages import age_bucket
 from keras_eta.ops.hamming_top_k import TopK, hamming_top_k, history_buckets
 from keras_eta.ops.hashing import (
@@ -12,6 +13,8 @@ from keras_eta.ops.hashing import (
     straight_through_sign,
 )
 from keras_eta.ops.multi_valued import mean_of_values
+
+_runtime.prepare_tensorflow()
 
 __all__ = [
     "WORD_BITS",
