@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 
 from benchmarks.quality.protocols import Protocol
 from keras_eta.columns import HISTORY_LENGTH
@@ -30,6 +29,8 @@ def click_rate(data: Protocol) -> np.ndarray:
 
 def repeat_count(data: Protocol) -> np.ndarray:
     """How often the item is among the user's last L behaviours, float64 [n]."""
+    import tensorflow as tf
+
     item, history = data.features.item_id.name, f"history_{data.features.item_id.name}"
     counts = []
     for columns, _ in data.test.to_dataset(data.features, _BATCH_SIZE):

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from serving import quiet
-
-if __name__ == "__main__":
-    # TensorFlow's notes on stderr would bury the answer.
-    quiet.quiet_imports()
-
 import argparse
 import dataclasses
 import datetime

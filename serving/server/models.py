@@ -17,8 +17,9 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelConfig
 from keras_eta.versions import versions
 from serving.server import memory
 from serving.server.config import Configs, Options, check_models
+from serving.server.errors import status_of
 from serving.server.servables import Servable
-from serving.server.status import StatusError, invalid_argument, status_of
+from serving.server.status import StatusError, invalid_argument
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from serving.server.batching import Call, batched, callable_of
-from serving.server.status import StatusError, invalid_argument, status_of
+from serving.server.errors import status_of
+from serving.server.status import StatusError, invalid_argument
 from serving.server.tensors import read_tensor, write_tensor
 
 WARMUP_REQUESTS = Path("assets.extra", "tf_serving_warmup_requests")

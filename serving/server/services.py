@@ -24,9 +24,10 @@ from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServic
 
 from serving.server import memory
 from serving.server.config import model_configs
+from serving.server.errors import status_of
 from serving.server.models import Models
 from serving.server.monitoring import Metrics
-from serving.server.status import StatusError, invalid_argument, status_of
+from serving.server.status import StatusError, invalid_argument
 
 _log = logging.getLogger(__name__)
 # A request of this size leaves the process with free memory that is worth returning.
