@@ -170,6 +170,17 @@ class Impressions:
         return np.asarray(self.columns[TIMESTAMP])
 
     @property
+    def timestamp_range(self) -> tuple[int, int]:
+        """When the first and the last impression was: what `export_model(timestamps=...)` takes of a training part.
+
+        Raises:
+            ValueError: if there are no impressions.
+        """
+        if not len(self):
+            raise ValueError("There are no impressions, which a range of timestamps could be of.")
+        return int(self.timestamps.min()), int(self.timestamps.max())
+
+    @property
     def history_counts(self) -> np.ndarray:
         """int64 [n], how many behaviours lie before each impression, before any truncation."""
         return self.end - self.start

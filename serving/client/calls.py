@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
+import numpy as np
 
 from keras_eta.validation import check_positive_integers
 from serving.client import protocol
@@ -47,6 +48,9 @@ class Calls:
         return self.patient and busy
 
 
+# Is given the version that answered, and the inputs and outputs by name.
+Observe = Callable[[int, Mapping[str, np.ndarray], Mapping[str, np.ndarray]], None]
+
 _T = TypeVar("_T")
 # What a method says and hears, whichever way it travels: it yields calls and is sent a list of their responses, or
 # thrown a ServingError; it yields seconds to pause for, and is sent nothing.
@@ -67,6 +71,7 @@ class Calling:
         max_rows: int = 32,
         max_parallel_calls: int = 4,
         credentials: grpc.ChannelCredentials | None = None,
+        observe: Observe | None = None,
     ) -> None:
         if not timeout > 0:
             raise ValueError(f"`timeout` must be a positive number of seconds. Received: timeout={timeout}")
@@ -86,6 +91,7 @@ class Calling:
         self.max_candidates = max_candidates
         self.max_rows = max_rows
         self.max_parallel_calls = max_parallel_calls
+        self._observe = observe
         self._channel = self._open(credentials, channel_options(target, max_attempts))
         self._methods = protocol.methods(self._channel)
         # By the version asked for, `None` for the newest. Replaced, never changed: calls read it without a lock.

@@ -78,7 +78,10 @@ class Conversations(Calling):
         tensors = {name: write_tensor(array) for name, array in arrays.items()}
         request = self._predict_request(signature_name, (), tensors)
         (response,) = yield from self._answers([request], deadline)
-        return {name: read_tensor(tensor) for name, tensor in response.outputs.items()}
+        answer = {name: read_tensor(tensor) for name, tensor in response.outputs.items()}
+        if self._observe is not None:
+            self._observe(response.model_spec.version.value, arrays, answer)
+        return answer
 
     def _ask(
         self,
@@ -104,7 +107,10 @@ class Conversations(Calling):
             responses = yield from self._answers_of_one_version(requests, deadline)
             # A version newer than the metadata may give others.
             joined = {name: parts.join([each.outputs[name] for each in responses]) for name in responses[0].outputs}
-            return joined, responses[0].model_spec.version.value
+            answered = responses[0].model_spec.version.value
+            if self._observe is not None:
+                self._observe(answered, arrays, joined)
+            return joined, answered
         # TensorFlow Serving fails the other calls of a batch in which one has no candidates.
         metadata = yield from self._metadata(deadline, version)
         num_rows = len(next(iter(arrays.values())))

@@ -92,7 +92,12 @@ class ServedModel:
             return False
         self._set_state(version, ModelVersionStatus.LOADING)
         try:
-            servable = Servable.load(path, version, self._options.batching_parameters)
+            servable = Servable.load(
+                path,
+                version,
+                self._options.batching_parameters,
+                vocabularies=self._options.rest_api_port is not None,
+            )
         except Exception as error:  # a broken SavedModel can raise anything, and must not end the server
             self._failed[version] = files
             code, message = status_of(error)
