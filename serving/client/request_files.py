@@ -113,6 +113,16 @@ def read_csv(
     return request
 
 
+def read_items(path: str) -> dict[str, list[str]]:
+    """What is known of items from a CSV file with a header, as text.
+
+    Raises:
+        ValueError: if it has no header, or a line of another length; it says where.
+        OSError: if it can't be read.
+    """
+    return _read_columns(path, Signature({}, {}), str)
+
+
 def _read_columns(path: str, signature: Signature, input_name: Callable[[str], str]) -> dict[str, list[Any]]:
     # A spreadsheet's files begin with a byte order mark.
     with Path(path).open(encoding="utf-8-sig", newline="") as file:
