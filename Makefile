@@ -31,7 +31,7 @@ demo: $(INSTALLED) ## Train ETA on MovieLens-1M, compare, export, serve and rank
 	$(PYTHON) demo.py
 
 pipeline: $(INSTALLED) ## Run the TFX pipeline on MovieLens-1M, from raw logs to a version in MODEL_DIR; `make serve` serves it
-	TF_CPP_MIN_LOG_LEVEL=3 $(PYTHON) -m tfx_pipeline.run --layout movielens --serving_dir $(MODEL_DIR) $(PIPELINE_ARGS)
+	$(PYTHON) -m tfx_pipeline.run --layout movielens --serving_dir $(MODEL_DIR) $(PIPELINE_ARGS)
 
 test: $(INSTALLED) ## Run all tests, JOBS files at a time
 	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder

@@ -16,27 +16,25 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow as tf
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+import keras_eta
 from benchmarks.quality.protocols import Protocol, movielens_protocol
 from benchmarks.quality.results import Result, print_table
 from benchmarks.quality.training import judged, predict, train
 from benchmarks.quality.units import SHORT_HISTORY, make_ranker
-from keras_eta import Ranker, metrics
 from keras_eta.datasets import movielens
-from keras_eta.export import export_model
+from keras_eta.quiet import quiet_imports
 from serving.client import Explanation, RankingClient
 from serving.process import ServerProcess
+
+if TYPE_CHECKING:
+    from keras_eta import Ranker
 
 HISTORY_BUCKETS = ((5, 20), (20, 50), (50, 100), (100, 200), (200, 10_000))
 DESCRIPTIONS = {"recent": "target attention over the last 16", "eta": "ETA: 48 of the last 512 besides"}
@@ -59,13 +57,16 @@ class Request:
 
 def plot(path: Path, data: Protocol, logits: dict[str, np.ndarray], eta: Ranker) -> None:
     """Draws AUC and grouped AUC by length of history, and how far back the behaviours lie that ETA attends to."""
-    figure, panels = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    import tensorflow as tf
+
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    panels = figure.subplots(1, 3)
     test = data.test
     counts, users = test.history_counts, test.columns["user_id"]
     buckets = [np.flatnonzero((counts >= low) & (counts < high)) for low, high in HISTORY_BUCKETS]
     for name, values in logits.items():
-        aucs = [metrics.auc(test.label[rows], values[rows]) for rows in buckets]
-        grouped = [metrics.grouped_auc(test.label[rows], values[rows], users[rows]) for rows in buckets]
+        aucs = [keras_eta.metrics.auc(test.label[rows], values[rows]) for rows in buckets]
+        grouped = [keras_eta.metrics.grouped_auc(test.label[rows], values[rows], users[rows]) for rows in buckets]
         for panel, scores in zip(panels, (aucs, grouped), strict=False):
             panel.plot(range(len(scores)), scores, "o-", label=DESCRIPTIONS[name])
     for panel, title in zip(panels, ("AUC", "grouped AUC: within a user"), strict=False):
@@ -94,7 +95,6 @@ def plot(path: Path, data: Protocol, logits: dict[str, np.ndarray], eta: Ranker)
     panels[2].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def make_request(films: movielens.MovieLens, data: Protocol, seed: int) -> Request:
@@ -178,6 +178,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_rows", type=int, help="train and test on so many impressions, for a quick look")
     parser.add_argument("--output", type=Path, default=Path("build"), metavar="DIR", help="default: build")
     flags = parser.parse_args(arguments)
+    # TensorFlow, which takes seconds: not for --help.
+    import tensorflow as tf
+
+    from keras_eta.export import export_model
+
     start = time.monotonic()
     output = flags.output / "demo"
     output.mkdir(parents=True, exist_ok=True)
@@ -223,4 +228,5 @@ def exit_code(recent: Result, eta: Result) -> int:
 
 
 if __name__ == "__main__":
+    quiet_imports()
     sys.exit(main())

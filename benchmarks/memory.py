@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import tensorflow as tf
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import keras_eta
 from benchmarks.flags import make_parser, write_json
 from benchmarks.timing import apart, peak_memory
 from benchmarks.training import make_model, make_step, random_batches
-from keras_eta import ops
+from keras_eta.quiet import quiet_imports
 
 KINDS = {"eta": "ETA", "full": "full attention"}
 UNITS = {
@@ -52,13 +52,15 @@ def eta_bytes(rows: int, length: int, bits: int) -> int:
     The id (int32), its fingerprint, one word's XOR (int64), the mask, the distance and the score by which `top_k` sorts
     (a byte each; 4 bytes for distances and scores of more than 254 bits).
     """
-    words = ops.num_words(bits)
+    words = keras_eta.ops.num_words(bits)
     score = 1 if 64 * words + 1 <= 255 else 4
     return rows * length * (4 + 8 * words + 8 + 1 + 2 * score)
 
 
 def train(kind: str, length: int, flags: argparse.Namespace, available: int) -> int | str:
     """Trains a few steps and returns the peak resident set of this process, or what went wrong."""
+    import tensorflow as tf
+
     # An allocation that fails is an error that can be told; the system would kill processes instead.
     resource.setrlimit(resource.RLIMIT_DATA, (available, available))
     try:
@@ -158,4 +160,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    quiet_imports()
     main()

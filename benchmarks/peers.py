@@ -34,7 +34,6 @@ from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -52,7 +51,7 @@ from benchmarks.training import (
     make_step,
     random_batches,
 )
-from keras_eta import ops
+from keras_eta.quiet import quiet_imports
 
 ENVIRONMENT = Path(__file__).parents[1] / ".venv-peers"
 WORKER = Path(__file__).with_name("peers_worker.py")
@@ -188,6 +187,8 @@ def compare_retrieved(
 
 def check_retrieval(length: int, sizes: dict[str, Any]) -> dict[str, int]:
     """Whether FuxiCTR's ETA and ours retrieve the same from random histories, given the same embeddings and planes."""
+    import tensorflow as tf
+
     generator = np.random.default_rng(0)
     rows, items, top_k = sizes["rows"], sizes["items"], sizes["top_k"]
 
@@ -209,8 +210,8 @@ def check_retrieval(length: int, sizes: dict[str, Any]) -> dict[str, int]:
         with np.load(found) as arrays:
             theirs = [positions[real] for positions, real in zip(arrays["positions"], arrays["mask"], strict=True)]
 
-    fingerprints = ops.simhash(embeddings, planes)
-    result = ops.hamming_top_k(
+    fingerprints = keras_eta.ops.simhash(embeddings, planes)
+    result = keras_eta.ops.hamming_top_k(
         tf.gather(fingerprints, candidate)[:, tf.newaxis], tf.gather(fingerprints, history), top_k, mask
     )
     ours = [
@@ -249,6 +250,8 @@ def measure_steps(
 
 def report(flags: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Checks and measures each length, and prints what was found."""
+    import tensorflow as tf
+
     found: dict[str, Any] = {
         "versions": {"keras_eta": {"keras_eta": keras_eta.__version__, "tensorflow": tf.__version__}},
         "contestants": CONTESTANTS,
@@ -314,4 +317,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    quiet_imports()
     main()

@@ -18,19 +18,23 @@ import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 from rich.console import Console
 from rich.progress import track
 
+import keras_eta
 from benchmarks.flags import make_parser, write_json
 from benchmarks.timing import draw, measure, repeated, summary, table
 from benchmarks.training import NUM_USERS, Batch, make_model, make_step, random_batches
-from keras_eta import FeatureLookup, Features
+from keras_eta import Features
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions
-from tfx_pipeline.training.batches import SHUFFLE_BYTES, transformed_batches
+from keras_eta.quiet import quiet_imports
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 STEP, LOG, FILES = "step", "log in memory", "files"
 _SHARDS = 4
@@ -42,6 +46,8 @@ _EPOCHS = 1_000
 
 def write_files(folder: Path, rows: int, length: int, items: int) -> float:
     """Writes `rows` random transformed impressions as TFX's Transform does and returns the mean bytes of one."""
+    import tensorflow as tf
+
     generator = np.random.default_rng(0)
     size = 0
     for shard in range(_SHARDS):
@@ -64,6 +70,8 @@ def write_files(folder: Path, rows: int, length: int, items: int) -> float:
 
 def from_files(folder: Path, features: Features, rows: int, record_bytes: float) -> tf.data.Dataset:
     """The TFX trainer's pipeline, as in the middle of a long epoch: the files come again and again."""
+    from tfx_pipeline.training.batches import SHUFFLE_BYTES, transformed_batches
+
     patterns = [str(folder / "*")] * _EPOCHS
     shuffle_buffer = int(SHUFFLE_BYTES / record_bytes)
     return transformed_batches(patterns, features, rows, shuffle_buffer=shuffle_buffer)
@@ -80,7 +88,7 @@ def from_log(features: Features, rows: int, length: int, items: int) -> tf.data.
     log = Interactions.from_columns({"user_id": user_id, "item_id": item_id, "timestamp": moments})
     impressions = Impressions.from_interactions(log, lambda log: generator.integers(0, 2, len(log)), min_history=0)
     full = impressions[impressions.history_counts >= length]
-    lookup = FeatureLookup(features)
+    lookup = keras_eta.FeatureLookup(features)
     lookup.set_vocabulary("item_id", np.arange(1, items + 1))
     lookup.set_vocabulary("user_id", np.arange(1, NUM_USERS + 1))
     return full.to_dataset(features, rows, lookup=lookup, shuffle=True, seed=0).repeat()
@@ -125,6 +133,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="turns of each contestant (default: 15)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw times against L")
     flags = parser.parse_args()
+    # Takes seconds: not for --help.
+    import tensorflow as tf
 
     report = {}
     for length in flags.lengths:
@@ -140,4 +150,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    quiet_imports()
     main()

@@ -18,16 +18,22 @@ import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 from matplotlib.figure import Figure
 from rich.console import Console
 
+import keras_eta
 from benchmarks.flags import make_parser, write_json
 from benchmarks.timing import draw, measure, summary, table
 from benchmarks.training import make_model, random_behaviours
-from keras_eta import Ranker, ops
+from keras_eta.quiet import quiet_imports
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from keras_eta import Ranker
 
 SEARCHES = 10
 # Beyond this the rows of the pointwise request do not fit in memory.
@@ -54,6 +60,7 @@ Report = dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]
 
 def requests(flags: argparse.Namespace, candidates: int, length: int) -> Calls:
     """Calls of the whole model, from indices to logits."""
+    import tensorflow as tf
 
     def inputs(model: Ranker) -> dict[str, tf.Tensor]:
         generator = np.random.default_rng(0)
@@ -103,8 +110,10 @@ def traffic(contestants: Calls, pool: ThreadPoolExecutor, callers: int) -> Calls
 
 def searches(flags: argparse.Namespace, candidates: int, length: int) -> Calls:
     """Calls of `SEARCHES` searches alone, from fingerprints or embeddings to positions."""
+    import tensorflow as tf
+
     generator = np.random.default_rng(0)
-    words = ops.num_words(flags.bits)
+    words = keras_eta.ops.num_words(flags.bits)
 
     def fingerprints(*shape: int) -> tf.Tensor:
         return tf.constant(generator.integers(-(2**63), 2**63, (*shape, words)))
@@ -128,7 +137,9 @@ def searches(flags: argparse.Namespace, candidates: int, length: int) -> Calls:
 
     def hamming(jit_compile: bool) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         return lambda candidate, history: (
-            ops.hamming_top_k(candidate, history, flags.top_k, sorted=False, jit_compile=jit_compile).positions
+            keras_eta.ops.hamming_top_k(
+                candidate, history, flags.top_k, sorted=False, jit_compile=jit_compile
+            ).positions
         )
 
     def inner(query: tf.Tensor, behaviours: tf.Tensor) -> tf.Tensor:
@@ -174,6 +185,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw times against L")
     parser.add_argument("--map", type=Path, metavar="FILE", help="draw full attention over ETA by C and L")
     flags = parser.parse_args()
+    # Takes seconds: not for --help.
+    import tensorflow as tf
 
     report: Report = {"request": {}, "traffic": {}, "search": {}}
     with ThreadPoolExecutor(flags.callers) as pool:
@@ -202,4 +215,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    quiet_imports()
     main()

@@ -21,21 +21,24 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 from rich.console import Console
 from rich.table import Table
 
+import keras_eta
 from benchmarks.flags import make_parser, write_json
 from benchmarks.serving.requests import random_inputs
 from benchmarks.timing import apart, measure, peak_memory, repeated, summary
 from benchmarks.training import NUM_USERS, make_model, make_step, random_batches
-from keras_eta import FeatureLookup, Ranker
-from keras_eta.export import export_model
+from keras_eta.quiet import quiet_imports
 from serving.client import RankingClient
 from serving.process import ServerProcess
+
+if TYPE_CHECKING:
+    from keras_eta import FeatureLookup, Ranker
 
 TRAINING_LENGTH = 1_024
 PERIODS = (1, 64)
@@ -63,7 +66,7 @@ def note_memory(name: str, figures: Figures) -> None:
 
 def adapted_lookup(model: Ranker, items: int) -> FeatureLookup:
     """A lookup of ids in random order, none of which is its own index."""
-    lookup = FeatureLookup(model.features)
+    lookup = keras_eta.FeatureLookup(model.features)
     ids = np.random.default_rng(0).permutation(items) + 1_000_000_000
     lookup.adapt({"item_id": ids, "user_id": np.arange(NUM_USERS)})
     return lookup
@@ -78,6 +81,8 @@ def steps(model: Ranker, rows: int, rounds: int, period: int = 1) -> Figures:
 
 def train_and_export(base_path: Path, flags: argparse.Namespace) -> tuple[Figures, Figures]:
     """Builds a model with fixed planes, trains and exports it; returns what that took, and the step's times."""
+    from keras_eta.export import export_model
+
     figures: Figures = {}
     with timed("adapting the lookup", figures):
         lookup = adapted_lookup(make_model("eta", flags.length, flags), flags.items)
@@ -180,4 +185,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    quiet_imports()
     main()

@@ -16,28 +16,22 @@ import argparse
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import tensorflow as tf
 from rich.console import Console
 
+import keras_eta
 from benchmarks.flags import make_parser, write_json
 from benchmarks.timing import draw, measure, summary, table
-from keras_eta import ETA, Feature, Features, Ranker, Sequence
-from keras_eta.interest import (
-    MIMN,
-    SDIM,
-    TWIN,
-    TWINV2,
-    FullInterest,
-    InnerProductInterest,
-    InterestUnit,
-    PoolingInterest,
-    RecentInterest,
-    SIMHard,
-    SIMSoft,
-)
+from keras_eta import Feature, Features, Sequence
+from keras_eta.quiet import quiet_imports
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from keras_eta import Ranker
+    from keras_eta.interest import InterestUnit
 
 NUM_USERS = 6_040
 NUM_CATEGORIES = 1_000
@@ -48,15 +42,15 @@ BATCHES = 4
 BFLOAT16, XLA = "eta-bfloat16", "eta-xla"
 # The units beside the short history, of K behaviours and with these heads.
 UNITS: dict[str, Callable[[int, dict[str, Any]], list[InterestUnit]]] = {
-    "sdim": lambda top_k, heads: [SDIM()],
-    "sim-hard": lambda top_k, heads: [SIMHard(top_k, **heads)],
-    "sim-soft": lambda top_k, heads: [SIMSoft(top_k, **heads)],
-    "twin": lambda top_k, heads: [TWIN(top_k, **heads)],
-    "twin-v2": lambda top_k, heads: [TWINV2(top_k, **heads)],
-    "mimn-100": lambda top_k, heads: [MIMN()],
-    "inner-product": lambda top_k, heads: [InnerProductInterest(top_k, **heads)],
-    "full": lambda top_k, heads: [FullInterest(**heads)],
-    "pooling": lambda top_k, heads: [PoolingInterest()],
+    "sdim": lambda top_k, heads: [keras_eta.interest.SDIM()],
+    "sim-hard": lambda top_k, heads: [keras_eta.interest.SIMHard(top_k, **heads)],
+    "sim-soft": lambda top_k, heads: [keras_eta.interest.SIMSoft(top_k, **heads)],
+    "twin": lambda top_k, heads: [keras_eta.interest.TWIN(top_k, **heads)],
+    "twin-v2": lambda top_k, heads: [keras_eta.interest.TWINV2(top_k, **heads)],
+    "mimn-100": lambda top_k, heads: [keras_eta.interest.MIMN()],
+    "inner-product": lambda top_k, heads: [keras_eta.interest.InnerProductInterest(top_k, **heads)],
+    "full": lambda top_k, heads: [keras_eta.interest.FullInterest(**heads)],
+    "pooling": lambda top_k, heads: [keras_eta.interest.PoolingInterest()],
     "recent-only": lambda top_k, heads: [],
     "no-long-history": lambda top_k, heads: [],
 }
@@ -64,11 +58,13 @@ KINDS = ("eta", "eta-learned", BFLOAT16, XLA, *UNITS)
 # Behaviours per cluster of TWIN-V2.
 CLUSTER_SIZE = 10
 
-Batch = tuple[dict[str, tf.Tensor], tf.Tensor]
+Batch: TypeAlias = "tuple[dict[str, tf.Tensor], tf.Tensor]"
 
 
 def random_batches(model: Ranker, rows: int, length: int, count: int = BATCHES) -> list[Batch]:
     """A few batches of random indices, in memory."""
+    import tensorflow as tf
+
     generator = np.random.default_rng(0)
 
     def batch() -> Batch:
@@ -98,6 +94,8 @@ def random_behaviours(model: Ranker, rows: int, length: int, generator: np.rando
 
 def make_step(model: Ranker, batches: Iterator[Batch], jit_compile: bool = False) -> Callable[[], None]:
     """A function that runs one training step of a compiled model on the next batch."""
+    import tensorflow as tf
+
     train_step = tf.function(model.train_step, autograph=False, jit_compile=jit_compile)
 
     def step() -> None:
@@ -131,7 +129,7 @@ def make_model(kind: str, length: int, flags: argparse.Namespace, category: bool
     heads: dict[str, Any] = {"num_heads": NUM_HEADS}
     if kind.startswith("eta"):
         learned = kind == "eta-learned"
-        model: Ranker = ETA(
+        model: Ranker = keras_eta.ETA(
             features,
             short_history_length=SHORT_HISTORY_LENGTH,
             top_k=flags.top_k,
@@ -145,8 +143,8 @@ def make_model(kind: str, length: int, flags: argparse.Namespace, category: bool
         )
     else:
         recent_only = kind == "recent-only"
-        recent = RecentInterest(SHORT_HISTORY_LENGTH + (flags.top_k if recent_only else 0), **heads)
-        model = Ranker(features, interests=[recent, *UNITS[kind](flags.top_k, heads)], **shared)
+        recent = keras_eta.interest.RecentInterest(SHORT_HISTORY_LENGTH + (flags.top_k if recent_only else 0), **heads)
+        model = keras_eta.Ranker(features, interests=[recent, *UNITS[kind](flags.top_k, heads)], **shared)
     model.compile()
     return model
 
@@ -159,6 +157,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="steps measured of each contestant (default: 15)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw times against L")
     flags = parser.parse_args()
+    # Takes seconds: not for --help.
+    import tensorflow as tf
 
     contestants = list(itertools.product(KINDS, flags.lengths))
     steps = {}
@@ -181,4 +181,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    quiet_imports()
     main()

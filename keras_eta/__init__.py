@@ -1,15 +1,20 @@
 """ETA, End-to-End Target Attention, for Keras: ranking over very long behaviour sequences (arXiv 2108.04468)."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from keras_eta import _runtime
 
-_runtime.use_legacy_keras()
-_runtime.exempt_keras_from_autograph()
+_runtime.select_legacy_keras()
 
-from keras_eta import interest, layers, metrics, models, ops  # noqa: E402
-from keras_eta.columns import Age, Feature, Positives, Sequence  # noqa: E402
-from keras_eta.features import Features  # noqa: E402
-from keras_eta.layers import FeatureLookup  # noqa: E402
-from keras_eta.models import ETA, Ranker  # noqa: E402
+if TYPE_CHECKING:
+    from keras_eta import interest, layers, metrics, models, ops
+    from keras_eta.columns import Age, Feature, Positives, Sequence
+    from keras_eta.features import Features
+    from keras_eta.layers import FeatureLookup
+    from keras_eta.models import ETA, Ranker
 
 __version__ = "0.1.0"
 
@@ -28,3 +33,27 @@ __all__ = [
     "models",
     "ops",
 ]
+
+_MODULES = {
+    "ETA": "models",
+    "Age": "columns",
+    "Feature": "columns",
+    "FeatureLookup": "layers",
+    "Features": "features",
+    "Positives": "columns",
+    "Ranker": "models",
+    "Sequence": "columns",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: clients and command lines take names of columns from here, without TensorFlow.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

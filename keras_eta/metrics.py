@@ -8,6 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from keras_eta import _runtime
+
+_runtime.prepare_tensorflow()
+
 NUM_LOG_ODDS_BUCKETS = 65_536
 # Most buckets lie where the logits of click rates do; the rest keep a relative resolution from 1e-7 to 1e8.
 _BUCKET_SCALES = {8e-6: 1 / 16, 8e-3: 1 / 16, 8.0: 3 / 4, 8e3: 1 / 16, 8e6: 1 / 16}

@@ -10,11 +10,6 @@ that adds a version and moves a label to it is refused at every look at the file
 
 from __future__ import annotations
 
-from serving import quiet
-
-if __name__ == "__main__":
-    quiet.quiet_imports()
-
 import argparse
 import functools
 import itertools
@@ -29,21 +24,15 @@ from typing import Any
 
 import grpc
 from google.protobuf import text_format
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_service_pb2_grpc,
-    prediction_service_pb2_grpc,
-)
 from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
 
 from serving import tls
+from serving.client import protocol
 from serving.server.config import model_configs, read_config
 from serving.targets import proxy_option
 
 _CALL_SECONDS = 10
 _LOOK_SECONDS = 0.5
-_State = get_model_status_pb2.ModelVersionStatus
 
 
 class ModelsFile:
@@ -156,26 +145,24 @@ class Server:
     def __init__(self, target: str, channel: grpc.Channel, model_name: str) -> None:
         self.target = target
         self._spec: dict[str, Any] = {"name": model_name}
-        self._models = model_service_pb2_grpc.ModelServiceStub(channel)
-        self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        self._methods = protocol.methods(channel)
 
     def lacks_version(self, version: int) -> str:
         """Why calls to a version fail; empty if they do not."""
-        request = get_model_status_pb2.GetModelStatusRequest(model_spec=self._spec)
-        statuses = self._models.GetModelStatus(request, timeout=_CALL_SECONDS).model_version_status
+        request = protocol.GetModelStatusRequest(model_spec=self._spec)
+        statuses = self._methods["GetModelStatus"](request, timeout=_CALL_SECONDS).model_version_status
         status = next((status for status in statuses if status.version == version), None)
         if status is None:
             return "it has not seen the version"
-        if status.state == _State.AVAILABLE:
-            return ""
-        return " ".join(filter(None, (_State.State.Name(status.state), status.status.error_message)))
+        state = protocol.state_name(status.state)
+        return "" if state == "AVAILABLE" else " ".join(filter(None, (state, status.status.error_message)))
 
     def lacks_label(self, label: str, version: int) -> str:
         """Why calls to a label are not answered by a version; empty if they are."""
-        request = get_model_metadata_pb2.GetModelMetadataRequest(
+        request = protocol.GetModelMetadataRequest(
             model_spec={**self._spec, "version_label": label}, metadata_field=["signature_def"]
         )
-        answered = self._predictions.GetModelMetadata(request, timeout=_CALL_SECONDS).model_spec.version.value
+        answered = self._methods["GetModelMetadata"](request, timeout=_CALL_SECONDS).model_spec.version.value
         return "" if answered == version else f"version {answered} answers to the label {label!r}"
 
 

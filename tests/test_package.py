@@ -36,8 +36,41 @@ def _run_json(code: str, legacy_keras: str | None = None) -> Any:
     return json.loads(process.stdout.splitlines()[-1])
 
 
+def test_import_loads_no_tensorflow_before_a_name_needs_it() -> None:
+    code = (
+        "import json, sys, keras_eta, keras_eta.columns; before = sorted(sys.modules); keras_eta.Feature('x'); "
+        "same = 'tensorflow' in sys.modules; keras_eta.ops.simhash; "
+        "print(json.dumps([before, same, 'tensorflow' in sys.modules]))"
+    )
+    before, with_feature, with_ops = _run_json(code)
+    assert "keras_eta.columns" in before
+    assert {"tensorflow", "tf_keras", "pandas"} & set(before) == set()
+    assert (with_feature, with_ops) == (False, True)
+
+
+def test_logs_are_read_without_tensorflow() -> None:
+    code = (
+        "import json, sys; from keras_eta.datasets import Impressions, cluster_log, movielens; "
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    roots = {name.partition(".")[0] for name in _run_json(code)}
+    assert "pandas" in roots
+    assert {"tensorflow", "sklearn"} & roots == set()
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    code = (
+        "import json, keras_eta; "
+        "print(json.dumps([[getattr(keras_eta, name).__name__ for name in keras_eta.__all__], "
+        "sorted(set(keras_eta.__all__) - set(dir(keras_eta))), hasattr(keras_eta, 'datasets_'), keras_eta.__all__]))"
+    )
+    names, hidden, other, public = _run_json(code)
+    assert [name.removeprefix("keras_eta.") for name in names] == public
+    assert (hidden, other) == ([], False)
+
+
 def test_import_loads_neither_tfx_nor_serving_nor_plotting() -> None:
-    loaded = _run_json("import json, sys, keras_eta; print(json.dumps(sorted(sys.modules)))")
+    loaded = _run_json("import json, sys; from keras_eta import ETA; print(json.dumps(sorted(sys.modules)))")
     roots = {name.partition(".")[0] for name in loaded}
     assert {"keras_eta", "tensorflow", "tf_keras"} <= roots
     assert {"apache_beam", "grpc", "matplotlib", "serving", "tensorflow_serving", "tfx", "tfx_bsl"} & roots == set()
@@ -45,12 +78,15 @@ def test_import_loads_neither_tfx_nor_serving_nor_plotting() -> None:
 
 def test_import_works_without_pandas() -> None:
     # tf_keras loads pandas where it can, so whether keras_eta asks for it shows only where it is missing.
-    code = "import sys; sys.modules['pandas'] = None; import keras_eta; print('\"imported\"')"
+    code = "import sys; sys.modules['pandas'] = None; from keras_eta import ETA; print('\"imported\"')"
     assert _run_json(code) == "imported"
 
 
 def test_import_takes_under_a_second_beyond_tensorflow() -> None:
-    code = "import time, tensorflow; start = time.perf_counter(); import keras_eta; print(time.perf_counter() - start)"
+    code = (
+        "import time, tensorflow; start = time.perf_counter(); from keras_eta import ETA; "
+        "print(time.perf_counter() - start)"
+    )
     seconds = [_run_json(code, legacy_keras="1") for _ in range(3)]
     assert min(seconds) < 1.0, f"Seconds of three imports: {seconds}"
 
@@ -74,10 +110,11 @@ def test_import_after_tensorflow_whose_keras_is_untouched_works() -> None:
 @pytest.mark.parametrize(
     ("code", "legacy_keras", "reason"),
     [
-        ("import tensorflow as tf; tf.keras.Model; import keras_eta", None, "is already loaded as tf.keras"),
-        ("import keras_eta", "0", "TF_USE_LEGACY_KERAS=0 asks for Keras 3"),
+        ("import tensorflow as tf; tf.keras.Model; from keras_eta import ETA", None, "is already loaded as tf.keras"),
+        ("from keras_eta import ETA", "0", "TF_USE_LEGACY_KERAS=0 asks for Keras 3"),
+        ("import keras_eta.metrics", "0", "TF_USE_LEGACY_KERAS=0 asks for Keras 3"),
     ],
-    ids=["keras_3_loaded", "keras_3_requested"],
+    ids=["keras_3_loaded", "keras_3_requested", "keras_3_requested_for_metrics"],
 )
 def test_import_with_keras_3_says_what_to_do(code: str, legacy_keras: str | None, reason: str) -> None:
     process = _run(code, legacy_keras)

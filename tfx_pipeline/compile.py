@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_eta.quiet import quiet_imports
 from tfx_pipeline.flags import add_flags, config_from_flags
 
 
@@ -52,4 +53,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    quiet_imports()
     sys.exit(main())

@@ -17,7 +17,6 @@ from tfx_pipeline.config import Evaluation, PipelineConfig, Split, Training
 from tfx_pipeline.custom_layout import custom
 from tfx_pipeline.layouts import CSV, PARQUET, Label, Layout, movielens, taobao
 from tfx_pipeline.model_config import ETAUnits, Model
-from tfx_pipeline.ranker import check_ranker
 
 READY_MADE = {"movielens": movielens, "taobao": taobao}
 CUSTOM = "custom"
@@ -219,6 +218,9 @@ def config_from_flags(flags: argparse.Namespace) -> PipelineConfig:
         evaluation=Evaluation(**_given(flags, Evaluation)),
         **given,
     )
+    # TensorFlow, which takes seconds: not for --help.
+    from tfx_pipeline.ranker import check_ranker
+
     check_ranker(config.model, layout.features)
     return config
 

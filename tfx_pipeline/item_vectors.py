@@ -13,11 +13,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-import tensorflow as tf
-
 from keras_eta.datasets import save_item_vectors
 from keras_eta.features import Features
 from keras_eta.names import scope_name
+from keras_eta.quiet import quiet_imports
 
 
 def write_item_vectors(version_dir: str, file: str) -> int:
@@ -34,6 +33,9 @@ def write_item_vectors(version_dir: str, file: str) -> int:
         FileNotFoundError: if there is no such version.
         ValueError: if it has no vocabulary, or an id can't be written.
     """
+    # Takes seconds: not for --help.
+    import tensorflow as tf
+
     description = os.path.join(version_dir, "assets.extra", "features.json")
     if not tf.io.gfile.exists(description):
         raise FileNotFoundError(f"{version_dir} is no version of a ranker: there is no {description}")
@@ -76,4 +78,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    quiet_imports()
     sys.exit(main())

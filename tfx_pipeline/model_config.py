@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tensorflow as tf
-
-from keras_eta.interest import ETAInterest, InterestUnit, MatchInterest, RecentInterest, default_distance_edges
-from keras_eta.models import RetrievalTask
-from keras_eta.models.mlp import check_activation
 from keras_eta.validation import check_hidden_units, check_integers_from_zero, check_positive_integers, is_number
 from tfx_pipeline.options import option
+
+if TYPE_CHECKING:
+    from keras_eta.interest import InterestUnit
+    from keras_eta.models import RetrievalTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +53,8 @@ class ETAUnits:
         Args:
             seed: of the planes.
         """
+        from keras_eta.interest import ETAInterest, MatchInterest, RecentInterest, default_distance_edges
+
         arguments = dataclasses.asdict(self)
         short_history_length, matches = arguments.pop("short_history_length"), arguments.pop("matches")
         if self.distance_edges is None:
@@ -102,6 +103,9 @@ class Model:
             raise ValueError("`interests` must hold at least one interest unit. Received: interests=()")
         check_integers_from_zero(cross_layers=self.cross_layers)
         check_hidden_units(self.hidden_units)
+        # TensorFlow, which the flags of a configuration do without.
+        from keras_eta.models.mlp import check_activation
+
         check_activation(self.activation)
         if not (is_number(self.id_dropout) and 0 <= self.id_dropout < 1):
             raise ValueError(
@@ -123,11 +127,17 @@ class Model:
         """The retrieval task; `None` at a weight of 0."""
         if not self.retrieval_weight:
             return None
+        from keras_eta.models import RetrievalTask
+
         return RetrievalTask(self.retrieval_weight, self.retrieval_temperature, self.retrieval_recent)
 
 
 def _unit_json(unit: Any) -> str:
     """An interest unit, or its JSON, as JSON with sorted keys."""
+    import tensorflow as tf
+
+    from keras_eta.interest import InterestUnit
+
     config = tf.keras.utils.serialize_keras_object(unit) if isinstance(unit, InterestUnit) else unit
     try:
         config = json.loads(config) if isinstance(config, str) else config

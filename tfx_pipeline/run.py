@@ -22,6 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from keras_eta.datasets import movielens
+from keras_eta.quiet import quiet_imports
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.flags import add_flags, config_from_flags
 from tfx_pipeline.progress import shown
@@ -116,4 +117,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    quiet_imports()
     sys.exit(main())

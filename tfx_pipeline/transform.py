@@ -38,7 +38,8 @@ def preprocessing_fn(
     Returns:
         The columns `encoded_row_names` [N] and `encoded_sequence_names` [N, at most the sequence's `max_length`]
         (sparse, so that files hold no padding), int64 rows of embedding tables or float32 as they came; the lengths of
-        sequences and `label`, int64 [N]. Several values come as they went in, at most `max_values` each.
+        sequences, `label` and, with `features.age`, `timestamp`, int64 [N]. Several values come as they went in, at
+        most `max_values` each.
 
     Raises:
         ValueError: if a column is missing.
@@ -88,6 +89,9 @@ def preprocessing_fn(
             # One behaviour a row, since the function takes a timestamp for each row.
             buckets = age_bucket(timestamp, moments.flat_values[:, tf.newaxis], features.age.boundaries)[:, 0]
             outputs[sequence.age] = moments.with_flat_values(tf.cast(buckets, tf.int64)).to_sparse()
+    if features.age is not None:
+        # Not for the model: exports carry the range of the training part's.
+        outputs[TIMESTAMP] = tf.reshape(inputs[TIMESTAMP], [-1])
     outputs[LABEL] = tf.cast(tf.reshape(inputs[LABEL], [-1]), tf.int64)
     return outputs
 

@@ -27,6 +27,7 @@ from benchmarks.quality.results import Result, print_table, read_results, write_
 from benchmarks.quality.training import count, run
 from benchmarks.quality.units import UNITS
 from keras_eta.datasets.counting import BASELINES
+from keras_eta.quiet import quiet_imports
 
 
 def main() -> None:
@@ -79,4 +80,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    quiet_imports()
     main()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from matplotlib.figure import Figure
 
+import keras_eta
 from benchmarks.quality.protocols import Protocol
 from benchmarks.quality.results import Result
 from benchmarks.quality.training import judged, train
 from benchmarks.quality.units import LEARNED, NUM_BITS, TOP_K, ranker_of
-from keras_eta.interest import ETAInterest, default_distance_edges
+
+if TYPE_CHECKING:
+    from keras_eta.interest import ETAInterest
 
 AXES: dict[str, tuple[Any, ...]] = {
     "M": (8, 16, 32, 64, 128, 256),
@@ -61,8 +63,8 @@ class Variant(NamedTuple):
         top_k = self.value if self.axis == "K" else TOP_K
         num_bits = self.value if self.axis == "M" else NUM_BITS
         counts = (self.axis, self.value) != ("counts", "off")
-        edges = default_distance_edges(num_bits) if counts else ()
-        return ETAInterest(top_k, num_bits, distance_edges=edges, cosine=self.cosine, **learned)
+        edges = keras_eta.interest.default_distance_edges(num_bits) if counts else ()
+        return keras_eta.interest.ETAInterest(top_k, num_bits, distance_edges=edges, cosine=self.cosine, **learned)
 
 
 def variants(axes: Sequence[str]) -> list[Variant]:
@@ -81,6 +83,9 @@ def run_variant(load: Callable[[int | None], Protocol], variant: Variant, seed: 
         max_epochs: passes over the training part at most.
     """
     data = load(variant.value if variant.axis == "L" else None)
+    # Takes seconds: not for --help.
+    import tensorflow as tf
+
     tf.keras.utils.set_random_seed(seed)
     model = ranker_of([variant.unit()], variant.name, data, variant.task, variant.cosine)
     trained = train(model, data, seed, max_epochs)

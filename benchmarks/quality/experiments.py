@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from benchmarks.quality import ablation, needle, recall, staleness
+from benchmarks.quality import ablation
 from benchmarks.quality.protocols import Protocol
 from benchmarks.quality.results import Result, print_table, read_results, write_results
 
@@ -47,6 +47,8 @@ def run_ablation(flags: argparse.Namespace, load: Load) -> None:
 
 def run_recall(flags: argparse.Namespace, load: Load) -> None:
     """The share of the exact scorer's choice that each first stage finds."""
+    from benchmarks.quality import recall
+
     data = load(None)
 
     def job(seed: int) -> Job:
@@ -63,6 +65,8 @@ def run_recall(flags: argparse.Namespace, load: Load) -> None:
 
 def run_staleness(flags: argparse.Namespace, load: Load) -> None:
     """What it costs to search by tables of some periods ago."""
+    from benchmarks.quality import staleness
+
     data = load(None)
 
     def job(unit: str, seed: int) -> Job:
@@ -79,6 +83,7 @@ def run_staleness(flags: argparse.Namespace, load: Load) -> None:
 
 def run_needle(flags: argparse.Namespace, load: Load) -> None:
     """Which unit finds the one stretch of a long history that tells."""
+    from benchmarks.quality import needle
 
     def job(unit: str, depth: int, seed: int) -> Job:
         return Job(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_eta import Feature, FeatureLookup, Features
+import keras_eta
+from keras_eta import Feature, Features
 from keras_eta.datasets import complete_journey, movielens, taobao
 from keras_eta.datasets.columns import USER_ID
 from keras_eta.datasets.impressions import Impressions, temporal_split
+
+if TYPE_CHECKING:
+    from keras_eta import FeatureLookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +118,6 @@ def adapted(features: Features, train: Impressions) -> FeatureLookup:
         features: the columns.
         train: impressions of the training part.
     """
-    lookup = FeatureLookup(features)
+    lookup = keras_eta.FeatureLookup(features)
     lookup.adapt(train.past_columns())
     return lookup

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from benchmarks.quality.protocols import Protocol
 from benchmarks.quality.training import BATCH_SIZE, predict
-from benchmarks.quality.units import EDGES, LEARNED, TOP_K, ranker_of
+from benchmarks.quality.units import LEARNED, TOP_K, eta_unit, ranker_of
 from keras_eta import Ranker, metrics
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.interest import ETAInterest, InnerProductInterest, InterestUnit, SIMHard
@@ -32,7 +32,7 @@ LAGS = (0, 1, 5, 20)
 _NEVER = 2**30
 
 UNITS: dict[str, Callable[[Protocol], InterestUnit]] = {
-    "eta": lambda data: ETAInterest(TOP_K, distance_edges=EDGES, cosine=True, **LEARNED),
+    "eta": lambda data: eta_unit(cosine=True, **LEARNED),
     "inner-product": lambda data: InnerProductInterest(TOP_K, index_period=_NEVER, cosine=True),
     "sim-hard": lambda data: SIMHard(TOP_K, data.category, cosine=True),
 }

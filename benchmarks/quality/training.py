@@ -5,19 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
+import keras_eta
 from benchmarks.quality.clustered import with_clusters
 from benchmarks.quality.protocols import Protocol
 from benchmarks.quality.results import Result
 from benchmarks.quality.units import CLUSTERED, USER_ID_DROPOUT, make_ranker, request_milliseconds
-from keras_eta import Ranker, metrics
 from keras_eta.datasets.baselines import baseline_scores
 from keras_eta.datasets.columns import ITEM_ID
 from keras_eta.datasets.impressions import Impressions
+
+if TYPE_CHECKING:
+    from keras_eta import Ranker
 
 BATCH_SIZE = 512
 PATIENCE = 1
@@ -48,6 +50,8 @@ def run(data: Protocol, unit: str, seed: int, task: bool, cosine: bool, max_epoc
 
 
 def _trained(unit: str, data: Protocol, seed: int, task: bool, cosine: bool, max_epochs: int) -> tuple[Ranker, Trained]:
+    import tensorflow as tf
+
     tf.keras.utils.set_random_seed(seed)
     model = make_ranker(unit, data, task, cosine)
     return model, train(model, data, seed, max_epochs)
@@ -76,6 +80,8 @@ def train(model: Ranker, data: Protocol, seed: int, max_epochs: int) -> Trained:
         seed: of the order of batches.
         max_epochs: passes over the training part at most.
     """
+    import tensorflow as tf
+
     model.compile()
     batches = data.train.to_dataset(data.features, BATCH_SIZE, lookup=data.lookup, shuffle=True, seed=seed)
     validation = data.validation.to_dataset(data.features, 8 * BATCH_SIZE, lookup=data.lookup)
@@ -159,7 +165,7 @@ def _scores(model: Ranker, data: Protocol) -> dict[str, float]:
     test, logits = data.test, predict(model, data, data.test)
     probability = 1 / (1 + np.exp(-logits))
     return {
-        "log_loss": metrics.log_loss(test.label, logits),
+        "log_loss": keras_eta.metrics.log_loss(test.label, logits),
         "calibration": float(probability.mean() / test.label.mean()),
         **ranking_scores(logits, data),
     }
@@ -175,15 +181,15 @@ def ranking_scores(logits: np.ndarray, data: Protocol) -> dict[str, float]:
     test = data.test
     users = test.columns["user_id"]
     scores = {
-        "auc": metrics.auc(test.label, logits),
-        "grouped_auc": metrics.grouped_auc(test.label, logits, users),
+        "auc": keras_eta.metrics.auc(test.label, logits),
+        "grouped_auc": keras_eta.metrics.grouped_auc(test.label, logits, users),
     }
     parts = {"long": test.history_counts >= data.long_history, "new_users": data.new_users}
     for name, mask in parts.items():
         rows = np.flatnonzero(mask)
         if len(rows) or name == "long":
-            scores[f"auc_{name}"] = metrics.auc(test.label[rows], logits[rows])
-            scores[f"grouped_auc_{name}"] = metrics.grouped_auc(test.label[rows], logits[rows], users[rows])
+            scores[f"auc_{name}"] = keras_eta.metrics.auc(test.label[rows], logits[rows])
+            scores[f"grouped_auc_{name}"] = keras_eta.metrics.grouped_auc(test.label[rows], logits[rows], users[rows])
     return scores
 
 

@@ -5,35 +5,20 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tensorflow as tf
-
-from benchmarks.quality.further_query import RecentQueryInterest
+import keras_eta
 from benchmarks.quality.protocols import Protocol
 from benchmarks.timing import measure
-from keras_eta import Ranker
 from keras_eta.datasets.columns import USER_ID
-from keras_eta.interest import (
-    MIMN,
-    SDIM,
-    TWIN,
-    TWINV2,
-    ETAInterest,
-    FullInterest,
-    InnerProductInterest,
-    InterestUnit,
-    MatchInterest,
-    PoolingInterest,
-    RecentInterest,
-    SIMHard,
-    SIMSoft,
-    default_distance_edges,
-)
-from keras_eta.models import RetrievalTask
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from keras_eta import Ranker
+    from keras_eta.interest import ETAInterest, InterestUnit
 
 TOP_K, NUM_BITS, SHORT_HISTORY, ID_DROPOUT = 48, 64, 16, 0.01
-EDGES = default_distance_edges(NUM_BITS)
 
 LEARNED: dict[str, Any] = {"similarity_bias": True, "trainable_planes": True, "planes_period": 8}
 
@@ -41,9 +26,23 @@ LEARNED: dict[str, Any] = {"similarity_bias": True, "trainable_planes": True, "p
 USER_ID_DROPOUT = {"eta-user-id": ID_DROPOUT, "eta-user-id-dropped": 0.2}
 
 
+def eta_unit(**changes: Any) -> ETAInterest:
+    """ETA's unit as `keras_eta.ETA` has it by default, but for its planes and attention."""
+    edges = keras_eta.interest.default_distance_edges(NUM_BITS)
+    return keras_eta.interest.ETAInterest(TOP_K, NUM_BITS, **{"distance_edges": edges, **changes})
+
+
 def eta(data: Protocol, attention: dict[str, Any]) -> list[InterestUnit]:
     """ETA as `keras_eta.ETA` has it by default, but for the counts of matches, which any unit could stand beside."""
-    return [ETAInterest(TOP_K, NUM_BITS, distance_edges=EDGES, **LEARNED, **attention)]
+    return [eta_unit(**LEARNED, **attention)]
+
+
+def eta_and_recent_query(data: Protocol, attention: dict[str, Any]) -> list[InterestUnit]:
+    """ETA, and the same search for the most recent behaviours."""
+    from benchmarks.quality.further_query import RecentQueryInterest
+
+    further = RecentQueryInterest(SHORT_HISTORY, TOP_K, NUM_BITS, name="recent_query", **LEARNED, **attention)
+    return [*eta(data, attention), further]
 
 
 # The contestants that read clusters of behaviours; `with_clusters` makes them.
@@ -52,34 +51,29 @@ CLUSTERED = ("twin-v2",)
 # Beside the last 16, which every contestant attends to.
 UNITS: dict[str, Callable[[Protocol, dict[str, Any]], list[InterestUnit]]] = {
     "recent": lambda data, attention: [],
-    "recent-64": lambda data, attention: [RecentInterest(SHORT_HISTORY + TOP_K, name="recent_64", **attention)],
-    "pooling": lambda data, attention: [PoolingInterest()],
-    "full": lambda data, attention: [FullInterest(**attention)],
+    "recent-64": lambda data, attention: [
+        keras_eta.interest.RecentInterest(SHORT_HISTORY + TOP_K, name="recent_64", **attention)
+    ],
+    "pooling": lambda data, attention: [keras_eta.interest.PoolingInterest()],
+    "full": lambda data, attention: [keras_eta.interest.FullInterest(**attention)],
     "eta": eta,
-    "eta-matches": lambda data, attention: [MatchInterest(), *eta(data, attention)],
-    "matches": lambda data, attention: [MatchInterest()],
-    "eta-no-counts": lambda data, attention: [ETAInterest(TOP_K, NUM_BITS, **LEARNED, **attention)],
-    "eta-fixed-planes": lambda data, attention: [ETAInterest(TOP_K, NUM_BITS, distance_edges=EDGES, **attention)],
-    "eta-fixed-planes-similarity": lambda data, attention: [
-        ETAInterest(TOP_K, NUM_BITS, similarity_bias=True, distance_edges=EDGES, **attention)
-    ],
-    "eta-own-table": lambda data, attention: [
-        ETAInterest(TOP_K, NUM_BITS, own_embeddings=True, distance_edges=EDGES, **LEARNED, **attention)
-    ],
-    "eta-recent-query": lambda data, attention: [
-        *eta(data, attention),
-        RecentQueryInterest(SHORT_HISTORY, TOP_K, NUM_BITS, name="recent_query", **LEARNED, **attention),
-    ],
+    "eta-matches": lambda data, attention: [keras_eta.interest.MatchInterest(), *eta(data, attention)],
+    "matches": lambda data, attention: [keras_eta.interest.MatchInterest()],
+    "eta-no-counts": lambda data, attention: [eta_unit(distance_edges=(), **LEARNED, **attention)],
+    "eta-fixed-planes": lambda data, attention: [eta_unit(**attention)],
+    "eta-fixed-planes-similarity": lambda data, attention: [eta_unit(similarity_bias=True, **attention)],
+    "eta-own-table": lambda data, attention: [eta_unit(own_embeddings=True, **LEARNED, **attention)],
+    "eta-recent-query": eta_and_recent_query,
     "eta-user-id": eta,
     "eta-user-id-dropped": eta,
-    "inner-product": lambda data, attention: [InnerProductInterest(TOP_K, **attention)],
-    "cosine": lambda data, attention: [InnerProductInterest(TOP_K, normalize=True, **attention)],
-    "sim-hard": lambda data, attention: [SIMHard(TOP_K, data.category, **attention)],
-    "sim-soft": lambda data, attention: [SIMSoft(TOP_K, **attention)],
-    "sdim": lambda data, attention: [SDIM(own_embeddings=True)],
-    "twin": lambda data, attention: [TWIN(TOP_K)],
-    "twin-v2": lambda data, attention: [TWINV2(TOP_K)],
-    "mimn": lambda data, attention: [MIMN(max_length=100)],
+    "inner-product": lambda data, attention: [keras_eta.interest.InnerProductInterest(TOP_K, **attention)],
+    "cosine": lambda data, attention: [keras_eta.interest.InnerProductInterest(TOP_K, normalize=True, **attention)],
+    "sim-hard": lambda data, attention: [keras_eta.interest.SIMHard(TOP_K, data.category, **attention)],
+    "sim-soft": lambda data, attention: [keras_eta.interest.SIMSoft(TOP_K, **attention)],
+    "sdim": lambda data, attention: [keras_eta.interest.SDIM(own_embeddings=True)],
+    "twin": lambda data, attention: [keras_eta.interest.TWIN(TOP_K)],
+    "twin-v2": lambda data, attention: [keras_eta.interest.TWINV2(TOP_K)],
+    "mimn": lambda data, attention: [keras_eta.interest.MIMN(max_length=100)],
 }
 
 
@@ -112,10 +106,10 @@ def ranker_of(
         cosine: as in `make_ranker`.
         **options: of the `Ranker`, in place of what all share.
     """
-    return Ranker(
+    return keras_eta.Ranker(
         lookup=data.lookup,
-        interests=[RecentInterest(SHORT_HISTORY, cosine=cosine), *units],
-        retrieval_task=RetrievalTask() if task else None,
+        interests=[keras_eta.interest.RecentInterest(SHORT_HISTORY, cosine=cosine), *units],
+        retrieval_task=keras_eta.models.RetrievalTask() if task else None,
         hidden_units=(128, 64),
         name=re.sub(r"\W", "_", name),
         **{"id_dropout": ID_DROPOUT, **options},
@@ -124,6 +118,8 @@ def ranker_of(
 
 def request_milliseconds(model: Ranker, data: Protocol, candidates: int = 500, repeats: int = 15) -> float:
     """The median time to score candidates against one history as long as the model reads."""
+    import tensorflow as tf
+
     inputs: dict[str, tf.Tensor] = {}
     for sequence in model.features.all_sequences:
         inputs[sequence.length] = tf.constant([sequence.max_length])

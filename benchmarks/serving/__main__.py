@@ -13,11 +13,6 @@ latency counts from the moment a request was due: when the server stalls, those 
 
 from __future__ import annotations
 
-from serving import quiet
-
-if __name__ == "__main__":
-    quiet.quiet_imports()
-
 import argparse
 import json
 import sys
@@ -28,8 +23,8 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.serving.load import load
-from benchmarks.serving.overhead import overhead
 from benchmarks.serving.runs import draw, load_table
+from keras_eta.quiet import quiet_imports
 from serving.client import ServingError
 
 
@@ -45,6 +40,14 @@ def plot(flags: argparse.Namespace) -> int:
     draw(runs, flags.image)
     Console().print(load_table("", runs))
     return 0
+
+
+def overhead(flags: argparse.Namespace) -> int:
+    """Compares the embedded server with calls in process."""
+    # TensorFlow, which the other commands do without.
+    from benchmarks.serving.overhead import overhead as measured
+
+    return measured(flags)
 
 
 def _number(kind: Callable[[str], Any], above: float = 0, or_equal: bool = False) -> Callable[[str], Any]:
@@ -220,4 +223,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    quiet_imports()
     sys.exit(main())

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2
 
 from keras_eta.columns import HISTORY_LENGTH, HISTORY_TIMESTAMP, TIMESTAMP
 from serving.client.answers import Signature
+from serving.client.protocol import PredictRequest
+from serving.client.tensors import numpy_dtype, write_tensor
 
 _NOW = 1_700_000_000
 
@@ -34,7 +34,7 @@ def random_inputs(
         if spec.shape is None or len(spec.shape) not in (1, 2):
             raise ValueError(f"Input `{name}` has shape {spec.shape}: no column of a ranking request.")
         shape = (1,) if len(spec.shape) == 1 else (1, history if name.startswith("history") else candidates)
-        dtype = tf.as_dtype(spec.dtype)
+        dtype = numpy_dtype(spec.dtype)
         drawn = rng.integers(1, ids, shape, endpoint=True)
         if name == HISTORY_LENGTH:
             drawn = np.full(shape, history)
@@ -42,11 +42,11 @@ def random_inputs(
             drawn = np.full(shape, _NOW)
         elif name == HISTORY_TIMESTAMP:
             drawn = _NOW - np.cumsum(drawn, axis=1)
-        if dtype.is_floating:
-            inputs[name] = rng.random(shape).astype(dtype.as_numpy_dtype)
-        elif dtype.is_integer:
-            inputs[name] = drawn.astype(dtype.as_numpy_dtype)
-        elif dtype == tf.string:
+        if dtype.kind == "f":
+            inputs[name] = rng.random(shape).astype(dtype)
+        elif dtype.kind in "iu":
+            inputs[name] = drawn.astype(dtype)
+        elif dtype.kind == "O":
             inputs[name] = np.array([str(value).encode() for value in drawn.flat], object).reshape(shape)
         else:
             raise ValueError(f"Input `{name}` has dtype {spec.dtype}, which this tool can't make up.")
@@ -55,8 +55,7 @@ def random_inputs(
 
 def serialize(model_name: str, signature_name: str, inputs: Mapping[str, np.ndarray]) -> bytes:
     """A PredictRequest as bytes, made once so that the client costs little while it measures."""
-    request = predict_pb2.PredictRequest(model_spec={"name": model_name, "signature_name": signature_name})
-    for name, values in inputs.items():
-        request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
+    tensors = {name: write_tensor(values) for name, values in inputs.items()}
+    request = PredictRequest(model_spec={"name": model_name, "signature_name": signature_name}, inputs=tensors)
     data: bytes = request.SerializeToString()
     return data

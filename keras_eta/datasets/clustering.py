@@ -6,12 +6,10 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import ThreadpoolController
 
 from keras_eta.columns import TIMESTAMP
@@ -60,6 +58,11 @@ def cluster_behaviours(vectors: Any, groups: Any = None, *, max_size: int = 20, 
     distinct, point = distinct.astype("float64"), point.reshape(-1)
     waiting = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     clusters = []
+    # Takes a second, which whoever only describes clusters need not wait for.
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    kmeans = functools.partial(KMeans, n_init=1, max_iter=_ITERATIONS, random_state=seed)
     # With one thread sums have one order, so that results do not depend on the machine's cores.
     with _threads().limit(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -68,7 +71,7 @@ def cluster_behaviours(vectors: Any, groups: Any = None, *, max_size: int = 20, 
             if len(members) <= max_size:
                 clusters.append(members)
             else:
-                waiting.extend(_split(members, distinct, point, max_size, seed))
+                waiting.extend(_split(members, distinct, point, max_size, kmeans))
     numbers = np.empty(size, "int64")
     for number, members in enumerate(sorted(clusters, key=lambda members: members[0])):
         numbers[members] = number
@@ -223,14 +226,16 @@ class Clustering:
         )
 
 
-def _split(members: np.ndarray, distinct: np.ndarray, point: np.ndarray, max_size: int, seed: int) -> list[np.ndarray]:
+def _split(
+    members: np.ndarray, distinct: np.ndarray, point: np.ndarray, max_size: int, kmeans: Callable[[int], Any]
+) -> list[np.ndarray]:
     """Parts a set of behaviours; each of the parts is smaller."""
     points, which, counts = np.unique(point[members], return_inverse=True, return_counts=True)
     if len(points) > 1:
         # The margin is for rounding: 1024 ** 0.3 is 8.
         num_clusters = min(max(math.floor(len(members) ** _EXPONENT + 1e-9), 2), len(points))
-        kmeans = KMeans(num_clusters, n_init=1, max_iter=_ITERATIONS, random_state=seed)
-        labels = kmeans.fit(distinct[points], sample_weight=counts.astype("float64")).labels_[which]
+        fitted = kmeans(num_clusters).fit(distinct[points], sample_weight=counts.astype("float64"))
+        labels = fitted.labels_[which]
         parts = [members[labels == label] for label in np.unique(labels)]
         if len(parts) > 1:
             return parts

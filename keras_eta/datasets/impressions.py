@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from keras_eta.columns import HISTORY, TIMESTAMP
-from keras_eta.datasets.batches import Lookup, make_dataset
 from keras_eta.datasets.columns import REQUIRED_COLUMNS, USER_ID, Column, count_rows, parse_column
 from keras_eta.datasets.histories import BehaviourLog, Histories
 from keras_eta.datasets.interactions import Interactions, Rejection, Report
 from keras_eta.features import Features
 from keras_eta.validation import check_integers_from_zero
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from keras_eta.datasets.batches import Lookup
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -167,6 +170,17 @@ class Impressions:
         return np.asarray(self.columns[TIMESTAMP])
 
     @property
+    def timestamp_range(self) -> tuple[int, int]:
+        """When the first and the last impression was: what `export_model(timestamps=...)` takes of a training part.
+
+        Raises:
+            ValueError: if there are no impressions.
+        """
+        if not len(self):
+            raise ValueError("There are no impressions, which a range of timestamps could be of.")
+        return int(self.timestamps.min()), int(self.timestamps.max())
+
+    @property
     def history_counts(self) -> np.ndarray:
         """int64 [n], how many behaviours lie before each impression, before any truncation."""
         return self.end - self.start
@@ -256,6 +270,9 @@ class Impressions:
             raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}")
         if not len(self):
             raise ValueError("There are no impressions to make a dataset of.")
+        # TensorFlow, which logs are read without.
+        from keras_eta.datasets.batches import make_dataset
+
         return make_dataset(
             self.columns, self.label, self.histories, features, batch_size, lookup, shuffle, seed, drop_remainder
         )

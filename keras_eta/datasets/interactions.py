@@ -20,7 +20,7 @@ from keras_eta.datasets.columns import (
     parse_column,
     user_positions,
 )
-from keras_eta.datasets.times import usual_time_unit
+from keras_eta.time_units import usual_time_unit
 
 _NUM_EXAMPLES = 5
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
 import uuid
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
+from keras_eta.contract import Contract, check_timestamps
 from keras_eta.export.arguments import rename_inputs
 from keras_eta.export.signatures import Signatures
 from keras_eta.export.warmup import write_warmup_requests
@@ -29,6 +30,7 @@ def export_model(
     *,
     warmup: bool = True,
     jit_compile: bool = False,
+    timestamps: tuple[int, int] | None = None,
 ) -> Path:
     """Writes a servable version of the model: `base_path/version`, whole or not at all.
 
@@ -73,18 +75,22 @@ def export_model(
         jit_compile: whether `rank` and `explain` search long histories by a function that XLA compiles when the version
             is loaded, several times faster than without. TF Serving needs `--xla_cpu_compilation_enabled` for it. The
             warm-up requests cover every shape that is ever compiled: keep them.
+        timestamps: the first and the last `timestamp` of the training data, so that servers and clients can tell
+            requests in another unit (`serving.monitor`). `None`: they can't.
 
     Returns:
         The path of the version.
 
     Raises:
         TypeError: if `model` is no `Ranker`.
-        ValueError: if `version` is not a positive integer below 2**63, or there is none left above the highest.
+        ValueError: if `version` is not a positive integer below 2**63, or there is none left above the highest; or if
+            `timestamps` are not two integers, the first not after the last.
         FileExistsError: if the version exists.
         ImportError: if `warmup` is asked for without tensorflow-serving-api.
     """
     if not isinstance(model, Ranker):
         raise TypeError(f"`model` must be a keras_eta Ranker. Received: model={model!r}")
+    check_timestamps(timestamps)
     base = Path(base_path)
     _free_version(base, version)
     with _TRACING:
@@ -100,11 +106,9 @@ def export_model(
         renamed = {argument: name for name, argument in signatures.arguments.items() if argument != name}
         if renamed:
             rename_inputs(temporary / "saved_model.pb", renamed)
-        extra = temporary / "assets.extra"
-        extra.mkdir()
-        (extra / "features.json").write_text(json.dumps(model.features.to_dict(), indent=2))
+        Contract(model.features, _vocabularies(model), timestamps).write(temporary)
         if warmup:
-            write_warmup_requests(extra / "tf_serving_warmup_requests", signatures, base.name)
+            write_warmup_requests(temporary / "assets.extra" / "tf_serving_warmup_requests", signatures, base.name)
         while True:
             target = base / str(_free_version(base, version))
             try:
@@ -116,6 +120,13 @@ def export_model(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _vocabularies(model: Ranker) -> dict[str, np.ndarray]:
+    """The ids of each vocabulary, ascending; none without a lookup."""
+    if model.lookup is None:
+        return {}
+    return {name: np.sort(table.lookup_table.export()[0].numpy()) for name, table in model.lookup.tables.items()}
 
 
 def _free_version(base: Path, version: int | None) -> int:

@@ -1,5 +1,6 @@
 """Pure functions of fingerprints, distances, ages, matches and columns of several values. Stock TensorFlow ops only."""
 
+from keras_eta import _runtime
 from keras_eta.ops.ages import age_bucket
 from keras_eta.ops.hamming_top_k import TopK, hamming_top_k, history_buckets
 from keras_eta.ops.hashing import (
@@ -13,6 +14,8 @@ from keras_eta.ops.hashing import (
 )
 from keras_eta.ops.matching import inverted_index, matches
 from keras_eta.ops.multi_valued import mean_of_values
+
+_runtime.prepare_tensorflow()
 
 __all__ = [
     "WORD_BITS",

@@ -39,7 +39,7 @@ _MODULES = {"AsyncRankingClient": "asyncio", "RankingClient": "client", "UserSta
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: the command line quiets TensorFlow before it is imported.
+    # Imported when asked for: gRPC for asyncio is for those alone who use it.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'answers')}"), name)

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from serving import quiet
-
-if __name__ == "__main__":
-    # TensorFlow's notes on stderr would bury the answer.
-    quiet.quiet_imports()
-
 import argparse
 import dataclasses
 import datetime
@@ -25,7 +19,7 @@ from serving import tls
 from serving.client import RankingClient
 from serving.client.answers import Attention, Explanation, Metadata, Ranking, ServingError, Signature, VersionStatus
 from serving.client.page import check_page_path, explanation_page, write_page
-from serving.client.request_files import read_csv, read_json, read_state, write_state
+from serving.client.request_files import read_csv, read_items, read_json, read_state, write_state
 from serving.client.requests import shape_text
 
 _EXAMPLES = """\
@@ -79,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if page is not None:
             check_page_path(page)
+            items = None if flags.item_names is None else read_items(flags.item_names)
         with RankingClient(
             flags.target, flags.model_name, timeout=flags.timeout, credentials=tls.credentials(flags)
         ) as client:
@@ -94,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     answer = client.rank(**request)
                 if page is not None:
                     made = datetime.datetime.now(datetime.timezone.utc)
-                    write_page(page, explanation_page(answer, **request, model_name=flags.model_name, made=made))
+                    shown = {"model_name": flags.model_name, "made": made, "items": items}
+                    write_page(page, explanation_page(answer, **request, **shown))
                     print(f"Wrote {page}", file=sys.stderr)
                 if page is None or flags.json:
                     _print_answer(answer, request, flags.top, flags.json)
@@ -137,6 +133,11 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     showing.add_argument(
         "--html", metavar="FILE", help="for one request: write a page of all candidates in place of tables"
     )
+    showing.add_argument(
+        "--item_names",
+        metavar="FILE",
+        help="with it: CSV, a line for each item: its id, under its name in the request, and what to show beside it",
+    )
     from_state = argparse.ArgumentParser(add_help=False)
     from_state.add_argument(
         "--state", metavar="FILE", help="with --request: user states, by `user-state`, in place of the history"
@@ -169,6 +170,8 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--top must be a positive integer. Received: {flags.top}")
         if bool(flags.candidates) != bool(flags.history) or (flags.user + flags.context and not flags.candidates):
             parser.error("--candidates and --history go together, and --user and --context go with them.")
+        if flags.command == "explain" and flags.item_names is not None and flags.html is None:
+            parser.error("--item_names goes with --html.")
         if flags.command == "rank" and flags.state and flags.candidates:
             parser.error("--state goes with --request.")
         if flags.command == "rank" and flags.any_version and not flags.state:

@@ -5,21 +5,14 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
-from tensorflow.core.framework import tensor_pb2
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_pb2,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-)
+import numpy as np
 
 from keras_eta.validation import check_positive_integers
+from serving.client import protocol
 from serving.client.answers import Metadata, ServingError, VersionStatus
 from serving.client.channel import MAX_ATTEMPTS, channel_options
 from serving.client.metadata import read_metadata
@@ -55,6 +48,9 @@ class Calls:
         return self.patient and busy
 
 
+# Is given the version that answered, and the inputs and outputs by name.
+Observe = Callable[[int, Mapping[str, np.ndarray], Mapping[str, np.ndarray]], None]
+
 _T = TypeVar("_T")
 # What a method says and hears, whichever way it travels: it yields calls and is sent a list of their responses, or
 # thrown a ServingError; it yields seconds to pause for, and is sent nothing.
@@ -75,6 +71,7 @@ class Calling:
         max_rows: int = 32,
         max_parallel_calls: int = 4,
         credentials: grpc.ChannelCredentials | None = None,
+        observe: Observe | None = None,
     ) -> None:
         if not timeout > 0:
             raise ValueError(f"`timeout` must be a positive number of seconds. Received: timeout={timeout}")
@@ -94,13 +91,9 @@ class Calling:
         self.max_candidates = max_candidates
         self.max_rows = max_rows
         self.max_parallel_calls = max_parallel_calls
+        self._observe = observe
         self._channel = self._open(credentials, channel_options(target, max_attempts))
-        predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
-        self._methods = {
-            "Predict": predictions.Predict,
-            "GetModelMetadata": predictions.GetModelMetadata,
-            "GetModelStatus": model_service_pb2_grpc.ModelServiceStub(self._channel).GetModelStatus,
-        }
+        self._methods = protocol.methods(self._channel)
         # By the version asked for, `None` for the newest. Replaced, never changed: calls read it without a lock.
         self._known: Mapping[int | None, Metadata] = {}
 
@@ -109,7 +102,7 @@ class Calling:
 
     def _metadata(self, deadline: float, version: int | None = None) -> Conversation[Metadata]:
         spec = _model_spec(self.model_name, version)
-        request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
+        request = protocol.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
         (response,) = yield Calls([("GetModelMetadata", request)], deadline)
         metadata = read_metadata(response)
         others = [entry for entry in self._known.items() if entry[0] != version]
@@ -117,12 +110,11 @@ class Calling:
         return metadata
 
     def _status(self) -> Conversation[list[VersionStatus]]:
-        request = get_model_status_pb2.GetModelStatusRequest()
+        request = protocol.GetModelStatusRequest()
         request.model_spec.name = self.model_name
         (response,) = yield Calls([("GetModelStatus", request)], self._deadline())
-        state_name = get_model_status_pb2.ModelVersionStatus.State.Name
         return [
-            VersionStatus(status.version, state_name(status.state), status.status.error_message)
+            VersionStatus(status.version, protocol.state_name(status.state), status.status.error_message)
             for status in sorted(response.model_version_status, key=lambda status: status.version)
         ]
 
@@ -140,9 +132,7 @@ class Calling:
                 raise error
             yield _READY_POLL_SECONDS
 
-    def _answers_of_one_version(
-        self, requests: list[predict_pb2.PredictRequest], deadline: float
-    ) -> Conversation[list[predict_pb2.PredictResponse]]:
+    def _answers_of_one_version(self, requests: list[Any], deadline: float) -> Conversation[list[Any]]:
         """The responses, all from the newest version that answered: scores of two versions can't be compared."""
         patient = len(requests) > 1  # what was split here is ours to slow down; whole requests are the caller's
         responses = yield from self._answers(requests, deadline, patient=patient)
@@ -153,7 +143,7 @@ class Calling:
                 return responses
             pinned = []
             for part in older:
-                request = predict_pb2.PredictRequest()
+                request = protocol.PredictRequest()
                 request.CopyFrom(requests[part])
                 request.model_spec.version.value = max(versions)
                 pinned.append(request)
@@ -171,11 +161,9 @@ class Calling:
             grpc.StatusCode.ABORTED, f"no version stayed long enough to answer all {len(requests)} parts of a request"
         )
 
-    def _answers(
-        self, requests: Sequence[predict_pb2.PredictRequest], deadline: float, *, patient: bool = False
-    ) -> Conversation[list[predict_pb2.PredictResponse]]:
+    def _answers(self, requests: Sequence[Any], deadline: float, *, patient: bool = False) -> Conversation[list[Any]]:
         """The responses, `max_parallel_calls` at a time. If `patient`, what a busy server refused is sent again."""
-        responses: dict[int, predict_pb2.PredictResponse] = {}
+        responses: dict[int, Any] = {}
         waiting, pause = list(range(len(requests))), _FIRST_PAUSE
         try:
             while waiting:
@@ -204,11 +192,11 @@ class Calling:
         self,
         signature_name: str,
         outputs: Sequence[str],
-        tensors: Mapping[str, tensor_pb2.TensorProto],
+        tensors: Mapping[str, Any],
         version: int | None = None,
-    ) -> predict_pb2.PredictRequest:
+    ) -> Any:
         spec = _model_spec(self.model_name, version, signature_name)
-        return predict_pb2.PredictRequest(model_spec=spec, inputs=tensors, output_filter=outputs)
+        return protocol.PredictRequest(model_spec=spec, inputs=tensors, output_filter=outputs)
 
     def _deadline(self) -> float:
         return time.monotonic() + self.timeout
@@ -217,8 +205,8 @@ class Calling:
         return ServingError(self.target, self.model_name, code, details or "")
 
 
-def _model_spec(model_name: str, version: int | None, signature_name: str = "") -> model_pb2.ModelSpec:
-    spec = model_pb2.ModelSpec(name=model_name, signature_name=signature_name)
+def _model_spec(model_name: str, version: int | None, signature_name: str = "") -> Any:
+    spec = protocol.ModelSpec(name=model_name, signature_name=signature_name)
     if version is not None:
         spec.version.value = version
     return spec

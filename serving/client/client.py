@@ -43,6 +43,8 @@ class RankingClient(Conversations):
             joins calls, which refuses larger ones.
         max_parallel_calls: calls that one `rank` or `explain` makes at the same time.
         credentials: TLS, by `grpc.ssl_channel_credentials`. Default: plaintext.
+        observe: is called after each answer of a signature with the version that answered and the inputs and outputs by
+            name, e.g. by `serving.monitor.Monitor.observer`.
 
     Raises:
         ValueError: if `timeout`, `max_attempts`, `max_candidates`, `max_rows` or `max_parallel_calls` is out of its

@@ -9,7 +9,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-import tensorflow as tf
 
 from keras_eta.columns import length_name
 from serving.client.answers import (
@@ -23,9 +22,10 @@ from serving.client.answers import (
 )
 from serving.client.calls import Calling, Conversation
 from serving.client.explanations import read_explanation
-from serving.client.parts import Parts, tensors
+from serving.client.parts import Parts
 from serving.client.requests import Columns, Sequences, ranking_inputs, shape_text, signature_arrays
 from serving.client.states import UserState
+from serving.client.tensors import numpy_dtype, read_tensor, write_tensor
 from serving.client.values import with_value_lengths
 
 
@@ -75,9 +75,13 @@ class Conversations(Calling):
                 raise ValueError(
                     f"`inputs[{name!r}]` must have at least one value. Received shape: {shape_text(array.shape)}"
                 )
-        request = self._predict_request(signature_name, (), tensors(arrays))
+        tensors = {name: write_tensor(array) for name, array in arrays.items()}
+        request = self._predict_request(signature_name, (), tensors)
         (response,) = yield from self._answers([request], deadline)
-        return {name: tf.make_ndarray(tensor) for name, tensor in response.outputs.items()}
+        answer = {name: read_tensor(tensor) for name, tensor in response.outputs.items()}
+        if self._observe is not None:
+            self._observe(response.model_spec.version.value, arrays, answer)
+        return answer
 
     def _ask(
         self,
@@ -103,7 +107,10 @@ class Conversations(Calling):
             responses = yield from self._answers_of_one_version(requests, deadline)
             # A version newer than the metadata may give others.
             joined = {name: parts.join([each.outputs[name] for each in responses]) for name in responses[0].outputs}
-            return joined, responses[0].model_spec.version.value
+            answered = responses[0].model_spec.version.value
+            if self._observe is not None:
+                self._observe(answered, arrays, joined)
+            return joined, answered
         # TensorFlow Serving fails the other calls of a batch in which one has no candidates.
         metadata = yield from self._metadata(deadline, version)
         num_rows = len(next(iter(arrays.values())))
@@ -206,4 +213,4 @@ def _rows(outputs: Mapping[str, np.ndarray], several: bool) -> dict[str, np.ndar
 def _no_answers(spec: TensorSpec, num_rows: int) -> np.ndarray:
     """An output for no candidates: [R, 0], or [R, 0, K] where the signature says what K is."""
     more = [size or 0 for size in (spec.shape or ())[2:]]
-    return np.zeros([num_rows, 0, *more], tf.as_dtype(spec.dtype).as_numpy_dtype)
+    return np.zeros([num_rows, 0, *more], numpy_dtype(spec.dtype))

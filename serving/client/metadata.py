@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import tensorflow as tf
-from tensorflow_serving.apis import get_model_metadata_pb2
-
 from serving.client.answers import Metadata, Signature, TensorSpec
+from serving.client.protocol import SignatureDefMap
+from serving.client.tensors import dtype_name
 
 
-def read_metadata(response: get_model_metadata_pb2.GetModelMetadataResponse) -> Metadata:
-    """The signatures that can be called, in order of their names."""
-    signatures = get_model_metadata_pb2.SignatureDefMap()
-    response.metadata["signature_def"].Unpack(signatures)
+def read_metadata(response: Any) -> Metadata:
+    """The signatures in a GetModelMetadataResponse that can be called, in order of their names."""
+    signatures = SignatureDefMap.FromString(response.metadata["signature_def"].value)
     return Metadata(
         response.model_spec.version.value,
         {
@@ -29,6 +27,6 @@ def read_metadata(response: get_model_metadata_pb2.GetModelMetadataResponse) -> 
 def _specs(infos: Mapping[str, Any]) -> dict[str, TensorSpec]:
     specs = {}
     for name, info in sorted(infos.items()):
-        shape = tf.TensorShape(info.tensor_shape)
-        specs[name] = TensorSpec(tf.as_dtype(info.dtype).name, None if shape.rank is None else tuple(shape.as_list()))
+        sizes = tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
+        specs[name] = TensorSpec(dtype_name(info.dtype), None if info.tensor_shape.unknown_rank else sizes)
     return specs

@@ -11,12 +11,14 @@ import math
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_eta.columns import TIMESTAMP
+from keras_eta.time_units import per_second, time_unit
 from serving.client.answers import Attention, Explanation
 from serving.client.requests import Columns
 
@@ -36,6 +38,7 @@ def explanation_page(
     *,
     model_name: str,
     made: datetime.datetime,
+    items: Columns | None = None,
 ) -> str:
     """Shows one request: its candidates best first, and the behaviours that each score rests on.
 
@@ -43,18 +46,23 @@ def explanation_page(
         explanation: the answer of `RankingClient.explain` to one request.
         candidates: as they were sent: by name, C values.
         history: as it was sent: by name, the behaviours, most recent first. Where both `history` and `context` have a
-            `timestamp`, in seconds, the page shows ages in place of the history's.
+            `timestamp`, the page shows ages in place of the history's, and dates in UTC where the size of the context's
+            tells its unit.
         user: as it was sent: by name, a value.
         context: as it was sent: by name, a value.
         history_length: how many behaviours count. Default: all.
         model_name: the model that was asked.
         made: when it was asked.
+        items: what is known of items, as columns by name: first their ids, under the name that they have among the
+            candidates, then e.g. their titles, which stand beside ids. A column that the request has itself is left
+            out.
 
     Returns:
         The HTML. Its Content-Security-Policy allows the page's own script and nothing from outside.
 
     Raises:
-        ValueError: if `explanation` is of several requests, or does not fit the columns.
+        ValueError: if `explanation` is of several requests, or does not fit the columns, or `items` have no id of the
+            candidates, or one twice.
     """
     if explanation.probability.ndim != 1:
         raise ValueError(
@@ -73,9 +81,10 @@ def explanation_page(
         )
     columns = dict(history)
     given = {**(user or {}), **(context or {})}
-    ages = None
+    times = None
     if TIMESTAMP in columns and TIMESTAMP in given:
-        ages = [int(given[TIMESTAMP]) - int(then) for then in columns.pop(TIMESTAMP)]
+        times = _times(int(given[TIMESTAMP]), [int(then) for then in columns.pop(TIMESTAMP)])
+    known = _ItemTable(items, candidates)
     order = explanation.order
     of_candidates = {**candidates, **{f"{name}_count": counts for name, counts in explanation.counts.items()}}
     data = {
@@ -83,12 +92,15 @@ def explanation_page(
         "version": explanation.model_version,
         "made": made.astimezone(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "given": [[name, _value(value)] for name, value in given.items()],
-        "candidates": [[name, [_value(values[row]) for row in order]] for name, values in of_candidates.items()],
+        "candidates": [
+            [name, [_value(values[row]) for row in order]] for name, values in known.beside_ids(of_candidates).items()
+        ],
         "scores": _numbers(explanation.probability[order]),
-        "behaviours": [[name, [_value(value) for value in values]] for name, values in columns.items()],
+        "behaviours": [
+            [name, [_value(value) for value in values]] for name, values in known.beside_ids(columns).items()
+        ],
         "numBehaviours": num_behaviours if history_length is None else int(history_length),
-        "now": int(given[TIMESTAMP]) if ages is not None else None,
-        "ages": ages,
+        "times": times,
         "units": [
             {
                 "name": name,
@@ -135,6 +147,67 @@ def write_page(path: Path, page: str) -> None:
         except BaseException:
             os.unlink(file.name)
             raise
+
+
+class _ItemTable:
+    """What is known of items, to be shown beside their ids.
+
+    Args:
+        items: as for `explanation_page`.
+        candidates: likewise.
+
+    Raises:
+        ValueError: if `items` have no id of the candidates, or one twice.
+    """
+
+    def __init__(self, items: Columns | None, candidates: Columns) -> None:
+        names = [*items] if items else [""]
+        self._id, self._names = names[0], names[1:]
+        if not items:
+            return
+        if self._id not in candidates:
+            raise ValueError(
+                f"The first column of `items` must be an id of the candidates, one of {list(candidates)}. "
+                f"Received: {self._id!r}"
+            )
+        ids = [str(_value(id_)) for id_ in items[self._id]]
+        self._rows = dict(zip(ids, zip(*(items[name] for name in self._names), strict=True), strict=True))
+        if len(self._rows) < len(ids):
+            twice = next(id_ for id_ in ids if ids.count(id_) > 1)
+            raise ValueError(f"`items[{self._id!r}]` must hold each id once. Twice: {twice!r}")
+
+    def beside_ids(self, columns: Columns) -> dict[str, Any]:
+        """The columns, with those of the table after the id; empty text for items that the table lacks."""
+        result: dict[str, Any] = {}
+        for name, values in columns.items():
+            result[name] = values
+            if name == self._id:
+                rows = [self._rows.get(str(_value(id_)), ("",) * len(self._names)) for id_ in values]
+                for place, added in enumerate(self._names):
+                    if added not in columns:
+                        result[added] = [row[place] for row in rows]
+        return result
+
+
+def _times(now: int, moments: Sequence[int]) -> dict[str, Any]:
+    """When behaviours were: their timestamps, dates and ages in seconds; in units of the log, if it is no known one."""
+    unit = time_unit(now)
+    size = per_second(unit) if unit else 1
+    return {
+        "unit": unit,
+        "now": _date(now // size) if unit else "",
+        "timestamps": [_value(then) for then in moments],
+        "dates": [_date(then // size) if unit else "" for then in moments],
+        "ages": [(now - then) // size for then in moments],
+    }
+
+
+def _date(seconds: int) -> str:
+    """A date and a time in UTC; empty beyond the year 9999."""
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return ""
 
 
 def _check_lengths(role: str, columns: Columns, length: int) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
-from tensorflow.core.framework import tensor_pb2
+
+from serving.client.tensors import read_tensor, write_tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,20 +35,20 @@ class Parts:
     def _starts(self) -> range:
         return range(0, self._num_candidates, self.max_candidates)
 
-    def inputs(self) -> Iterator[dict[str, tensor_pb2.TensorProto]]:
+    def inputs(self) -> Iterator[dict[str, Any]]:
         """The inputs of each part."""
         num_rows = len(next(iter(self.arrays.values())))
         rows_of_one = max(1, min(self.max_rows, self.max_candidates // self._num_candidates))
         for row in range(0, num_rows, rows_of_one):
             rows = {name: array[row : row + rows_of_one] for name, array in self.arrays.items()}
-            shared = tensors({name: array for name, array in rows.items() if name not in self.candidates})
+            shared = {name: write_tensor(array) for name, array in rows.items() if name not in self.candidates}
             for start in self._starts:
-                part = {name: rows[name][:, start : start + self.max_candidates] for name in self.candidates}
-                yield shared | tensors(part)
+                columns = slice(start, start + self.max_candidates)
+                yield shared | {name: write_tensor(rows[name][:, columns]) for name in self.candidates}
 
-    def join(self, outputs: Sequence[tensor_pb2.TensorProto]) -> np.ndarray:
+    def join(self, outputs: Sequence[Any]) -> np.ndarray:
         """One output of the whole request, of those of its parts in the order of `inputs`."""
-        arrays = [tf.make_ndarray(output) for output in outputs]
+        arrays = [read_tensor(output) for output in outputs]
         if not self.candidates:
             return np.concatenate(arrays)
         starts = self._starts
@@ -57,11 +58,3 @@ class Parts:
             arrays[number] = array[:, :size]
         rows = [np.concatenate(arrays[i : i + len(starts)], axis=1) for i in range(0, len(arrays), len(starts))]
         return np.concatenate(rows)
-
-
-def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, tensor_pb2.TensorProto]:
-    """The arrays as a request holds them."""
-    return {
-        name: tf.make_tensor_proto(array, dtype=tf.as_dtype(array.dtype), shape=array.shape)
-        for name, array in arrays.items()
-    }

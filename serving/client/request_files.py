@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from keras_eta.columns import history_name
 from serving.client.answers import Signature
 from serving.client.states import UserState
+from serving.client.tensors import numpy_dtype
 
 _COLUMNS = ("candidates", "history", "user", "context", "sequences")
 _RANKING = {"candidates", "history"}, {"user", "context", "history_length", "sequences"}
@@ -113,6 +113,16 @@ def read_csv(
     return request
 
 
+def read_items(path: str) -> dict[str, list[str]]:
+    """What is known of items from a CSV file with a header, as text.
+
+    Raises:
+        ValueError: if it has no header, or a line of another length; it says where.
+        OSError: if it can't be read.
+    """
+    return _read_columns(path, Signature({}, {}), str)
+
+
 def _read_columns(path: str, signature: Signature, input_name: Callable[[str], str]) -> dict[str, list[Any]]:
     # A spreadsheet's files begin with a byte order mark.
     with Path(path).open(encoding="utf-8-sig", newline="") as file:
@@ -137,8 +147,10 @@ def _read_columns(path: str, signature: Signature, input_name: Callable[[str], s
 
 def _value(place: str, text: str, signature: Signature, input_name: str) -> Any:
     spec = signature.inputs.get(input_name)
-    dtype = tf.as_dtype(spec.dtype) if spec else tf.string
+    if spec is None:
+        return text
+    kind = numpy_dtype(spec.dtype).kind
     try:
-        return int(text) if dtype.is_integer else float(text) if dtype.is_floating else text
+        return int(text) if kind in "iu" else float(text) if kind == "f" else text
     except ValueError:
-        raise ValueError(f"{place} must be {dtype.name}. Received: {text!r}") from None
+        raise ValueError(f"{place} must be {spec.dtype}. Received: {text!r}") from None

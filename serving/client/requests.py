@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from keras_eta.columns import HISTORY, length_name
 from serving.client.answers import Signature
+from serving.client.tensors import numpy_dtype
 from serving.client.values import ValueLists, shown
 
 Columns = Mapping[str, Any]
@@ -143,7 +143,7 @@ def signature_arrays(inputs: Mapping[str, tuple[str, Any]], signature: Signature
     def array(name: str, lengths: np.ndarray | None = None) -> np.ndarray:
         argument, values = inputs[name]
         spec = signature.inputs[name]
-        found = typed_array(argument, values, np.dtype(tf.as_dtype(spec.dtype).as_numpy_dtype), lengths)
+        found = typed_array(argument, values, numpy_dtype(spec.dtype), lengths)
         if spec.shape is not None and (
             found.ndim != len(spec.shape)
             or any(size not in (None, length) for size, length in zip(spec.shape, found.shape, strict=True))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from keras_eta.columns import length_name
 from serving.client.answers import Signature
@@ -48,7 +47,7 @@ def with_value_lengths(inputs: Mapping[str, tuple[str, Any]], signature: Signatu
             raise ValueError(values.refusal())
         if length_name(name) in signature.inputs and length_name(name) not in inputs and spec and spec.shape:
             most, depth = spec.shape[-1] or 0, len(spec.shape) - 1
-            filler = "" if tf.as_dtype(spec.dtype) == tf.string else 0
+            filler = "" if spec.dtype == "string" else 0
             padded = _map_lists(argument, values, depth, functools.partial(_padded, argument, most, filler))
             if depth > 1:
                 # Without candidates or behaviours, lists do not tell how many axes they have.

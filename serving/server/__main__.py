@@ -7,14 +7,6 @@ It takes the flag names of `tensorflow_model_server`.
 
 from __future__ import annotations
 
-from serving import quiet
-from serving.server import memory
-
-if __name__ == "__main__":
-    memory.limit_pools()
-    # TensorFlow's notes on stderr, one for each request that a graph refuses, would bury the server's own log.
-    quiet.quiet_imports()
-
 import argparse
 import dataclasses
 import logging
@@ -22,11 +14,15 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tensorflow_serving.config.model_server_config_pb2 import ModelConfig
 
-from serving.server import config
-from serving.server.embedded import EmbeddedServer, read_models
+from keras_eta.quiet import quiet_imports
+from serving.server import config, memory
+
+if TYPE_CHECKING:
+    from serving.server.embedded import EmbeddedServer
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +70,9 @@ def server_from_flags(argv: Sequence[str] | None = None) -> EmbeddedServer:
         _log.warning("pad_variable_length_inputs does nothing here: only requests of equal shapes are joined.")
     if batching and batching.allowed_batch_sizes:
         _log.warning("allowed_batch_sizes is safe here; one call of no rows ends TensorFlow Serving 2.16.1 with it.")
+    # TensorFlow, which takes seconds: not before the flags are known to be good.
+    from serving.server.embedded import EmbeddedServer, read_models
+
     ssl_config = flags.ssl_config_file and config.read_config(flags.ssl_config_file, config.SSLConfig)
     named = {field.name: getattr(flags, field.name) for field in dataclasses.fields(config.Options) if field.metadata}
     configs: config.Configs = [ModelConfig(name=flags.model_name, base_path=flags.model_base_path)]
@@ -110,4 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    memory.limit_pools()
+    # TensorFlow's notes on stderr, one for each request that a graph refuses, would bury the server's own log.
+    quiet_imports()
     sys.exit(main())

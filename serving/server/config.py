@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pb2, message_factory, text_format
+from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.messages import message_classes
 from serving.server import memory
 from serving.server.status import invalid_argument
 
@@ -23,42 +24,33 @@ _LEAST = {"max_batch_size": 1, "num_batch_threads": 1, "max_enqueued_batches": 1
 
 # tensorflow-serving-api leaves these messages out. Names and types as in TensorFlow Serving's session_bundle_config,
 # ssl_config and monitoring_config; numbers do not show in text.
-_MESSAGES = {
-    "Int64Value": {"value": "int64"},
-    "StringValue": {"value": "string"},
-    "BatchingParameters": {
-        "max_batch_size": "Int64Value",
-        "batch_timeout_micros": "Int64Value",
-        "max_enqueued_batches": "Int64Value",
-        "num_batch_threads": "Int64Value",
-        "thread_pool_name": "StringValue",
-        "allowed_batch_sizes": "repeated int64",
-        "pad_variable_length_inputs": "bool",
+_CLASSES = message_classes(
+    "serving.server",
+    {
+        "Int64Value": {"value": (1, "int64")},
+        "StringValue": {"value": (1, "string")},
+        "BatchingParameters": {
+            "max_batch_size": (1, "Int64Value"),
+            "batch_timeout_micros": (2, "Int64Value"),
+            "max_enqueued_batches": (3, "Int64Value"),
+            "num_batch_threads": (4, "Int64Value"),
+            "thread_pool_name": (5, "StringValue"),
+            "allowed_batch_sizes": (6, "repeated int64"),
+            "pad_variable_length_inputs": (7, "bool"),
+        },
+        "SSLConfig": {
+            "server_key": (1, "string"),
+            "server_cert": (2, "string"),
+            "custom_ca": (3, "string"),
+            "client_verify": (4, "bool"),
+        },
+        "PrometheusConfig": {"enable": (1, "bool"), "path": (2, "string")},
+        "MonitoringConfig": {"prometheus_config": (1, "PrometheusConfig")},
     },
-    "SSLConfig": {"server_key": "string", "server_cert": "string", "custom_ca": "string", "client_verify": "bool"},
-    "PrometheusConfig": {"enable": "bool", "path": "string"},
-    "MonitoringConfig": {"prometheus_config": "PrometheusConfig"},
-}
-
-
-def _message_classes() -> dict[str, Any]:
-    file = descriptor_pb2.FileDescriptorProto(name="serving/config.proto", package="serving", syntax="proto3")
-    for message_name, fields in _MESSAGES.items():
-        message = file.message_type.add(name=message_name)
-        for number, (name, kind) in enumerate(fields.items(), 1):
-            label, kind = ("REPEATED", kind[9:]) if kind.startswith("repeated ") else ("OPTIONAL", kind)
-            field = message.field.add(name=name, number=number, label=f"LABEL_{label}")
-            if kind in _MESSAGES:
-                field.type, field.type_name = field.TYPE_MESSAGE, f".serving.{kind}"
-            else:
-                field.type = getattr(field, f"TYPE_{kind.upper()}")
-    return message_factory.GetMessages([file])
-
-
-_CLASSES = _message_classes()
-BatchingParameters: Any = _CLASSES["serving.BatchingParameters"]
-SSLConfig: Any = _CLASSES["serving.SSLConfig"]
-MonitoringConfig: Any = _CLASSES["serving.MonitoringConfig"]
+)
+BatchingParameters: Any = _CLASSES["BatchingParameters"]
+SSLConfig: Any = _CLASSES["SSLConfig"]
+MonitoringConfig: Any = _CLASSES["MonitoringConfig"]
 
 
 def boolean(value: str) -> bool:

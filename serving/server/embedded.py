@@ -69,7 +69,7 @@ class EmbeddedServer:
         arguments = {**_CHANNEL_ARGUMENTS, **config.channel_arguments(chosen.grpc_channel_arguments)}
         self._server = grpc.server(self._executor, interceptors=[self._interceptor], options=list(arguments.items()))
         admission = Admission(chosen.grpc_max_threads, chosen.max_queued_calls, metrics)
-        service = Service(self._models, admission, chosen.candidates_allowed)
+        service = Service(self._models, admission, chosen.candidates_allowed, metrics.monitor)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

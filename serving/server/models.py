@@ -17,8 +17,9 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelConfig
 from keras_eta.versions import versions
 from serving.server import memory
 from serving.server.config import Configs, Options, check_models
+from serving.server.errors import status_of
 from serving.server.servables import Servable
-from serving.server.status import StatusError, invalid_argument, status_of
+from serving.server.status import StatusError, invalid_argument
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +92,12 @@ class ServedModel:
             return False
         self._set_state(version, ModelVersionStatus.LOADING)
         try:
-            servable = Servable.load(path, version, self._options.batching_parameters)
+            servable = Servable.load(
+                path,
+                version,
+                self._options.batching_parameters,
+                vocabularies=self._options.rest_api_port is not None,
+            )
         except Exception as error:  # a broken SavedModel can raise anything, and must not end the server
             self._failed[version] = files
             code, message = status_of(error)

@@ -1,4 +1,4 @@
-"""Prometheus metrics: calls by method and status code, latencies, and the versions that answer."""
+"""Prometheus metrics: calls by method and status code, latencies, the versions that answer, and what they are asked."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from serving.monitor import Monitor
 
 _LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -32,6 +34,8 @@ class Metrics(Collector):
             "serving_requests", "Calls answered, by status code.", ("method", "code"), registry=registry
         )
         self.running = Gauge("serving_requests_running", "Predict calls being worked on.", registry=registry)
+        self.monitor = Monitor()
+        registry.register(self.monitor)
         self.queued = Gauge("serving_requests_queued", "Predict calls waiting for a thread.", registry=registry)
 
     def watch_versions(self, versions: Callable[[], Mapping[str, Iterable[int]]]) -> None:

@@ -6,10 +6,11 @@ import dataclasses
 import gc
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
@@ -18,9 +19,14 @@ from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
+from keras_eta.contract import Contract
+from serving.monitor import read_contract
 from serving.server.batching import Call, batched, callable_of
-from serving.server.status import StatusError, invalid_argument, status_of
+from serving.server.errors import status_of
+from serving.server.status import StatusError, invalid_argument
 from serving.server.tensors import read_tensor, write_tensor
+
+Observe = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], None]
 
 WARMUP_REQUESTS = Path("assets.extra", "tf_serving_warmup_requests")
 
@@ -77,21 +83,24 @@ class Servable:
         signature_defs: the signatures as the SavedModel describes them.
         calls: for each signature a function of its inputs in order of their names, which returns its outputs so too.
         inputs: for each signature its inputs in that order.
+        contract: what it was trained on; `None`: not known.
     """
 
     version: int
     signature_defs: Mapping[str, SignatureDef]
     calls: Mapping[str, Call]
     inputs: Mapping[str, Sequence[Input]]
+    contract: Contract | None = None
 
     @classmethod
-    def load(cls, path: Path, version: int, batching: Any = None) -> Servable:
+    def load(cls, path: Path, version: int, batching: Any = None, *, vocabularies: bool = False) -> Servable:
         """Loads a SavedModel and replays its warm-up requests.
 
         Args:
             path: directory of the SavedModel.
             version: its number.
             batching: BatchingParameters; without them requests are not joined.
+            vocabularies: whether to keep them for the counts of unknown ids.
 
         Raises:
             StatusError: if the directory holds no SavedModel with the tag `serve`, or its warm-up file is corrupt.
@@ -121,7 +130,7 @@ class Servable:
             del loaded
             gc.collect()
             session.run([v1.global_variables_initializer(), v1.local_variables_initializer(), v1.tables_initializer()])
-        servable = cls(version, signature_defs, calls, inputs)
+        servable = cls(version, signature_defs, calls, inputs, read_contract(path, vocabularies=vocabularies))
         servable._warm_up(path / WARMUP_REQUESTS)
         return servable
 
@@ -144,12 +153,15 @@ class Servable:
             raise invalid_argument(f"Failed to parse warmup record {replayed} from {path}") from error
         _log.info("Replayed %d warm-up requests of %s", replayed, path)
 
-    def predict(self, request: PredictRequest, max_candidates: int | None = None) -> PredictResponse:
+    def predict(
+        self, request: PredictRequest, max_candidates: int | None = None, observe: Observe | None = None
+    ) -> PredictResponse:
         """Answers a Predict request as TensorFlow Serving does; the caller has chosen the model.
 
         Args:
             request: what is asked.
             max_candidates: the most that it may hold; any number if None.
+            observe: is given the inputs and the outputs, by name.
 
         Raises:
             StatusError: if the request does not fit the signature.
@@ -168,6 +180,8 @@ class Servable:
                 wanted.check_number(column.shape, max_candidates)
             columns.append(column)
         outputs = dict(zip(names, self.calls[name](*columns), strict=True))
+        if observe is not None:
+            observe({wanted.name: column for wanted, column in zip(self.inputs[name], columns, strict=True)}, outputs)
         response = PredictResponse(
             model_spec={"name": request.model_spec.name, "version": {"value": self.version}, "signature_name": name}
         )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -22,11 +23,13 @@ from tensorflow_serving.apis.model_service_pb2_grpc import ModelServiceServicer
 from tensorflow_serving.apis.predict_pb2 import PredictResponse
 from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceServicer
 
+from serving.monitor import Monitor
 from serving.server import memory
 from serving.server.config import model_configs
+from serving.server.errors import status_of
 from serving.server.models import Models
 from serving.server.monitoring import Metrics
-from serving.server.status import StatusError, invalid_argument, status_of
+from serving.server.status import StatusError, invalid_argument
 
 _log = logging.getLogger(__name__)
 # A request of this size leaves the process with free memory that is worth returning.
@@ -155,16 +158,21 @@ class Service(PredictionServiceServicer, ModelServiceServicer):
         models: what there is to call.
         admission: lets Predict calls work.
         max_candidates: of one of them.
+        monitor: counts what they send and get.
     """
 
-    def __init__(self, models: Models, admission: Admission, max_candidates: int) -> None:
+    def __init__(self, models: Models, admission: Admission, max_candidates: int, monitor: Monitor) -> None:
         self._models = models
+        self._monitor = monitor
         self._admission = admission
         self._max_candidates = max_candidates
 
     def Predict(self, request: Any, context: ServicerContext) -> PredictResponse:
         with self._admission.admit(context):
-            return self._models.servable(_spec(request)).predict(request, self._max_candidates)
+            spec = _spec(request)
+            servable = self._models.servable(spec)
+            observe = functools.partial(self._monitor.observe, spec.name, servable.version, servable.contract)
+            return servable.predict(request, self._max_candidates, observe)
 
     def GetModelMetadata(self, request: Any, context: ServicerContext) -> GetModelMetadataResponse:
         spec = _spec(request)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_eta.datasets import Interactions
-from keras_eta.datasets.times import UNIT_STARTS, time_unit, usual_time_unit
+from keras_eta.time_units import UNIT_STARTS, time_unit, usual_time_unit
 
 from . import reference
 

@@ -194,7 +194,8 @@ def test_unit_over_grpc(served: dict[str, Served], rows: Arrays, name: str) -> N
     request = {"candidates": candidates, "history": sequence_of(rows), **users}
     request["sequences"] = {"clusters": sequence_of(rows, "clusters")}
     # All candidates of all users in one call, and in parts.
-    for limits in ({}, {"max_candidates": 3, "max_rows": 2}):
+    parts: dict[str, Any] = {"max_candidates": 3, "max_rows": 2}
+    for limits in ({}, parts):
         with RankingClient(address, model_name, timeout=60, **limits) as client:
             np.testing.assert_allclose(client.rank(**request).probability, expected, atol=TOLERANCE)
             check_explanation(client, request, model, unit, scores)

@@ -28,9 +28,9 @@ from tfx_pipeline.ingestion.impression_gen import ImpressionGenExecutor, impress
 from tfx_pipeline.ingestion.log_checks import check_data
 from tfx_pipeline.layouts import Label, Layout
 from tfx_pipeline.model_config import Model
-from tfx_pipeline.propose_schema import propose_schema
 from tfx_pipeline.ranker import check_ranker
 from tfx_pipeline.schema import make_schema
+from tfx_pipeline.schema_draft import propose_schema
 
 COLUMNS = ("user_id", "item_id", "timestamp", "genres", "played", "action")
 

@@ -15,8 +15,8 @@ from keras_eta.features import Features
 from tfx_pipeline import propose_schema
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.layouts import Label, Layout, movielens, taobao
-from tfx_pipeline.propose_schema import impression_statistics
 from tfx_pipeline.schema import make_schema, read_schema, schema_text
+from tfx_pipeline.schema_draft import impression_statistics
 
 SCHEMAS = Path(tfx_pipeline.__file__).parent / "schemas"
 LAYOUT = Layout(

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from keras_eta import Age, Feature, FeatureLookup, Features
-from keras_eta.columns import HISTORY_AGE, HISTORY_LENGTH, LABEL, history_name
+from keras_eta.columns import HISTORY_AGE, HISTORY_LENGTH, LABEL, TIMESTAMP, history_name
 from keras_eta.names import scope_name
 from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transform
 from tfx_pipeline.config import PipelineConfig
@@ -178,7 +178,7 @@ def test_columns_equal_a_plain_reference(run: Run, split: str) -> None:
     rows = run.rows(split)
     assert sorted(rows) == list(range(len(impressions)))
     for number, impression in enumerate(impressions):
-        expected: dict[str, Any] = {LABEL: [impression["label"]]}
+        expected: dict[str, Any] = {name: [impression[name]] for name in (LABEL, TIMESTAMP)}
         for feature in (*FEATURES.user, *FEATURES.context, *FEATURES.item_features):
             expected[feature.name] = [encoded(feature, impression[feature.name])]
         for feature in FEATURES.history_features:

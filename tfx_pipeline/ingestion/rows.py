@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from keras_eta.columns import LABEL, TIMESTAMP
 from keras_eta.datasets.delimited import WRONG_COLUMNS
-from keras_eta.datasets.times import UNIT_STARTS, time_unit
+from keras_eta.time_units import per_second, time_unit
 from tfx_pipeline.ingestion.values import PARSERS, MalformedRowError, parse_timestamp
 from tfx_pipeline.layouts import USER_ID, Layout
 
@@ -185,13 +185,13 @@ class RowParser:
         return user, Interaction(timestamp, values, label, outcome, sequences, file)
 
     def time_unit(self, timestamp: int) -> str:
-        """The unit of a row's timestamp, as `keras_eta.datasets.times.time_unit` gives it.
+        """The unit of a row's timestamp, as `keras_eta.time_units.time_unit` gives it.
 
         Raises:
             MalformedRowError: if it is a moment after the run.
         """
         unit = time_unit(timestamp)
-        if unit and timestamp // (UNIT_STARTS[unit] // UNIT_STARTS["seconds"]) > self._latest:
+        if unit and timestamp // per_second(unit) > self._latest:
             raise MalformedRowError(f"with a {self._timestamp.source} after the run")
         return unit
 

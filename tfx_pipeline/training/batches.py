@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_eta.columns import LABEL, length_name
+from keras_eta.columns import LABEL, TIMESTAMP, length_name
 from keras_eta.datasets.batches import made_ahead
 from keras_eta.features import Features
 
@@ -73,34 +73,45 @@ def transformed_batches(
 
 
 class Part(NamedTuple):
-    """The files of a part, and what they hold."""
+    """The files of a part, and what they hold.
+
+    Attributes:
+        files: their paths.
+        num_examples: impressions in them.
+        file_bytes: their size.
+        shuffle_buffer: impressions among which the next one is drawn.
+        timestamps: when the first and the last impression was; `None` if there are none, or no timestamps.
+    """
 
     files: list[str]
     num_examples: int
     file_bytes: int
     shuffle_buffer: int
+    timestamps: tuple[int, int] | None
 
 
 def measure(patterns: Sequence[str]) -> Part:
     """Counts what the files of a part hold."""
     files = sorted(name for pattern in patterns for name in tf.io.gfile.glob(pattern))
     if not files:
-        return Part([], 0, 0, 0)
-    zeros = (tf.constant(0, tf.int64), tf.constant(0, tf.int64))
-    num_examples, record_bytes = (
-        _records(files)
-        .batch(8192)
-        .reduce(
-            zeros,
-            lambda totals, records: (
-                totals[0] + tf.size(records, tf.int64),
-                totals[1] + tf.reduce_sum(tf.cast(tf.strings.length(records), tf.int64)),
-            ),
+        return Part([], 0, 0, 0, None)
+    # Where there are no timestamps, the first stays after the last.
+    start = tuple(tf.constant(value, tf.int64) for value in (0, 0, tf.int64.max, tf.int64.min))
+    spec = {TIMESTAMP: tf.io.VarLenFeature(tf.int64)}
+
+    def added(totals: tuple[tf.Tensor, ...], records: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        moments = tf.io.parse_example(records, spec)[TIMESTAMP].values
+        return (
+            totals[0] + tf.size(records, tf.int64),
+            totals[1] + tf.reduce_sum(tf.cast(tf.strings.length(records), tf.int64)),
+            tf.minimum(totals[2], tf.reduce_min(moments)),
+            tf.maximum(totals[3], tf.reduce_max(moments)),
         )
-    )
-    count = int(num_examples)
-    buffer = max(1, min(count, SHUFFLE_BYTES * count // max(1, int(record_bytes))))
-    return Part(files, count, sum(tf.io.gfile.stat(name).length for name in files), buffer)
+
+    count, record_bytes, first, last = map(int, _records(files).batch(8192).reduce(start, added))
+    buffer = max(1, min(count, SHUFFLE_BYTES * count // max(1, record_bytes)))
+    size = sum(tf.io.gfile.stat(name).length for name in files)
+    return Part(files, count, size, buffer, (first, last) if first <= last else None)
 
 
 def _between(records: tf.data.Dataset, bounds: np.ndarray) -> tf.data.Dataset:

@@ -76,7 +76,7 @@ def run_fn(fn_args: Any) -> None:
 
     tf.train.Checkpoint(model=model).write(os.path.join(fn_args.model_run_dir, _WEIGHTS))
     model_name = os.path.basename(config.serving_dir.rstrip("/")) or "eta"
-    _publish(model, fn_args.serving_model_dir, model_name)
+    _publish(model, fn_args.serving_model_dir, model_name, train.timestamps)
     report = {
         "history": state.history,
         "best_epoch": state.best_epoch,
@@ -213,7 +213,7 @@ def _fingerprint(fn_args: Any, config: PipelineConfig) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _publish(model: Ranker, serving_model_dir: str, model_name: str) -> None:
+def _publish(model: Ranker, serving_model_dir: str, model_name: str, timestamps: tuple[int, int] | None) -> None:
     """Exports the model, with its accumulators, to a directory, which appears when it is whole."""
     remote = "://" in serving_model_dir
     if remote:
@@ -224,7 +224,7 @@ def _publish(model: Ranker, serving_model_dir: str, model_name: str) -> None:
         workspace = target.parent / f".{target.name}.{uuid.uuid4().hex}"
     try:
         # The name goes into the warm-up requests.
-        exported = export_model(model, workspace / model_name, version=1)
+        exported = export_model(model, workspace / model_name, version=1, timestamps=timestamps)
         save_accumulators(model, exported)
         if remote:
             _copy(exported, serving_model_dir)

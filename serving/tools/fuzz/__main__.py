@@ -12,11 +12,6 @@ the seed and its index alone. For another server:
 
 from __future__ import annotations
 
-from serving import quiet
-
-if __name__ == "__main__":
-    quiet.quiet_imports()
-
 import argparse
 import contextlib
 import sys
@@ -26,12 +21,9 @@ from pathlib import Path
 
 import grpc
 
+from keras_eta.quiet import quiet_imports
 from serving.process import ServerProcess
 from serving.targets import proxy_option
-from serving.tools.fuzz.mutations import Requests
-from serving.tools.fuzz.requests import make_models
-from serving.tools.fuzz.run import ask, run
-from serving.tools.reference_model import server_command
 
 _CONNECT_SECONDS = 10.0
 
@@ -59,6 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--requests must be positive and --seed not negative")
     if flags.target and not flags.models:
         parser.error("--target needs --models: answers are checked against them")
+    # TensorFlow, which takes seconds: not before the flags are known to be good.
+    from serving.tools.fuzz.mutations import Requests
+    from serving.tools.fuzz.requests import make_models
+    from serving.tools.fuzz.run import ask, run
+    from serving.tools.reference_model import server_command
+
     if flags.make_models:
         make_models(flags.make_models)
         print(f"Serve them with: {server_command(flags.make_models / 'models.config')}")
@@ -107,4 +105,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    quiet_imports()
     sys.exit(main())

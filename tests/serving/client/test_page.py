@@ -79,7 +79,13 @@ def test_data_is_best_first_and_without_padding() -> None:
     retrieved = [[[0, 0, 0.25], [2, 8, 0.75]], [[2, 4, 0.625], [1, 2, 0.375]], [[1, 6, 1.0]], []]
     assert data["units"] == [{"name": "", "score": "distance", "retrieved": retrieved}]
     assert data["behaviours"] == [["item_id", ["b", "x", "y"]], ["rating", [5, 4, 2]]]
-    assert data["ages"] == [45, 273_659, 63_072_000]
+    assert data["times"] == {
+        "unit": "seconds",
+        "now": "2023-11-14 22:13",
+        "timestamps": HISTORY["timestamp"],
+        "dates": ["2023-11-14 22:12", "2023-11-11 18:12", "2021-11-14 22:13"],
+        "ages": [45, 273_659, 63_072_000],
+    }
     assert data["given"] == [["user_id", 5], ["timestamp", NOW], ["hour", 20]]
     assert (data["model"], data["version"], data["numBehaviours"]) == ("eta", 7, 3)
     assert data["made"] == "2026-03-01 12:05:09 UTC"
@@ -103,8 +109,62 @@ def test_counts_stand_beside_the_candidates() -> None:
 
 def test_timestamps_without_the_time_of_the_request_stay_as_they_are() -> None:
     data = data_of(page(context={"hour": 20}))
-    assert data["ages"] is None
+    assert data["times"] is None
     assert data["behaviours"][2] == ["timestamp", HISTORY["timestamp"]]
+
+
+@pytest.mark.parametrize(("unit", "size"), [("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9)])
+def test_times_are_of_the_unit_of_the_request(unit: str, size: int) -> None:
+    moments = [then * size + size // 2 for then in HISTORY["timestamp"]]
+    times = data_of(page(history=HISTORY | {"timestamp": moments}, context={"timestamp": NOW * size}))["times"]
+    assert (times["unit"], times["now"]) == (unit, "2023-11-14 22:13")
+    assert times["dates"] == ["2023-11-14 22:12", "2023-11-11 18:12", "2021-11-14 22:13"]
+    assert times["ages"] == [44, 273_658, 63_071_999]
+    # Nanoseconds are no doubles.
+    assert times["timestamps"] == [moment if size < 10**9 else str(moment) for moment in moments]
+
+
+def test_times_of_a_clock_of_no_known_unit_are_its_own() -> None:
+    times = data_of(page(history=HISTORY | {"timestamp": [9, 3, -(10**18)]}, context={"timestamp": 10}))["times"]
+    assert times == {
+        "unit": "",
+        "now": "",
+        "timestamps": [9, 3, "-1000000000000000000"],
+        "dates": ["", "", ""],
+        "ages": [1, 7, 10**18 + 10],
+    }
+
+
+def test_moments_beyond_the_calendar_have_no_date() -> None:
+    moments = [0, 10**15, -(10**18)]
+    dates = data_of(page(history=HISTORY | {"timestamp": moments}))["times"]["dates"]
+    assert dates == ["1970-01-01 00:00", "", ""]
+
+
+ITEMS = {"item_id": ["y", "b", "c"], "title": ["Why", "Be", "See"], "price": [1, 2, 3], "rating": ["r", "s", "t"]}
+
+
+def test_what_is_known_of_items_stands_beside_their_ids() -> None:
+    data = data_of(page(items=ITEMS))
+    assert data["candidates"] == [
+        ["item_id", ["b", "c", "d", "a"]],
+        ["title", ["Be", "See", "", ""]],
+        ["rating", ["s", "t", "", ""]],
+        ["price", [10, 100, 1, 9]],
+    ]
+    assert data["behaviours"] == [
+        ["item_id", ["b", "x", "y"]],
+        ["title", ["Be", "", "Why"]],
+        ["price", [2, "", 1]],
+        ["rating", [5, 4, 2]],
+    ]
+
+
+def test_items_go_by_ids_as_text() -> None:
+    candidates = {"item_id": np.array([2**62, 5, 7, 8])}
+    items = {"item_id": [str(2**62), "8"], "title": ["large", "eight"]}
+    data = data_of(page(candidates=candidates, items=items))
+    assert data["candidates"][1] == ["title", ["", "", "eight", "large"]]
 
 
 def test_history_length_counts_the_behaviours() -> None:
@@ -174,8 +234,22 @@ def test_page_names_no_address() -> None:
             {},
             "Received: 3 behaviours, position 3",
         ),
+        (
+            EXPLANATION,
+            {"items": {"id": ["b"]}},
+            "The first column of `items` must be an id of the candidates, one of ['item_id', 'price']. Received: 'id'",
+        ),
+        (EXPLANATION, {"items": {"item_id": [5, 6, "5"]}}, "`items['item_id']` must hold each id once. Twice: '5'"),
     ],
-    ids=["several requests", "candidates", "history", "positions", "positions of another unit"],
+    ids=[
+        "several requests",
+        "candidates",
+        "history",
+        "positions",
+        "positions of another unit",
+        "items without an id",
+        "items twice",
+    ],
 )
 def test_page_refuses_what_does_not_fit(explanation: Explanation, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -272,6 +346,24 @@ def test_explain_html(explain: Callable[..., tuple[int, str, str]], tmp_path: Pa
     assert abs((datetime.datetime.now(datetime.timezone.utc) - made).total_seconds()) < 60
 
 
+def test_explain_html_with_names(explain: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    names, path = tmp_path / "items.csv", tmp_path / "out.html"
+    names.write_text("item_id,title\na,Alien\nc,Cube\n")
+    assert explain(REQUEST, "--html", str(path), "--item_names", str(names))[0] == 0
+    assert data_of(path.read_text())["candidates"] == [
+        ["item_id", ["c", "a", "b"]],
+        ["title", ["Cube", "Alien", ""]],
+        ["category_id", [3, 1, 2]],
+    ]
+    path.unlink()
+    names.write_text("item_id,title\na\n")
+    code, _, err = explain(REQUEST, "--html", str(path), "--item_names", str(names))
+    assert (code, err) == (1, f"error: {names}, line 2: must have 2 values. Received: ['a']\n")
+    assert not path.exists()
+    with pytest.raises(SystemExit, match="2"):
+        explain(REQUEST, "--item_names", str(names))
+
+
 def test_explain_html_and_json(explain: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     _, out, _ = explain(REQUEST, "--html", str(tmp_path / "out.html"), "--json")
     assert [entry["item_id"] for entry in json.loads(out)["rankings"][0]] == ["c", "a", "b"]
@@ -300,6 +392,9 @@ def test_explain_html_needs_a_folder_before_it_asks(tmp_path: Path, capsys: pyte
 
 
 # In Chromium
+
+# Ages of the behaviours, with their dates below them.
+AGES = ["45 s\n2023-11-14 22:12", "3 d 4 h\n2023-11-11 18:12", "2 y\n2021-11-14 22:13"]
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt install chromium")
@@ -480,7 +575,7 @@ def test_page_renders(show: Callable[..., Browser]) -> None:
         ["behaviours", "3"],
         ["made", "2026-03-01 12:05:09 UTC"],
         ["user_id", "5"],
-        ["timestamp", str(NOW)],
+        ["timestamp", f"2023-11-14 22:13 UTC ({NOW})"],
         ["hour", "20"],
     ]
     assert browser.texts("#candidates th") == ["rank", "score", "item_id", "price"]
@@ -494,7 +589,10 @@ def test_page_renders(show: Callable[..., Browser]) -> None:
     assert browser.texts("#selected") == ["item_id b"]
     assert "2 of 3 behaviours" in browser.texts("#selected-facts")[0]
     assert browser.texts("#behaviours th") == ["position", "weight", "distance", "age", "item_id", "rating"]
-    assert browser.rows("behaviours") == [["2", "0.750", "8", "2 y", "y", "2"], ["0", "0.250", "0", "45 s", "b", "5"]]
+    assert browser.rows("behaviours") == [
+        ["2", "0.750", "8", AGES[2], "y", "2"],
+        ["0", "0.250", "0", AGES[0], "b", "5"],
+    ]
     assert browser.texts("#behaviours td.same") == ["b"]
     assert browser.texts(".empty") == []
     assert browser.texts(".ends span")[1:] == ["most recent, 45 s ago", "oldest, 2 y ago"]
@@ -540,7 +638,7 @@ def test_clicks_on_headings_sort(show: Callable[..., Browser]) -> None:
     assert sorted_by("score") == ("acdb", "ascending")
     assert sorted_by("rank") == ("bcda", "ascending")
     browser.click("behaviours", "age")
-    assert [row[3] for row in browser.rows("behaviours")] == ["45 s", "2 y"]
+    assert [row[3] for row in browser.rows("behaviours")] == [AGES[0], AGES[2]]
 
 
 @needs_chromium
@@ -559,8 +657,8 @@ def test_click_selects_a_candidate(show: Callable[..., Browser]) -> None:
     assert browser.texts("#candidates tr[aria-selected=true]")[0].split("\t")[2].strip() == "c"
     assert browser.texts("#selected") == ["item_id c"]
     assert browser.rows("behaviours") == [
-        ["2", "0.625", "4", "2 y", "y", "2"],
-        ["1", "0.375", "2", "3 d 4 h", "x", "4"],
+        ["2", "0.625", "4", AGES[2], "y", "2"],
+        ["1", "0.375", "2", AGES[1], "x", "4"],
     ]
     browser.click("candidates", "a")
     assert browser.texts("#selected") == ["item_id a"]
@@ -587,19 +685,19 @@ def test_choosing_another_unit(show: Callable[..., Browser]) -> None:
         return browser.rows("behaviours")
 
     browser.click("candidates", "c")
-    assert choose(1) == [["0", "1.000", "45 s", "b", "5"]]
+    assert choose(1) == [["0", "1.000", AGES[0], "b", "5"]]
     assert browser.texts("#behaviours th") == ["position", "weight", "age", "item_id", "rating"]
-    assert choose(2) == [["2", "1.000", "-0.2500", "2 y", "y", "2"]]
+    assert choose(2) == [["2", "1.000", "-0.2500", AGES[2], "y", "2"]]
     assert browser.texts("#behaviours th") == ["position", "weight", "inner_product", "age", "item_id", "rating"]
     assert browser.texts("#selected") == ["item_id c"]
     browser.click("candidates", "b")
     assert browser.rows("behaviours") == [
-        ["0", "0.750", "-0.1250", "45 s", "b", "5"],
-        ["1", "0.250", "0.5000", "3 d 4 h", "x", "4"],
+        ["0", "0.750", "-0.1250", AGES[0], "b", "5"],
+        ["1", "0.250", "0.5000", AGES[1], "x", "4"],
     ]
     fills = "[...document.querySelectorAll('#behaviours .retrieval .fill')].map(({ style }) => style.width)"
     assert browser.get(fills) == ["0%", "100%"]
-    assert choose(0) == [["2", "0.750", "8", "2 y", "y", "2"], ["0", "0.250", "0", "45 s", "b", "5"]]
+    assert choose(0) == [["2", "0.750", "8", AGES[2], "y", "2"], ["0", "0.250", "0", AGES[0], "b", "5"]]
 
 
 @needs_chromium
@@ -635,7 +733,7 @@ def test_keyboard_sorts_and_selects(show: Callable[..., Browser]) -> None:
 def test_ages_read_well(show: Callable[..., Browser], seconds: int, text: str) -> None:
     history = HISTORY | {"timestamp": [NOW - seconds, NOW, NOW]}
     rows = show(page(history=history)).rows("behaviours")
-    assert next(row[3] for row in rows if row[0] == "0") == text
+    assert next(row[3] for row in rows if row[0] == "0").split("\n")[0] == text
 
 
 @needs_chromium
@@ -689,7 +787,8 @@ def test_hostile_text_is_shown_as_text(show: Callable[..., Browser]) -> None:
 def test_page_fits_the_window(show: Callable[..., Browser], width: int) -> None:
     """Wide tables and long texts scroll in their own box; the page itself does not move sideways."""
     candidates = CANDIDATES | {"title": ["long " * 30, "unbroken" * 30, "c", "d"]}
-    browser = show(page(candidates=candidates, model_name="m" * 200), width=width)
+    items = {"item_id": ["b", "y", "x"], "name": ["name " * 9] * 3, "genres": ["a|b|c"] * 3}
+    browser = show(page(candidates=candidates, items=items, model_name="m" * 200), width=width)
     assert browser.get("document.documentElement.scrollWidth") <= width
     boxes = browser.get(
         "[...document.querySelectorAll('section')].map((each) => each.getBoundingClientRect())"

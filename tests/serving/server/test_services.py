@@ -34,7 +34,8 @@ from serving.server.config import BatchingParameters, read_config
 from serving.server.embedded import EmbeddedServer
 from serving.server.servables import Input
 from serving.server.status import StatusError
-from serving.tools import conformance
+from serving.tools.conformance import check as conformance
+from serving.tools.conformance.__main__ import main
 from serving.tools.reference_model import HISTORY, HITS, rank_request, raw_tensor, tensor
 
 Code = grpc.StatusCode
@@ -113,11 +114,11 @@ def test_conformance_with_batching(batching_channel: grpc.Channel, case: conform
 def test_printed_command_starts_a_server_that_conforms(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], batching: bool
 ) -> None:
-    assert conformance.main(["--make_model", str(tmp_path)]) == 0
+    assert main(["--make_model", str(tmp_path)]) == 0
     command, batching_flags = (line.partition(": ")[2].split() for line in capsys.readouterr().out.splitlines())
     assert command[:2] == ["tensorflow_model_server", "--port=8500"]
     with server_from_flags(["--port=0", *command[2:], *(batching_flags if batching else [])]) as server:
-        assert conformance.main(["--target", server.address, *(["--batching"] if batching else [])]) == 0
+        assert main(["--target", server.address, *(["--batching"] if batching else [])]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     how = "with" if batching else "without"
     assert last == f"{len(CASES)} of {len(CASES)} cases as expected at {server.address}, {how} batching"
@@ -127,7 +128,7 @@ def test_conformance_without_a_server(
     free_target: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(conformance, "_CONNECT_SECONDS", 0.1)
-    assert conformance.main(["--target", free_target]) == 1
+    assert main(["--target", free_target]) == 1
     assert capsys.readouterr().err == f"error: nothing answers at {free_target}\n"
 
 

@@ -17,7 +17,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
 from serving.server.embedded import EmbeddedServer
-from serving.tools import soak
+from serving.tools.soak import run as soak
+from serving.tools.soak.__main__ import main
 
 MINUTES = 1
 HITS = np.array([[2, 0]], np.float32)
@@ -138,14 +139,14 @@ def test_broken_version_that_is_served(pusher: soak.Pusher, monkeypatch: pytest.
 
 def test_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        soak.main(["--minutes", "0"])
+        main(["--minutes", "0"])
     assert "--minutes and --clients must be positive" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_soak(capsys: pytest.CaptureFixture[str]) -> None:
-    exit_code = soak.main(["--minutes", str(MINUTES)])
+    exit_code = main(["--minutes", str(MINUTES)])
     output = capsys.readouterr().out
     assert output.endswith("0 faults\n")
     assert exit_code == 0

@@ -18,6 +18,7 @@ import tensorflow as tf
 from tfx import v1 as tfx
 
 from keras_eta import Age, Feature, Features, Positives, Ranker, ops
+from keras_eta.contract import Contract
 from keras_eta.export import export_model
 from keras_eta.interest import MIMN, SDIM, TWIN, InterestUnit, RecentInterest, SIMSoft
 from tests.tfx_pipeline.training.bare_export import export_bare
@@ -31,7 +32,7 @@ from tfx_pipeline.ranker import make_ranker
 from tfx_pipeline.schema import make_schema
 from tfx_pipeline.training import trainer
 from tfx_pipeline.training.accumulators import accumulators
-from tfx_pipeline.training.batches import transformed_batches
+from tfx_pipeline.training.batches import measure, transformed_batches
 from tfx_pipeline.training.trainer import TRAINING_REPORT, load_trained_model, run_fn
 from tfx_pipeline.training.warm_start import warm_start
 
@@ -84,6 +85,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     splits = {"train": make_impressions(300, 0, seed=0), "validation": validation}
     run_transform(config, make_schema(config.layout), splits, directory, batch_size=150)
     return Data(directory, validation)
+
+
+def write_records(path: Path, timestamps: list[int], name: str = "timestamp") -> None:
+    with tf.io.TFRecordWriter(str(path), "GZIP") as writer:
+        for timestamp in timestamps:
+            example = tf.train.Example()
+            example.features.feature[name].int64_list.value.append(timestamp)
+            writer.write(example.SerializeToString())
+
+
+def test_measure_counts_impressions_and_finds_when_they_were(tmp_path: Path) -> None:
+    write_records(tmp_path / "a-0.gz", [7, 5, 6])
+    write_records(tmp_path / "a-1.gz", [-3, 6])
+    write_records(tmp_path / "b-0.gz", [1, 2], name="label")
+    with_timestamps, without = measure([str(tmp_path / "a-*")]), measure([str(tmp_path / "b-*")])
+    assert (with_timestamps.num_examples, with_timestamps.timestamps) == (5, (-3, 7))
+    assert (without.num_examples, without.timestamps) == (2, None)
+    assert (measure([str(tmp_path / "c-*")])).timestamps is None
 
 
 def make_config(output: Path, model: Model = MODEL, **training: Any) -> PipelineConfig:
@@ -178,7 +197,7 @@ def test_served_scores_equal_the_trained_model_on_transformed_impressions(data: 
 
 def test_outputs_are_whole_and_nothing_is_left_behind(trained: Trained) -> None:
     assert (trained.served / "saved_model.pb").is_file()
-    assert (trained.served / "assets.extra" / "features.json").is_file()
+    assert Contract.read(trained.served).timestamps == (1_600_000_000, 1_600_000_000)
     assert (trained.served / "assets.extra" / "adagrad.index").is_file()
     assert (trained.served / "assets.extra" / "tf_serving_warmup_requests").is_file()
     assert [path.name for path in trained.served.parent.iterdir()] == ["Format-Serving"]

@@ -1,25 +1,11 @@
-"""Keeps clients asking while versions are pushed, broken, rolled back and removed, and checks every answer.
-
-    python -m serving.tools.soak --minutes 10 --clients 16
-
-The embedded server runs in a process of its own. The reference model's scores tell the version that made them,
-so every answer is checked against the version that it names.
-"""
+"""Asks while versions are pushed, broken, rolled back and removed, and checks every answer."""
 
 from __future__ import annotations
 
-from serving import quiet
-
-if __name__ == "__main__":
-    quiet.quiet_imports()
-
-import argparse
 import collections
 import dataclasses
 import itertools
 import shutil
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +34,7 @@ _DEADLINE_SECONDS = 30.0
 # How long a version may take until it is served or given up.
 _PATIENCE_SECONDS = 60.0
 _PAUSE_SECONDS = 0.5
-_POLL_SECONDS = 0.2
+POLL_SECONDS = 0.2
 _MEMORY_FACTOR = 1.10
 _MAX_FAULTS_SHOWN = 20
 _Status = get_model_status_pb2.ModelVersionStatus
@@ -179,7 +165,7 @@ class Pusher:
         while states.get(version) != state:
             if time.monotonic() > end:
                 raise TimeoutError(f"version {version} has state {states.get(version)}, not {state}")
-            time.sleep(_POLL_SECONDS / 2)
+            time.sleep(POLL_SECONDS / 2)
             response = self._models.GetModelStatus(request, timeout=_DEADLINE_SECONDS)
             states = {status.version: status.state for status in response.model_version_status}
         self._check(self._versions[-1])
@@ -312,34 +298,3 @@ def memory_around(memory: Sequence[int]) -> tuple[int, int]:
     eighth = max(1, len(memory) // 8)
     warm = len(memory) // 4
     return int(np.median(memory[warm : warm + eighth])), int(np.median(memory[-eighth:]))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the soak and prints what was seen.
-
-    Returns:
-        The exit code: 1 if anything is wrong.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.tools.soak",
-        description="Ask the embedded server without a pause while versions of its model come, break, go back and go.",
-    )
-    parser.add_argument("--minutes", type=float, default=10, help="how long (default: %(default)s)")
-    parser.add_argument("--clients", type=int, default=16, help="threads that ask (default: %(default)s)")
-    flags = parser.parse_args(argv)
-    if flags.minutes <= 0 or flags.clients < 1:
-        parser.error("--minutes and --clients must be positive")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        pusher = Pusher(folder)
-        for _ in range(2):
-            pusher.place()
-        poll = f"--file_system_poll_wait_seconds={_POLL_SECONDS}"
-        flags_of_server = (f"--model_name={MODEL}", f"--model_base_path={pusher.base_path}", poll)
-        with ServerProcess(*flags_of_server, log=folder / "server.log") as server:
-            tally = soak(server, pusher, 60 * flags.minutes, flags.clients)
-    return 1 if report(tally) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

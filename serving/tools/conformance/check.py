@@ -1,25 +1,11 @@
-"""Compares a server's answers with those of TensorFlow Serving 2.16.1, case by case.
-
-    python -m serving.tools.conformance                    # the embedded server, without and with batching
-    python -m serving.tools.conformance --make_model DIR   # a model for another server, and the command to start it
-    python -m serving.tools.conformance --target 127.0.0.1:8500
-
-The expected status codes, texts and values were read off a real tensorflow_model_server.
-"""
+"""Puts the cases of the table to a server, and compares."""
 
 from __future__ import annotations
 
-from serving import quiet
-
-if __name__ == "__main__":
-    quiet.quiet_imports()
-
-import argparse
 import contextlib
 import dataclasses
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +24,9 @@ from serving.server.config import BatchingParameters, read_config
 from serving.server.embedded import EmbeddedServer
 from serving.targets import proxy_option
 from serving.tools.cases import Case, cases
-from serving.tools.reference_model import make_model, server_command
+from serving.tools.reference_model import make_model
 
-BATCHING = Path(__file__).parents[1] / "deploy" / "batching.config"
+BATCHING = Path(__file__).parents[2] / "deploy" / "batching.config"
 _CONNECT_SECONDS = 10
 _Code = grpc.StatusCode
 
@@ -106,7 +92,7 @@ def _summary(response: Any) -> str:
 
 
 @contextlib.contextmanager
-def _embedded_server(*, batching: bool) -> Iterator[str]:
+def embedded_server(*, batching: bool) -> Iterator[str]:
     """Starts an embedded server of the reference model and yields its address."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -121,7 +107,7 @@ def _embedded_server(*, batching: bool) -> Iterator[str]:
         yield server.address
 
 
-def _run_all(target: str, *, batching: bool) -> int:
+def run_all(target: str, *, batching: bool) -> int:
     """Puts every case to a server and prints what came back.
 
     Returns:
@@ -153,49 +139,3 @@ def _run_all(target: str, *, batching: bool) -> int:
     number = f"{len(all_cases) - failed} of {len(all_cases)}"
     print(f"{number} cases as expected at {target}, {'with' if batching else 'without'} batching")
     return failed
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Puts every case to a server and prints what came back.
-
-    Returns:
-        The exit code: 1 if anything is not as expected.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.tools.conformance",
-        description="Compare a server's answers with those of TensorFlow Serving 2.16.1, case by case.",
-    )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--target",
-        metavar="HOST:PORT",
-        help="a server of the model that --make_model writes (default: embedded servers, started for it)",
-    )
-    where.add_argument(
-        "--make_model", type=Path, metavar="DIR", help="write the model and its models.config, and do nothing else"
-    )
-    parser.add_argument("--batching", action="store_true", help="the server of --target runs with --enable_batching")
-    flags = parser.parse_args(argv)
-    if flags.batching and not flags.target:
-        parser.error("--batching is about the server of --target")
-    if flags.make_model:
-        make_model(flags.make_model)
-        print(f"Serve it with: {server_command(flags.make_model / 'models.config')}")
-        more = f"--enable_batching --batching_parameters_file={BATCHING}"
-        print(f"or, to check it with --batching, the same and: {more}")
-        return 0
-    if flags.target:
-        try:
-            return min(1, _run_all(flags.target, batching=flags.batching))
-        except ConnectionError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-    failed = 0
-    for batching in (False, True):
-        with _embedded_server(batching=batching) as target:
-            failed += _run_all(target, batching=batching)
-    return min(1, failed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

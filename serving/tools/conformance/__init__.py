@@ -1,0 +1,1 @@
+"""Compares a server's answers with those of TensorFlow Serving, case by case."""

@@ -1,0 +1,1 @@
+"""Keeps clients asking while versions come, break, go back and go."""
