@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import ablation, needle, recall, staleness
+from benchmarks.quality import ablation, needle, own_logs, recall, staleness
 from benchmarks.quality.ablation import Variant, variants
 from benchmarks.quality.clustered import with_clusters
 from benchmarks.quality.further_query import RecentQueryInterest
@@ -170,6 +170,24 @@ def test_table_has_mean_and_spread(capsys: pytest.CaptureFixture[str]) -> None:
 def test_taobao_needs_a_path() -> None:
     with pytest.raises(ValueError, match="taobao needs --data"):
         load_taobao(None, 10, None)
+
+
+def test_log_of_repeats_has_taobaos_columns_and_users_who_come_back() -> None:
+    log = own_logs.repeats(num_users=20, num_items=500)
+    assert list(log.columns) == ["user_id", "item_id", "category_id", "action", "timestamp"]
+    assert log.groupby("item_id")["category_id"].nunique().max() == 1
+    assert log.groupby("user_id")["timestamp"].is_monotonic_increasing.all()
+    again = log.groupby("user_id")["item_id"].apply(lambda items: items.duplicated().mean())
+    # 35 % by intention, and what popularity repeats by itself.
+    assert 0.3 < again.mean() < 0.6
+
+
+def test_own_logs_are_read_by_the_librarys_defaults() -> None:
+    data = LOADERS["repeats"][0](None, 24, 300)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [300, 300, 300]
+    assert data.features.max_history_length == 24
+    with pytest.raises(ValueError, match="repeats makes its own log and reads none"):
+        LOADERS["repeats"][0]("here", 24, None)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12, help="at most (default: 12)")
     parser.add_argument("--no-task", dest="task", action="store_false", help="train without the retrieval task")
     parser.add_argument("--no-cosine", dest="cosine", action="store_false", help="attend by inner products")
-    parser.add_argument("--max_history_length", type=int, metavar="L", help="default: 512; complete_journey 1,024")
+    parser.add_argument("--max_history_length", type=int, metavar="L", help="default: 512; complete_journey 2,048")
     parser.add_argument("--max_rows", type=int, metavar="N", help="rows of each part, for a quick look; default: all")
     parser.add_argument("--data", metavar="PATH", help="of the data set; default: fetched")
     axes = [*ablation.AXES]

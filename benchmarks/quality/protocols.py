@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import keras_eta
+from benchmarks.quality import own_logs
 from keras_eta import Feature, Features
-from keras_eta.datasets import complete_journey, movielens, taobao
+from keras_eta.datasets import Interactions, complete_journey, movielens, sample_negatives, taobao
 from keras_eta.datasets.columns import USER_ID
 from keras_eta.datasets.impressions import Impressions, temporal_split
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from keras_eta import FeatureLookup
 
 
@@ -90,10 +93,35 @@ def load_taobao(path: str | None, max_history_length: int, max_rows: int | None)
     return _protocol("taobao", parts, features, "category_id", 200, max_rows)
 
 
+def load_purchases(path: str | None, max_history_length: int, max_rows: int | None) -> Protocol:
+    """All purchases of 300 households of Complete Journey, one negative each by the library's defaults."""
+    features = Features(
+        item_id=Feature("item_id"),
+        item_attributes=(Feature("category", "string", 16),),
+        max_history_length=max_history_length,
+    )
+    return _own_log("purchases", own_logs.purchases(path), features, "category", max_rows)
+
+
+def load_repeats(path: str | None, max_history_length: int, max_rows: int | None) -> Protocol:
+    """A synthetic log in Taobao's layout whose users come back to items, likewise."""
+    if path is not None:
+        raise ValueError(f"repeats makes its own log and reads none. Received: --data {path}")
+    return _own_log("repeats", own_logs.repeats(), taobao.features(32, max_history_length), "category_id", max_rows)
+
+
+def _own_log(name: str, frame: pd.DataFrame, features: Features, category: str, max_rows: int | None) -> Protocol:
+    log = Interactions.from_frame(frame)
+    parts = temporal_split(sample_negatives(log, item_attributes=(category,), min_history=5))
+    return _protocol(name, parts, features, category, 200, max_rows)
+
+
 LOADERS: dict[str, tuple[Callable[[str | None, int, int | None], Protocol], int]] = {
     "movielens": (load_movielens, 512),
-    "complete_journey": (load_complete_journey, 1_024),
+    "complete_journey": (load_complete_journey, 2_048),
     "taobao": (load_taobao, 512),
+    "purchases": (load_purchases, 512),
+    "repeats": (load_repeats, 512),
 }
 """Of each data set, its loader and the history that it is read with by default."""
 
