@@ -43,6 +43,8 @@ class Feature:
         vocabulary_size: number of ids in the vocabulary, without padding and out-of-vocabulary buckets. `None`: as many
             as the data holds when the vocabulary is adapted; a number then keeps the most frequent ids.
         num_oov_indices: out-of-vocabulary buckets of an id feature.
+        min_count: times that the data must hold an id for the vocabulary to have it. An embedding that was trained by
+            one or two rows says little; the out-of-vocabulary one has learned from all such ids.
         max_values: V of an id feature with several values, e.g. the genres of a film: the mean of the embeddings of the
             first V counts. Raw columns then have an axis of V more, and a column `<name>_length` says how many of them
             are real. `None`: one value.
@@ -60,6 +62,7 @@ class Feature:
     vocabulary_size: int | None = None
     num_oov_indices: int = 1
     max_values: int | None = None
+    min_count: int = 1
     mean: float | None = None
     std: float | None = None
 
@@ -70,7 +73,7 @@ class Feature:
             raise ValueError(
                 f"`dtype` of feature {self.name!r} must be one of {DTYPES}. Received: dtype={self.dtype!r}"
             )
-        for argument in ("embedding_dim", "num_oov_indices"):
+        for argument in ("embedding_dim", "num_oov_indices", "min_count"):
             value = getattr(self, argument)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(

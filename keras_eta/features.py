@@ -237,6 +237,10 @@ class Features:
         """A copy in which the features named by `scales` have those means and standard deviations."""
         return self._with({name: {"mean": mean, "std": std} for name, (mean, std) in scales.items()})
 
+    def with_min_count(self, min_count: int) -> Features:
+        """A copy in which every id feature has that `min_count`."""
+        return self._with({feature.name: {"min_count": min_count} for feature in self.all_features if feature.is_id})
+
     def _with(self, changes: Mapping[str, Mapping[str, Any]]) -> Features:
         """A copy in which some features, by name, have other arguments."""
 

@@ -51,8 +51,9 @@ def _run(code: str, port: int, log: Path) -> None:
         set -e
         trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
         python() {{
-            if [ "$2" = serving.client ]; then
-                for second in $(seq 120); do (: > /dev/tcp/127.0.0.1/{port}) 2>/dev/null && break; sleep 1; done
+            if [ "$2" = serving.client ]; then  # until the version is loaded
+                for attempt in $(seq 60); do {sys.executable} "$@" && return; sleep 1; done
+                return 1
             fi
             {sys.executable} "$@"
         }}

@@ -50,6 +50,7 @@ def custom(
     negatives_same: Sequence[str] = (),
     negatives_by: Weighting = "uniform",
     negatives_from: Period = "earlier",
+    min_count: int = 1,
 ) -> Layout:
     """A layout of one's own, by a mapping of columns.
 
@@ -94,6 +95,7 @@ def custom(
         negatives_same: `same` of a `NegativeSampling`, e.g. `("category_id",)`.
         negatives_by: `by` of it.
         negatives_from: `candidates` of it.
+        min_count: times that the training split must hold an id for its vocabulary to have it.
 
     Raises:
         ValueError: if a feature, a sequence or `positives` is not written so, `snapshot_period` or `group_by` come
@@ -141,7 +143,7 @@ def custom(
         positives=_positives(positives, own) if positives else None,
     )
     return Layout(
-        features,
+        features.with_min_count(min_count),
         pattern=pattern,
         label=label,
         columns=tuple(columns.items()),

@@ -143,6 +143,14 @@ _LAYOUT_FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
         "negatives_from",
         {"choices": get_args(Period), "help": "whether they are items seen before the positive, or of all rows"},
     ),
+    "min_count": (
+        "min_count",
+        {
+            "type": int,
+            "metavar": "N",
+            "help": "times that the training split must hold an id; rarer ones count as unknown",
+        },
+    ),
 }
 _LABEL_FLAGS: dict[str, dict[str, Any]] = {
     "label_column": {

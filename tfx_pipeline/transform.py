@@ -139,6 +139,7 @@ def _vocabulary(feature: Feature, columns: Iterable[tf.Tensor | tf.RaggedTensor]
     return tft.vocabulary(
         ids,
         top_k=feature.vocabulary_size,
+        frequency_threshold=feature.min_count,
         weights=tf.ones_like(ids, tf.float32),
         vocab_filename=scope_name(feature.name),
     )

@@ -88,7 +88,7 @@ class FeatureLookup(tf.keras.layers.Layer):
                 candidates and sequences count.
 
         Raises:
-            ValueError: if the data lacks a feature, an int64 feature has a value that is no integer of 64 bits, or a
+            ValueError: if the data lacks a feature or has no id of one often enough, an int64 feature has a value that is no integer of 64 bits, or a
                 float32 feature one that is not finite.
         """
         floats = [feature for feature in self._features.all_features if not feature.is_id and feature.mean is None]
@@ -116,7 +116,13 @@ class FeatureLookup(tf.keras.layers.Layer):
             totals = np.bincount(inverse, np.concatenate([count for _, count in found]))
             # Most frequent first; the order among equals is that of the values, so the result is deterministic.
             order = np.argsort(-totals, kind="stable")
-            self.set_vocabulary(name, values[order])
+            least = self._id_feature(name).min_count
+            if totals[order[0]] < least:
+                raise ValueError(
+                    f"No id of feature {name!r} is in `data` {least:,} times, its `min_count`; the most frequent is "
+                    f"there {totals[order[0]]:,.0f} times."
+                )
+            self.set_vocabulary(name, values[order][totals[order] >= least])
 
     def set_vocabulary(self, name: str, vocabulary: Sequence[Any] | np.ndarray) -> None:
         """Sets the vocabulary of one feature; ids beyond its `vocabulary_size` are cut off.

@@ -77,6 +77,17 @@ def test_adapt_orders_ids_by_frequency_and_cuts_them_off(lookup: FeatureLookup) 
     np.testing.assert_array_equal(lookup.encode("action", ["buy", "cart", "nothing"]), [1, 1, 1])
 
 
+def test_adapt_leaves_rare_ids_out() -> None:
+    features = Features(item_id=Feature("item_id", min_count=2), user=(Feature("user_id"),))
+    lookup = FeatureLookup(features)
+    lookup.adapt({"item_id": np.array([7, 8, 9, 8, 9, 9]), "user_id": np.arange(6)})
+    assert lookup.encode("item_id", [9, 8, 7]).tolist() == [2, 3, 1]
+    assert lookup.features.user[0].vocabulary_size == 6
+    message = "No id of feature 'item_id' is in `data` 2 times, its `min_count`; the most frequent is there 1 times."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        lookup.adapt({"item_id": np.arange(3), "user_id": np.arange(3)})
+
+
 PRICED = Features(
     item_id=Feature("item_id"),
     item_attributes=(Feature("price", "float32"), Feature("size", "float32", mean=3.0, std=2.0)),

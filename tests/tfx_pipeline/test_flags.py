@@ -164,7 +164,7 @@ def test_flags_of_the_ranker_reach_the_configuration() -> None:
     ]
     rates = ["--embedding_learning_rate", ".2", "--dense_learning_rate", ".01", "--longest_bucket", "50-199"]
     config = _config("--data", "d", *flags, *mlp, *rates)
-    recent, eta = (json.loads(text) for text in config.model.interests)
+    recent, _, eta = (json.loads(text) for text in config.model.interests)
     assert recent["registered_name"] == "keras_eta>RecentInterest"
     assert (recent["config"]["length"], recent["config"]["num_heads"], recent["config"]["key_dim"]) == (4, 1, 6)
     found = {name: eta["config"][name] for name in ("top_k", "num_bits", "trainable_planes", "similarity_bias", "seed")}
@@ -177,6 +177,8 @@ def test_flags_of_the_ranker_reach_the_configuration() -> None:
     assert config.model.id_dropout == 0.2
     assert (config.training.embedding_learning_rate, config.training.dense_learning_rate) == (0.2, 0.01)
     assert config.evaluation == Evaluation(longest_bucket="50-199")
+    without = _config("--data", "d", "--no-matches", "--short_history_length", "0").model.interests
+    assert [json.loads(text)["class_name"] for text in without] == ["ETAInterest"]
 
 
 def test_interest_units_come_as_json_or_in_files(tmp_path: Path) -> None:

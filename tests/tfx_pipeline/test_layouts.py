@@ -181,3 +181,13 @@ def test_item_table_refuses_a_column_that_it_lacks():
     message = "`key` and `columns` must be among the table's columns ('id', 'name'). Received: ['genre']"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         ItemTable("items.csv", ("id", "name"), "id", ("genre",))
+
+
+def test_custom_layout_gives_every_id_its_minimum_count() -> None:
+    layout = custom(
+        "*.csv", Label("clicked"), item_attributes=("brand:string", "price:float32"), context=("hour",), min_count=3
+    )
+    counts = {feature.name: feature.min_count for feature in layout.features.all_features}
+    assert counts == {"item_id": 3, "brand": 3, "price": 1, "hour": 3}
+    with pytest.raises(ValueError, match=r"`min_count` of feature 'item_id' must be a positive integer"):
+        custom("*.csv", Label("clicked"), min_count=0)

@@ -30,7 +30,7 @@ FEATURES = Features(
     item_id=Feature("item_id", vocabulary_size=20, num_oov_indices=3),
     item_attributes=(Feature("category", "string", num_oov_indices=3), Feature("price", "float32")),
     behaviour_attributes=(Feature("liked"), Feature("dwell", "float32")),
-    user=(Feature("user_id", "string", vocabulary_size=5, num_oov_indices=3),),
+    user=(Feature("user_id", "string", vocabulary_size=5, num_oov_indices=3, min_count=45),),
     context=(Feature("page"), Feature("row", "float32")),
     age=Age(BOUNDARIES),
     max_history_length=L,
@@ -87,7 +87,7 @@ def expected_vocabulary(impressions: list[Impression], feature: Feature) -> list
         ]:
             counts[value if isinstance(value, bytes) else str(value).encode()] += 1
     ordered = sorted(counts, key=lambda value: (counts[value], value), reverse=True)
-    return ordered[: feature.vocabulary_size]
+    return [value for value in ordered if counts[value] >= feature.min_count][: feature.vocabulary_size]
 
 
 class Run(NamedTuple):
@@ -134,6 +134,13 @@ def test_vocabularies_hold_candidates_and_histories_of_the_train_part_most_frequ
     for feature in FEATURES.all_features:
         if feature.is_id:
             assert run.graph.vocabulary_by_name(feature.name) == expected_vocabulary(run.train, feature), feature.name
+
+
+def test_ids_below_the_minimum_count_are_left_out(run: Run) -> None:
+    (user,) = FEATURES.user
+    kept = run.graph.vocabulary_by_name("user_id")
+    assert 0 < len(kept) < 9
+    assert kept == expected_vocabulary(run.train, user)
 
 
 def test_scales_are_those_of_candidates_and_histories_of_the_train_part(run: Run) -> None:
@@ -214,6 +221,7 @@ def test_outputs_are_the_encoded_columns_alone(run: Run) -> None:
         *FEATURES.encoded_sequence_names(FEATURES.sequence("history")),
         HISTORY_LENGTH,
         LABEL,
+        TIMESTAMP,
     }
     assert set(run.graph.transformed_feature_spec()) == names
 
