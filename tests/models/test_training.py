@@ -113,7 +113,7 @@ def test_loss_of_an_epoch_is_not_that_of_its_last_batch(impressions: Impressions
 def test_a_step_is_traced_once(
     impressions: Impressions, lookup: FeatureLookup, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    model = _model(lookup, None if name == "default" else tf.keras.optimizers.Adam())
+    model = _model(lookup, None if name == "default" else tf.keras.optimizers.Adam(), run_eagerly=False)
     traces: list[int] = []
     step = model.train_step
 
