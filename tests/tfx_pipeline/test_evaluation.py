@@ -26,12 +26,15 @@ from tfx_pipeline.evaluation import (
     LONGEST_BUCKET_AUC,
     MEAN_LABEL,
     SATURATED_SHARE,
+    Gate,
     eval_config,
+    gates,
     hold_against_baselines,
     refusals,
 )
 from tfx_pipeline.grouped_auc import group_hash
 from tfx_pipeline.layouts import Label, Layout
+from tfx_pipeline.results import read_slices
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 
@@ -279,6 +282,27 @@ def test_a_refusal_by_the_last_model_says_how_far_below_it(columns, data, models
     fall = [metrics.grouped_auc(columns["label"], x, columns["user_id"]) for x in (score, worse)]
     expected = f"grouped_auc is {fall[0] - fall[1]:.4f} below the last blessed model's, more than `max_auc_drop`=0.05"
     assert expected in refusals(validation, {}, config.evaluation)
+
+    result = tfma.load_eval_result(str(tmp_path))
+    overall, last = (
+        read_slices(found)[0] for found in (result, tfma.load_eval_result(str(tmp_path), model_name=tfma.BASELINE_KEY))
+    )
+    assert overall.values[GROUPED_AUC] == pytest.approx(fall[1], abs=1e-12)
+    assert last.values[GROUPED_AUC] == pytest.approx(fall[0], abs=1e-12)
+    found = gates(result.config, validation, overall.values, last.values, {}, config.evaluation)
+    lasts = [metrics.auc(columns["label"], score), fall[0], last.values[LONGEST_BUCKET_AUC]]
+    asked = [f"at most `max_auc_drop`=0.05 below the last blessed model's {value:.4f}" for value in lasts]
+    assert found == [
+        Gate(AUC, overall.values[AUC], "at least 0.0000", True),
+        Gate(AUC, overall.values[AUC], asked[0], False),
+        Gate(GROUPED_AUC, overall.values[GROUPED_AUC], asked[1], False),
+        Gate(LOG_LOSS, math.inf, "from 0.0000 to 100.0000", False),
+        Gate(CALIBRATION, overall.values[CALIBRATION], "from 0.0100 to 100.0000", True),
+        Gate(SATURATED_SHARE, (score > 0.8).mean(), "from 0.0000 to 1.0000", True),
+        Gate(LONGEST_BUCKET_AUC, overall.values[LONGEST_BUCKET_AUC], asked[2], False),
+    ]
+    alone = gates(result.config, validation, overall.values, None, {}, config.evaluation)
+    assert [gate.metric for gate in alone] == [AUC, LOG_LOSS, CALIBRATION, SATURATED_SHARE]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 ROOT = Path(__file__).parents[2]
 NUM_USERS = 110
 FLAGS = ["--max_history_length", "64", "--batch_size", "128", "--min_auc", "0.55", "--max_auc_drop", "0.03"]
-# So few users and epochs lose to the mean rating of a film.
+# So few users and epochs lose to the popularity of films.
 FLAGS += ["--epochs", "2", "--min_auc_lead", "-1"]
 NUM_COMPARED = 1_000
 

@@ -122,6 +122,8 @@ def test_page_shows_the_whole_run() -> None:
     assert rows_of(page, "634,567") == [["0.500000", "0.480000"]]
     assert rows_of(page, "genre=Noir") == [["3", "1.0000", "one class", "-", "0.6100", "1.0200", "0.0000"]]
     assert rows_of(page, "eval") == [["4", "75.00%", "14.8", "11", "63"]]
+    assert rows_of(page, "rows kept") == [["2,000,000"]]
+    assert rows_of(page, "items") == [["77"]]
     assert rows_of(page, "2024-03-01") == rows_of(page, "1.csv") == [["80", "10", "12.50%"]]
     assert rows_of(page, "0.csv") == [["0", "0", "0.00%"]]
     assert "1,300 more are not listed" in page
@@ -143,10 +145,11 @@ def test_page_escapes_what_the_log_holds_and_loads_nothing() -> None:
 
 
 def test_page_of_a_first_run_that_was_refused() -> None:
-    ingestion = {**INGESTION, "malformed": {}, "malformed_by_span": {}, "malformed_by_file": {}}
+    ingestion = {**INGESTION, "malformed": {}, "malformed_by_file": {"1.csv": {"rows_read": 80, "malformed": 0}}}
     page = report_page(results_of(outcome="The model was not pushed.", last=None, reliability=[], ingestion=ingestion))
     assert '<p class="refused">The model was not pushed.</p>' in page
     assert "No row was malformed." in page
+    assert not rows_of(page, "1.csv")
     assert not rows_of(page, "last blessed")
 
 
