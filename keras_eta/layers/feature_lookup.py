@@ -88,8 +88,8 @@ class FeatureLookup(tf.keras.layers.Layer):
                 candidates and sequences count.
 
         Raises:
-            ValueError: if the data lacks a feature or has no id of one often enough, an int64 feature has a value that is no integer of 64 bits, or a
-                float32 feature one that is not finite.
+            ValueError: if the data lacks a feature or has no id of one often enough, an int64 feature has a value that
+                is no integer of 64 bits, or a float32 feature one that is not finite.
         """
         floats = [feature for feature in self._features.all_features if not feature.is_id and feature.mean is None]
         scalers = {feature.name: StandardScaler() for feature in floats}

@@ -65,6 +65,11 @@ class TrainableModel(tfrs.Model):
         """
         arguments = inspect.signature(tf.keras.Model.fit).bind(self, *args, **kwargs).arguments
         check_callbacks(self.optimizer, arguments.get("callbacks"))
+        if not self.built:
+            # Built inside the step, layers with moving averages would take in the zeros that they are built with, and
+            # the step would be traced twice.
+            with self.distribute_strategy.scope():
+                self.build()
         # Variables that the first step creates make TensorFlow trace the step twice.
         self._build_optimizer()
         try:

@@ -157,21 +157,24 @@ class _ItemTable:
         candidates: likewise.
 
     Raises:
-        ValueError: if `items` have no id of the candidates, or one twice.
+        ValueError: if `items` have no id of the candidates, or one twice, or columns of different lengths.
     """
 
     def __init__(self, items: Columns | None, candidates: Columns) -> None:
-        names = [*items] if items else [""]
-        self._id, self._names = names[0], names[1:]
+        self._id: str | None = None
+        self._names: list[str] = []
+        self._rows: dict[str, tuple[Any, ...]] = {}
         if not items:
             return
+        self._id, *self._names = items
         if self._id not in candidates:
             raise ValueError(
                 f"The first column of `items` must be an id of the candidates, one of {list(candidates)}. "
                 f"Received: {self._id!r}"
             )
         ids = [str(_value(id_)) for id_ in items[self._id]]
-        self._rows = dict(zip(ids, zip(*(items[name] for name in self._names), strict=True), strict=True))
+        _check_lengths("items", items, len(ids))
+        self._rows = {id_: tuple(items[name][row] for name in self._names) for row, id_ in enumerate(ids)}
         if len(self._rows) < len(ids):
             twice = next(id_ for id_ in ids if ids.count(id_) > 1)
             raise ValueError(f"`items[{self._id!r}]` must hold each id once. Twice: {twice!r}")

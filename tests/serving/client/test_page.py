@@ -240,6 +240,7 @@ def test_page_names_no_address() -> None:
             "The first column of `items` must be an id of the candidates, one of ['item_id', 'price']. Received: 'id'",
         ),
         (EXPLANATION, {"items": {"item_id": [5, 6, "5"]}}, "`items['item_id']` must hold each id once. Twice: '5'"),
+        (EXPLANATION, {"items": {"item_id": [5], "title": []}}, "`items['title']` must have 1 values. Received: 0"),
     ],
     ids=[
         "several requests",
@@ -249,6 +250,7 @@ def test_page_names_no_address() -> None:
         "positions of another unit",
         "items without an id",
         "items twice",
+        "items without a title",
     ],
 )
 def test_page_refuses_what_does_not_fit(explanation: Explanation, changes: dict[str, Any], message: str) -> None:
