@@ -215,7 +215,7 @@ def test_columns_equal_feature_lookup_on_raw_ids(run: Run) -> None:
         assert buckets <= set(columns[name].numpy().ravel()), f"{name} must reach several buckets"
 
 
-def test_outputs_are_the_encoded_columns_alone(run: Run) -> None:
+def test_outputs_are_the_encoded_columns_and_the_timestamp_alone(run: Run) -> None:
     names = {
         *FEATURES.encoded_row_names,
         *FEATURES.encoded_sequence_names(FEATURES.sequence("history")),

@@ -320,7 +320,7 @@ def test_training_goes_on_after_a_kill_as_if_nothing_had_happened(
 def test_a_failed_export_leaves_nothing_and_the_next_execution_does_not_train_again(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full_disk(model: Ranker, base: Path, version: int) -> None:
+    def full_disk(model: Ranker, base: Path, version: int, **options: Any) -> None:
         (base / "1").mkdir(parents=True)
         raise OSError(28, "No space left on device")
 
