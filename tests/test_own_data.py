@@ -36,7 +36,7 @@ def test_a_csv_becomes_a_served_answer(
     assert names["learned"] > max(names["counted"].values()) + 0.1
     assert max(names["counted"], key=names["counted"].get) in {"repeat-count", "repeat-popularity", "recency"}
     log = "".join(path.read_text() for path in sorted(tmp_path.glob("*.log")))
-    assert "16,000 rows read, 16,000 kept" in log
+    assert "10,000 rows read, 10,000 kept" in log
     assert (tmp_path / "build" / "report" / "index.html").is_file()
     assert (tmp_path / "models" / "purchases" / "1" / "saved_model.pb").is_file()
     page = (tmp_path / "explanation.html").read_text()
