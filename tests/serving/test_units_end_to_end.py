@@ -207,14 +207,21 @@ def test_unit_over_grpc(served: dict[str, Served], rows: Arrays, name: str) -> N
 def check_explanation(
     client: RankingClient, request: dict[str, Any], model: Ranker, unit: InterestUnit, scores: Scores
 ) -> None:
-    if not unit.explains:
+    explaining = [other for other in model.interests if other.explains]
+    if not explaining:
         with pytest.raises(ValueError, match="has no signature 'explain'"):
             client.explain(**request)
         return
     explanation = client.explain(**request)
     np.testing.assert_allclose(explanation.probability, tf.sigmoid(scores.logits), atol=TOLERANCE)
-    assert {*explanation.others} == {other.name for other in model.interests[:-1]}
-    attention: Attention = explanation if unit is model.interests[-1] else explanation.others[unit.name]
+    assert {*explanation.others} == {other.name for other in explaining[:-1]}
+    for name, count in (scores.interests[unit.name].matches or {}).items():
+        np.testing.assert_array_equal(explanation.counts[f"{unit.name}_{name}"], count)
+        # Nobody rates a film twice, but many of a genre.
+        assert count.numpy().any() == (name == "category_id")
+    if not unit.explains:
+        return
+    attention: Attention = explanation if unit is explaining[-1] else explanation.others[unit.name]
     assert attention.score_name == unit.score_name
     retrieved: Any = scores.interests[unit.name].retrieved
     weights = tf.reduce_mean(scores.interests[unit.name].weights, axis=2).numpy()
