@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -50,7 +52,6 @@ def _run(code: str, port: int, log: Path) -> None:
     code = code.replace("serving.client explain", f"serving.client explain --target 127.0.0.1:{port}")
     script = f"""
         set -e
-        trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
         python() {{
             if [ "$2" = serving.client ]; then  # until the version is loaded
                 for attempt in $(seq 60); do {sys.executable} "$@" && return; sleep 1; done
@@ -61,7 +62,12 @@ def _run(code: str, port: int, log: Path) -> None:
         {code}"""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     with log.open("w") as file:
-        done = subprocess.run(
-            ["bash", "-c", script], stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
+        shell = subprocess.Popen(
+            ["bash", "-c", script], stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
-    assert done.returncode == 0, log.read_text()[-4000:]
+    try:
+        assert shell.wait() == 0, log.read_text()[-4000:]
+    finally:
+        # All that it has started.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGTERM)
