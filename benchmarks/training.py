@@ -137,6 +137,7 @@ def make_model(kind: str, length: int, flags: argparse.Namespace, category: bool
             similarity_bias=learned,
             trainable_planes=learned,
             cosine=False,
+            matches=False,
             retrieval_task=None,
             **heads,
             **shared,

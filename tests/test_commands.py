@@ -28,6 +28,7 @@ _MODULES = [
     "benchmarks.peers",
     "benchmarks.pipeline",
     "benchmarks.quality",
+    "benchmarks.quality.own_logs",
     "benchmarks.retrieval",
     "benchmarks.scale",
     "benchmarks.serving",

@@ -40,8 +40,8 @@ def test_a_csv_becomes_a_served_answer(
     log = "".join(path.read_text() for path in sorted(tmp_path.glob("*.log")))
     assert "10,000 rows read, 10,000 kept" in log
     assert (tmp_path / "build" / "report" / "index.html").is_file()
-    (version,) = (tmp_path / "models" / "purchases").iterdir()
-    assert (version / "saved_model.pb").is_file()
+    (model,) = (tmp_path / "models" / "purchases").glob("*/saved_model.pb")
+    assert model.stat().st_size
     page = (tmp_path / "explanation.html").read_text()
     assert "match_item_id_count" in page
 

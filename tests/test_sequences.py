@@ -20,11 +20,17 @@ GENRES = Feature("genres", "string", 4, max_values=2)
 FEATURES = Features(
     item_id=Feature("item_id", embedding_dim=8),
     item_attributes=(Feature("kind", "string", 3), GENRES),
-    behaviour_attributes=(Feature("dwell", "float32"),),
+    behaviour_attributes=(Feature("dwell", "float32", mean=0.0, std=1.0),),
     user=(Feature("user_id", embedding_dim=2), Feature("tags", embedding_dim=3, max_values=3)),
     max_history_length=4,
     age=Age((10, 100)),
-    sequences=(Sequence("purchases", (Feature("price", "float32"), Feature("store", embedding_dim=2)), max_length=3),),
+    sequences=(
+        Sequence(
+            "purchases",
+            (Feature("price", "float32", mean=0.0, std=1.0), Feature("store", embedding_dim=2)),
+            max_length=3,
+        ),
+    ),
 )
 ITEM_GENRES = {1: ["a", "b", "c"], 2: [], 3: ["b"], 4: ["c", "a"]}
 ITEM_KIND = {1: "x", 2: "y", 3: "x", 4: "z"}

@@ -127,11 +127,11 @@ def test_from_a_log_to_a_trained_ranker() -> None:
         max_history_length=4,
         sequences=(Sequence("clusters", (Feature("size", "float32"), Feature("dwell", "float32")), max_length=16),),
     )
-    lookup = FeatureLookup(features)
-    lookup.adapt(dict(log.columns))
     impressions = Impressions.from_interactions(
         log, lambda log: log["item_id"] % 2, min_history=0, outcomes=("dwell",)
     ).with_sequence("clusters", clusters)
+    lookup = FeatureLookup(features)
+    lookup.adapt(impressions.past_columns())
     model = Ranker(lookup=lookup, interests=[TWINV2(4)], hidden_units=(4,))
     model.compile()
     history = model.fit(impressions.to_dataset(lookup.features, 50, lookup=lookup), epochs=3, verbose=0).history

@@ -160,7 +160,7 @@ def train(data: Data, output: Path, fn_args: Any = None, **training: Any) -> Tra
 def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has `run_fn` publish an empty version, where a test is of the training alone."""
 
-    def make_version(model: Ranker, base_path: Path, version: int) -> Path:
+    def make_version(model: Ranker, base_path: Path, version: int, timestamps: tuple[int, int] | None) -> Path:
         path = base_path / str(version)
         (path / "assets.extra").mkdir(parents=True)
         return path
