@@ -20,6 +20,6 @@ def test_first_example_finds_the_long_history(
     exec(compile(example, "README.md", "exec"), {})
     auc, short, oracle = map(float, re.findall(r"0\.\d\d", capsys.readouterr().out.splitlines()[-1]))
     assert (short, oracle) == (0.5, 0.9)
-    # Four seeds gave 0.87 to 0.88.
+    # Four seeds gave 0.85 to 0.88.
     assert auc > 0.8
     assert (tmp_path / "models" / "first" / "1" / "saved_model.pb").exists()
