@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 HISTORY_BUCKETS = ((5, 20), (20, 50), (50, 100), (100, 200), (200, 10_000))
 DESCRIPTIONS = {"recent": "target attention over the last 16", "eta": "ETA: 48 of the last 512 besides"}
-EPOCHS = 4
+EPOCHS = 2
 FILMS_SHOWN = 10
 FILMS_EXPLAINED = 3
 BEHAVIOURS_SHOWN = 6
