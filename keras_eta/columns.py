@@ -48,8 +48,8 @@ class Feature:
         max_values: V of an id feature with several values, e.g. the genres of a film: the mean of the embeddings of the
             first V counts. Raw columns then have an axis of V more, and a column `<name>_length` says how many of them
             are real. `None`: one value.
-        mean: of a float32 feature's values in the training data. `None`: learned where vocabularies are adapted, and 0
-            where they are not. `mean=0, std=1` leaves the values as they are, but for the cut.
+        mean: of a float32 feature's values in the training data. `None`: learned where vocabularies are adapted; where
+            they are not, the model reads the values as they are. `mean=0, std=1` leaves them so, but for the cut.
         std: their standard deviation; given with `mean` or not at all.
 
     Raises:

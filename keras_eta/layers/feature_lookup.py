@@ -31,6 +31,8 @@ class FeatureLookup(tf.keras.layers.Layer):
 
     Args:
         features: the columns.
+        scales: mean and standard deviation of float32 features by name, as `adapt` learns them and a saved lookup has
+            them.
 
     Call arguments:
         inputs: a dict of raw columns, int64, string or float32: [...] for user, context and candidate,
@@ -56,13 +58,18 @@ class FeatureLookup(tf.keras.layers.Layer):
         array([2, 3, 1], dtype=int32)
     """
 
-    def __init__(self, features: Features, **kwargs: Any) -> None:
+    def __init__(
+        self, features: Features, scales: Mapping[str, tuple[float, float]] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if isinstance(features, Mapping):
             features = Features.from_dict(features)
         if not isinstance(features, Features):
             raise TypeError(f"`features` must be a keras_eta.Features. Received: features={features!r}")
         self._features = features
+        self._scales: dict[str, tuple[float, float]] = {}
+        for name, (mean, std) in (scales or {}).items():
+            self.set_scale(name, mean, std)
         self.tables = {feature.name: _table(feature) for feature in features.all_features if feature.is_id}
 
     @property
@@ -75,12 +82,12 @@ class FeatureLookup(tf.keras.layers.Layer):
                 if size < 1:
                     raise ValueError(f"The vocabulary of feature {feature.name!r} is empty. Call `adapt` first.")
                 sizes[feature.name] = size
-        return self._features.with_vocabulary_sizes(sizes)
+        return self._features.with_vocabulary_sizes(sizes).with_scales(self._scales)
 
     def adapt(self, data: Mapping[str, Any] | tf.data.Dataset) -> None:
         """Learns the vocabularies from data: the most frequent ids, up to each feature's `vocabulary_size`.
 
-        Of float32 features that have no `mean` yet it learns mean and standard deviation.
+        Of float32 features without a `mean` it learns mean and standard deviation.
 
         Args:
             data: columns as a dict of 1-D arrays (a log: `item_id`, `user_id`, ...; of several values a list per row),
@@ -158,7 +165,10 @@ class FeatureLookup(tf.keras.layers.Layer):
         floats = [feature.name for feature in self._features.all_features if not feature.is_id]
         if name not in floats:
             raise ValueError(f"`name` must be a float32 feature, one of {sorted(floats)}. Received: name={name!r}")
-        self._features = self._features.with_scales({name: (mean, std)})
+        scale = {name: (mean, std)}
+        # Which checks them.
+        self._features.with_scales(scale)
+        self._scales |= scale
 
     def encode(self, name: str, values: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Rows of the embedding table for raw ids of one feature, outside of any graph.
@@ -228,7 +238,9 @@ class FeatureLookup(tf.keras.layers.Layer):
         return tf.cast(rows, tf.int32) + 1
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "features": self._features.to_dict()}
+        # Keras wraps a dict among the attributes into one that JSON does not take.
+        scales = {name: list(scale) for name, scale in self._scales.items()}
+        return {**super().get_config(), "features": self._features.to_dict(), "scales": scales}
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")

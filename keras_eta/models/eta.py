@@ -21,10 +21,10 @@ from keras_eta.validation import check_integers_from_zero
 class ETA(Ranker):
     """End-to-End Target Attention: a `Ranker` with `RecentInterest`, `MatchInterest` and `ETAInterest`, ready made.
 
-    The defaults add to the paper's ETA: planes that learn, attention by cosines, counts of the behaviours retrieved by
-    ranges of distance and of those that match it, a `RetrievalTask`, which brings items of one taste near each other,
-    and training for unknown ids. The paper's own has `similarity_bias=False, trainable_planes=False, cosine=False,
-    distance_edges=(), matches=False, retrieval_task=None, id_dropout=0`.
+    The defaults add to the paper's ETA: planes that learn, attention by cosines, counts of what was retrieved by ranges
+    of distance, counts of the behaviours with the candidate's item or attributes, a `RetrievalTask`, which brings items
+    of one taste near each other, and training for unknown ids. The paper's own has `similarity_bias=False,
+    trainable_planes=False, cosine=False, distance_edges=(), matches=False, retrieval_task=None, id_dropout=0`.
 
     The item embeddings that the model ranks with are hashed to M-bit SimHash fingerprints; for each candidate the K
     behaviours nearest by Hamming distance are retrieved and attended to. A table of fingerprints beside the embeddings

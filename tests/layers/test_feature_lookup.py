@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -102,8 +103,13 @@ def test_adapt_learns_means_and_deviations_of_floats() -> None:
     assert price.mean == 3.0
     assert price.std == pytest.approx(14**0.5 / 2)
     assert (size.mean, size.std) == (3.0, 2.0), "what was given stays"
-    again = FeatureLookup.from_config(lookup.get_config())
-    assert again._features.item_attributes == (price, size)
+    again = FeatureLookup.from_config(json.loads(json.dumps(lookup.get_config())))
+    again.set_vocabulary("item_id", [1, 2])
+    assert again.features.item_attributes == (price, size)
+    for adapted in (lookup, again):
+        adapted.adapt({"item_id": np.arange(4), "price": np.array([0.0, 8.0, 0.0, 8.0])})
+        price, size = adapted.features.item_attributes
+        assert (price.mean, price.std, size.mean) == (4.0, 4.0, 3.0), "what was learned is learned anew"
 
 
 def test_adapt_on_batches_counts_real_behaviours_alone() -> None:
