@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -61,6 +62,33 @@ class _Watched:
     lengths: dict[str, _Histogram] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What one call holds.
+
+    Args:
+        in_another_time: bool [rows], those with a timestamp that is not plausible.
+        ids: by column, how many there are, and how many of them the vocabulary lacks.
+        lengths: int64 [rows] by sequence.
+    """
+
+    in_another_time: np.ndarray
+    ids: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    lengths: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, contract: Contract | None, inputs: Mapping[str, np.ndarray]) -> _Seen:
+        """What the inputs hold; of a version without a contract, rows alone."""
+        rows = len(next(iter(inputs.values())))
+        if contract is None:
+            return cls(np.zeros(rows, bool))
+        ids = {
+            column: (len(values), _count_unknown(contract, column, values))
+            for column, values in _ids(contract, inputs).items()
+        }
+        return cls(_in_another_time(contract, inputs, rows), ids, _lengths(contract, inputs))
+
+
 class Monitor(Collector):
     """Counts what calls send and get, by model and version. Threads may share it.
 
@@ -106,7 +134,18 @@ class Monitor(Collector):
             outputs: what was answered, by name.
         """
         try:
-            self._count(model_name, version, contract, inputs, outputs)
+            seen = _Seen.of(contract, inputs)
+            total = self._add(model_name, version, seen, outputs.get(PROBABILITY))
+            if contract is not None and seen.in_another_time.any() and self._may_warn(model_name):
+                _log.warning(
+                    "Model %s, version %d: timestamps are probably in another unit than those of the training data, "
+                    "which lie between %d and %d. A request had %s; %d of %d rows so far are like that.",
+                    model_name,
+                    version,
+                    *(contract.timestamps or ()),
+                    _example(contract, inputs, int(np.argmax(seen.in_another_time))),
+                    *total,
+                )
         except Exception:  # whatever an odd model or contract brings must not fail the call
             _log.exception("A call of model %s, version %d, was not counted", model_name, version)
 
@@ -127,44 +166,29 @@ class Monitor(Collector):
 
         return observe
 
-    def _count(
-        self,
-        model_name: str,
-        version: int,
-        contract: Contract | None,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Mapping[str, np.ndarray],
-    ) -> None:
-        rows = len(next(iter(inputs.values())))
-        ids, lengths = ({}, {}) if contract is None else (_ids(contract, inputs), _lengths(contract, inputs))
-        unknown = {} if contract is None else {name: _count_unknown(contract, name, of) for name, of in ids.items()}
-        wrong = np.zeros(rows, bool) if contract is None else _in_another_time(contract, inputs, rows)
+    def _add(self, model_name: str, version: int, seen: _Seen, probabilities: np.ndarray | None) -> tuple[int, int]:
+        """Counts a call; rows in another time and all rows of the version so far."""
         with self._lock:
             watched = self._watched.setdefault((model_name, version), _Watched())
-            watched.rows += rows
-            watched.rows_in_another_time += int(wrong.sum())
-            for name, of_column in ids.items():
-                watched.ids[name] = watched.ids.get(name, 0) + len(of_column)
-                watched.unknown_ids[name] = watched.unknown_ids.get(name, 0) + unknown[name]
-            for name, of_sequence in lengths.items():
-                watched.lengths.setdefault(name, _Histogram(_LENGTHS)).add(of_sequence)
-            if PROBABILITY in outputs:
-                watched.probabilities.add(outputs[PROBABILITY])
-            warned = wrong.any() and self._clock() >= self._next_warning.get(model_name, -np.inf)
-            if warned:
-                self._next_warning[model_name] = self._clock() + _WARNING_SECONDS
-            total = watched.rows_in_another_time
-        if warned and contract is not None and contract.timestamps is not None:
-            _log.warning(
-                "Model %s, version %d: timestamps are probably in another unit than those of the training data, which "
-                "lie between %d and %d. A request had %s; %d of %d rows so far are like that.",
-                model_name,
-                version,
-                *contract.timestamps,
-                _example(contract, inputs, int(np.argmax(wrong))),
-                total,
-                watched.rows,
-            )
+            watched.rows += len(seen.in_another_time)
+            watched.rows_in_another_time += int(seen.in_another_time.sum())
+            for name, (count, unknown) in seen.ids.items():
+                watched.ids[name] = watched.ids.get(name, 0) + count
+                watched.unknown_ids[name] = watched.unknown_ids.get(name, 0) + unknown
+            for name, lengths in seen.lengths.items():
+                watched.lengths.setdefault(name, _Histogram(_LENGTHS)).add(lengths)
+            if probabilities is not None:
+                watched.probabilities.add(probabilities)
+            return watched.rows_in_another_time, watched.rows
+
+    def _may_warn(self, model_name: str) -> bool:
+        """Whether the last warning of a model is long enough ago; if so, this one counts as the last."""
+        with self._lock:
+            now = self._clock()
+            if now < self._next_warning.get(model_name, -math.inf):
+                return False
+            self._next_warning[model_name] = now + _WARNING_SECONDS
+            return True
 
     def collect(self) -> Iterator[Metric]:
         """The metrics, as Prometheus's registry asks for them."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.fresh_process import run_python
 
 _ROOT = Path(__file__).parents[1]
 _MODULES = [
@@ -40,16 +39,7 @@ _SLOW = {"tensorflow", "tf_keras", "apache_beam", "tfx", "sklearn", "tensorflow_
 
 @pytest.mark.parametrize("command", [*(f"-m {module}" for module in _MODULES), "demo.py"])
 def test_help_needs_no_tensorflow_and_warns_of_nothing(command: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", *command.split(), "--help"],
-        cwd=_ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_python("-X", "importtime", *command.split(), "--help", TF_CPP_MIN_LOG_LEVEL=None)
     lines = done.stderr.splitlines()
     written = [line for line in lines if not line.startswith("import time:")]
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}

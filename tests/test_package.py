@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,23 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.fresh_process import run_python
+
 _ROOT = Path(__file__).parents[1]
 
 
 def _run(code: str, legacy_keras: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
-    environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    if legacy_keras is not None:
-        environment["TF_USE_LEGACY_KERAS"] = legacy_keras
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=_ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run_python("-c", code, TF_USE_LEGACY_KERAS=legacy_keras, TF_CPP_MIN_LOG_LEVEL="3")
 
 
 def _run_json(code: str, legacy_keras: str | None = None) -> Any:

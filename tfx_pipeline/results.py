@@ -206,5 +206,5 @@ def _outcome(artifacts: Mapping[str, Mapping[str, Sequence[Artifact]]], refused:
         reasons.append(f"Evaluator did not bless it: {', '.join(refused)}")
     infra = artifacts["LocalInfraValidator"]["blessing"][0].custom_properties
     if not infra[BLESSED_PROPERTY].int_value:
-        reasons.append(f"LocalInfraValidator did not bless it: {infra[REASON_PROPERTY].string_value}")
+        reasons.append(f"LocalInfraValidator did not bless it: {infra[REASON_PROPERTY].string_value.rstrip('.')}")
     return f"The model was not pushed. {'; '.join(reasons)}. See the log."

@@ -103,7 +103,7 @@ def metrics_table(slices: Sequence[Slice]) -> Table:
 def comparison_table(results: Results) -> Table:
     """A row for the model, the last blessed one and each baseline, of the same impressions; a dash for what is none."""
     table = Table(title="Beside others, on the same impressions")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for column in COMPARED:
         table.add_column(column.replace("_", " "), justify="right", min_width=6)
     for name, values in results.compared.items():

@@ -1,4 +1,4 @@
-"""How often each item was shown and taken in the training split, which baselines are made of, by Beam."""
+"""How often each item is in the training split, and positive, which baselines are made of, by Beam."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ARROW = {int: pa.int64(), bytes: pa.binary()}
 
 
 class CountItems(beam.PTransform):
-    """The impressions of each item in the training split.
+    """The impressions of each item in the training split, sampled negatives left aside: these say nothing of it.
 
     PCollections of `UserLog`s and of one `Cuts` -> PCollection of dicts with the columns of `item_counts_schema`, one
     per item.
