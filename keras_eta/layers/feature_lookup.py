@@ -168,7 +168,8 @@ class FeatureLookup(tf.keras.layers.Layer):
         scale = {name: (mean, std)}
         # Which checks them.
         self._features.with_scales(scale)
-        self._scales |= scale
+        # A new dict: Keras refuses to save one that changed since it saw it.
+        self._scales = {**self._scales, **scale}
 
     def encode(self, name: str, values: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Rows of the embedding table for raw ids of one feature, outside of any graph.
