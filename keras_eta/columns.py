@@ -51,6 +51,8 @@ class Feature:
         mean: of a float32 feature's values in the training data. `None`: learned where vocabularies are adapted; where
             they are not, the model reads the values as they are. `mean=0, std=1` leaves them so, but for the cut.
         std: their standard deviation; given with `mean` or not at all.
+        optional: whether values of a float32 feature may be missing, which is NaN in columns. The model then reads the
+            mean in place of a missing value, and a second number, 1 where the value is missing and 0 elsewhere.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -65,6 +67,7 @@ class Feature:
     min_count: int = 1
     mean: float | None = None
     std: float | None = None
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or not self.name.isprintable():
@@ -88,6 +91,11 @@ class Feature:
             raise ValueError(
                 f"`max_values` of feature {self.name!r} must be a positive integer, and the feature an id, or None. "
                 f"Received: max_values={self.max_values!r}, dtype={self.dtype!r}"
+            )
+        if not isinstance(self.optional, bool) or (self.optional and self.is_id):
+            raise ValueError(
+                f"`optional` of feature {self.name!r} must be True or False, and True only of a float32. "
+                f"Received: optional={self.optional!r}, dtype={self.dtype!r}"
             )
         scale = [number for number in (self.mean, self.std) if number is not None]
         if scale and (self.is_id or len(scale) < 2 or not all(map(is_number, scale)) or scale[1] <= 0):
@@ -125,7 +133,9 @@ class Feature:
     @property
     def width(self) -> int:
         """Number of floats that the feature contributes to the model's input."""
-        return self.embedding_dim if self.is_id else 1
+        if self.is_id:
+            return self.embedding_dim
+        return 2 if self.optional else 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -151,7 +151,8 @@ ATTRIBUTES = (Feature("category_id"), Feature("price", "float32"))
             {"item_id": Feature("price", "float32")},
             "`item_id` must be a Feature of dtype 'int64' or 'string' with one value. Received: "
             "item_id=Feature(name='price', dtype='float32', embedding_dim=32, "
-            "vocabulary_size=None, num_oov_indices=1, max_values=None, min_count=1, mean=None, std=None)",
+            "vocabulary_size=None, num_oov_indices=1, max_values=None, min_count=1, mean=None, std=None, "
+            "optional=False)",
         ),
         (
             {"item_id": "item_id"},

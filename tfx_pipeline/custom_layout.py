@@ -200,12 +200,13 @@ def _positives(text: str, attributes: Sequence[Feature]) -> Positives:
 
 
 def _feature(text: str, embedding_dim: int = 32) -> Feature:
-    """The feature that `"name"`, `"name:dtype"` or `"name:dtype[max_values]"` describes."""
+    """The feature that `"name"`, `"name:dtype"`, `"name:dtype[max_values]"` or, optional, `"name:dtype?"` describes."""
     name, _, kind = text.rpartition(":") if ":" in text else (text, "", "int64")
-    found = re.fullmatch(r"([a-z0-9]+)(?:\[([0-9]+)\])?", kind)
+    found = re.fullmatch(r"([a-z0-9]+)(?:\[([0-9]+)\])?(\?)?", kind)
     if not name or found is None or found[1] not in DTYPES:
         raise ValueError(
-            f"A feature must be written `name`, `name:dtype` or `name:dtype[max_values]`, dtype one of {DTYPES}. "
-            f"Received: {text!r}"
+            "A feature must be written `name`, `name:dtype`, `name:dtype[max_values]` or `name:float32?`, dtype one of "
+            f"{DTYPES}. Received: {text!r}"
         )
-    return Feature(name, found[1], embedding_dim, max_values=None if found[2] is None else int(found[2]))
+    most = None if found[2] is None else int(found[2])
+    return Feature(name, found[1], embedding_dim, max_values=most, optional=found[3] is not None)

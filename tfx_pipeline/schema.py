@@ -33,8 +33,8 @@ def make_schema(layout: Layout) -> schema_pb2.Schema:
     | others of `layout.row_columns` | the feature's; of no feature bytes, the user's id by `layout.user_dtype` | 1 |
     | of a sequence | the feature's; `<sequence>_timestamp` int64 | 0 to its `max_length` |
 
-    Features of several values have 0 to `max_values`, and in a sequence as many per behaviour, side by side, with
-    `<name>_length`, int64, beside them.
+    Floats are finite; NaN is a missing value of an optional feature. Features of several values have 0 to `max_values`,
+    and in a sequence as many per behaviour, side by side, with `<name>_length`, int64, beside them.
 
     Shapes are written out, never inferred from data, so that Transform parses columns with one value into dense
     [N, 1] tensors and histories into ragged ones, whatever lengths the data happens to have. The item id is
@@ -55,7 +55,9 @@ def make_schema(layout: Layout) -> schema_pb2.Schema:
             _add_list(schema, name, feature.dtype, feature.max_values)
         else:
             dtype = feature.dtype if feature else layout.user_dtype if name == USER_ID else "string"
-            _add_row_column(schema, name, "int64" if name == TIMESTAMP else dtype)
+            _add_row_column(
+                schema, name, "int64" if name == TIMESTAMP else dtype, optional=bool(feature and feature.optional)
+            )
     label = _add_row_column(schema, LABEL, "int64")
     label.int_domain.CopyFrom(schema_pb2.IntDomain(min=0, max=1))
     bucket = _add_row_column(schema, HISTORY_BUCKET, "string")
@@ -65,7 +67,7 @@ def make_schema(layout: Layout) -> schema_pb2.Schema:
     for sequence in features.all_sequences:
         for feature in features.sequence_features(sequence):
             name, most = sequence.column(feature.name), sequence.max_length
-            _add_list(schema, name, feature.dtype, most * (feature.max_values or 1))
+            _add_list(schema, name, feature.dtype, most * (feature.max_values or 1), feature.optional)
             if feature.max_values:
                 _add_list(schema, length_name(name), "int64", most)
         _add_list(schema, sequence.timestamp, "int64", sequence.max_length)
@@ -97,18 +99,21 @@ def read_schema(path: str | Path) -> schema_pb2.Schema:
         raise ValueError(f"{path} holds no schema as text proto: {error}") from error
 
 
-def _add_row_column(schema: schema_pb2.Schema, name: str, dtype: str) -> schema_pb2.Feature:
-    column = schema.feature.add(name=name, type=_TYPES[dtype])
-    column.presence.min_fraction, column.presence.min_count = 1.0, 1
+def _add_row_column(schema: schema_pb2.Schema, name: str, dtype: str, optional: bool = False) -> schema_pb2.Feature:
+    column = _add_column(schema, name, dtype, optional)
     column.shape.dim.add(size=1)
-    if dtype == "float32":
-        column.float_domain.disallow_nan = column.float_domain.disallow_inf = True
     return column
 
 
-def _add_list(schema: schema_pb2.Schema, name: str, dtype: str, max_length: int) -> None:
+def _add_list(schema: schema_pb2.Schema, name: str, dtype: str, max_length: int, optional: bool = False) -> None:
+    column = _add_column(schema, name, dtype, optional)
+    column.value_count.min, column.value_count.max = 0, max_length
+
+
+def _add_column(schema: schema_pb2.Schema, name: str, dtype: str, optional: bool) -> schema_pb2.Feature:
     column = schema.feature.add(name=name, type=_TYPES[dtype])
     column.presence.min_fraction, column.presence.min_count = 1.0, 1
-    column.value_count.min, column.value_count.max = 0, max_length
     if dtype == "float32":
-        column.float_domain.disallow_nan = column.float_domain.disallow_inf = True
+        # NaN is a missing value of an optional feature.
+        column.float_domain.disallow_nan, column.float_domain.disallow_inf = not optional, True
+    return column

@@ -169,6 +169,8 @@ def read_scales(transform_output: tft.TFTransformOutput, features: Features) -> 
 def _write_scale(feature: Feature, columns: Iterable[tf.Tensor | tf.RaggedTensor]) -> None:
     """Learns mean and standard deviation over the candidates (or users, ...) and the behaviours."""
     values = tf.cast(tf.concat([_values(column) for column in columns], axis=0), tf.float64)
+    if feature.optional:
+        values = tf.boolean_mask(values, ~tf.math.is_nan(values))
     numbers = [tft.mean(values), tf.sqrt(tft.var(values))]
     # TFT hands nothing else over to the Trainer than files of lines.
     line = tf.strings.join([tf.strings.as_string(x, precision=9, scientific=True) for x in numbers], " ")

@@ -182,6 +182,11 @@ def _values(
         if feature.is_id and lookup is not None:
             column = lookup.encode(feature.name, column)
         values = column.astype("float32", copy=False) if feature.dtype == "float32" else column
+        if feature.dtype == "float32" and not feature.optional and np.isnan(values).any():
+            raise ValueError(
+                f"Feature {feature.name!r} is not optional, but the column of the {owner} lacks "
+                f"{np.isnan(values).sum():,} values. Make it a Feature(..., optional=True), or leave these rows out."
+            )
         return _gather_from(np.append(np.zeros(1, values.dtype), values))
 
     names = column.categories.to_numpy(dtype=object)

@@ -91,13 +91,16 @@ def count_rows(table: str, columns: Mapping[str, Any]) -> int:
     return lengths[USER_ID]
 
 
-def parse_column(name: str, values: Any, *, integer: bool = False) -> tuple[Column, dict[str, np.ndarray]]:
+def parse_column(
+    name: str, values: Any, *, integer: bool = False, optional: bool = False
+) -> tuple[Column, dict[str, np.ndarray]]:
     """Brings a column into its inner form and finds its bad rows.
 
     Args:
         name: name of the column. Integers in `*_id` must not be negative.
         values: 1-D sequence of n values, or of n lists of values.
         integer: whether every value must be an integer; always so for `timestamp`.
+        optional: whether the column is one of floats of which some may be missing: NaN.
 
     Returns:
         The column of length n, and for each reason a bool mask [n] of the rows that are bad for it. What the column
@@ -107,6 +110,8 @@ def parse_column(name: str, values: Any, *, integer: bool = False) -> tuple[Colu
         ValueError: if the values have more than one dimension, mix types, or have a type that a log can't hold.
     """
     integer = integer or name == TIMESTAMP
+    if optional:
+        return _parse_optional(name, values)
     if name not in REQUIRED_COLUMNS and _holds_lists(values):
         return _parse_lists(name, values, integer)
     if np.ndim(values) != 1:
@@ -164,6 +169,18 @@ def parse_column(name: str, values: Any, *, integer: bool = False) -> tuple[Colu
     raise ValueError(
         f"Column {name!r} must hold integers, floats or strings, one of them only. Received: {kind} values"
     )
+
+
+def _parse_optional(name: str, values: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    series = pd.Series(values, dtype=object)
+    missing = (series.isna() | (series == "")).to_numpy()
+    numbers = pd.to_numeric(series.where(~missing, 0), errors="coerce")
+    non_numeric = numbers.isna().to_numpy()
+    with np.errstate(over="ignore"):
+        column = numbers.to_numpy(dtype="float64").astype("float32")
+    infinite = np.isinf(column)
+    column[missing] = np.nan
+    return column, {f"non-numeric {name}": non_numeric, f"non-finite {name}": infinite}
 
 
 def id_numbers(column: Column) -> np.ndarray:

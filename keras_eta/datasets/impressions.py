@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ class Impressions:
         start: int64 [n], first log row of each history.
         end: int64 [n], the log row after the last of each history.
         columns: name -> column [n]: the candidate's `item_id` and attributes, `user_id` and user features, context,
-            `timestamp`. In the forms that `Interactions.from_columns` takes.
+            `timestamp`. In the forms that `Interactions.from_columns` takes; values of `log.optional` may be missing.
         label: int64 [n], 0 or 1.
         sequences: where further sequences of behaviours lie, by name; `with_sequence` adds one.
 
@@ -55,7 +55,7 @@ class Impressions:
     sequences: Mapping[str, Histories] = MappingProxyType({})
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "columns", _checked_columns(self.columns))
+        object.__setattr__(self, "columns", _checked_columns(self.columns, self.log.optional))
         size = len(self.columns[USER_ID])
         object.__setattr__(self, "label", _checked_label(self.label, size))
         for name in ("start", "end"):
@@ -80,7 +80,7 @@ class Impressions:
             ValueError: as the constructor; if `min_history` is negative; if it leaves no impression.
         """
         check_integers_from_zero(min_history=min_history)
-        checked = _checked_columns(columns)
+        checked = _checked_columns(columns, log.optional)
         start, end = log.bounds(checked[USER_ID], np.asarray(checked[TIMESTAMP]))
         impressions = cls(log, start, end, checked, label)
         counts = impressions.history_counts
@@ -323,11 +323,11 @@ def temporal_split(
     return train, validation, test
 
 
-def _checked_columns(columns: Mapping[str, Any]) -> dict[str, Column]:
+def _checked_columns(columns: Mapping[str, Any], optional: Collection[str]) -> dict[str, Column]:
     count_rows("impressions", columns)
     checked = {}
     for name, values in columns.items():
-        checked[name], faults = parse_column(name, values)
+        checked[name], faults = parse_column(name, values, optional=name in optional)
         for reason, mask in faults.items():
             if mask.any():
                 row = mask.argmax()

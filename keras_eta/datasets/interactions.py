@@ -12,6 +12,7 @@ import pandas as pd
 from keras_eta.columns import TIMESTAMP
 from keras_eta.datasets.columns import (
     ITEM_ID,
+    REQUIRED_COLUMNS,
     USER_ID,
     Column,
     ValueLists,
@@ -89,6 +90,7 @@ class Interactions:
             always there.
         report: what became of the rows that were read.
         reordered: whether the rows stand in another order than they came in.
+        optional: columns of floats, of the log or of impressions over it, in which NaN is a missing value.
 
     Example:
         >>> columns = {"user_id": [2, 1, 1], "item_id": ["a", "b", "a"], "timestamp": [15, 10, 20]}
@@ -100,6 +102,7 @@ class Interactions:
     columns: Mapping[str, Column]
     report: Report
     reordered: bool = False
+    optional: tuple[str, ...] = ()
 
     @classmethod
     def from_columns(
@@ -107,6 +110,7 @@ class Interactions:
         columns: Mapping[str, Any],
         *,
         integers: Collection[str] = (),
+        optional: Collection[str] = (),
         lines: np.ndarray | None = None,
         rejected: Iterable[Rejection] = (),
     ) -> Interactions:
@@ -128,12 +132,15 @@ class Interactions:
                 genres of films. `user_id`, `item_id` and `timestamp` are required.
             integers: columns besides `timestamp` that must hold integers. Without it a number spelt wrongly makes its
                 column one of strings.
+            optional: columns of floats, of the log or of impressions over it, in which values may be missing, as a
+                `Feature(..., optional=True)` reads them: they become NaN, and no row is left out for one.
             lines: integers [n], each row's line in its file, for the report. Default: 1 to n.
             rejected: rows that the caller has left out already, to be counted in the report.
 
         Raises:
             ValueError: if a required column is missing, the log is empty, no row is left, the columns' lengths differ,
-                a column mixes types, or one of strings named `*_id` spells an id in two ways, as "1" and "1.0".
+                `optional` names a column of ids or integers, a column mixes types, or one of strings named `*_id`
+                spells an id in two ways, as "1" and "1.0".
         """
         num_rows = count_rows("log", columns)
         rejections = list(rejected)
@@ -142,11 +149,14 @@ class Interactions:
             raise ValueError("The log is empty: it has no rows.")
         if lines is None:
             lines = np.arange(1, num_rows + 1)
+        wrong = sorted({*optional} & {*REQUIRED_COLUMNS, *integers})
+        if wrong:
+            raise ValueError(f"`optional` must name columns of floats. Received: {wrong}")
 
         bad = np.zeros(num_rows, bool)
         parsed: dict[str, Column] = {}
         for name, values in columns.items():
-            parsed[name], faults = parse_column(name, values, integer=name in integers)
+            parsed[name], faults = parse_column(name, values, integer=name in integers, optional=name in optional)
             for reason, mask in faults.items():
                 mask = mask & ~bad
                 if mask.any():
@@ -187,14 +197,20 @@ class Interactions:
         report = Report(rows_read, len(lines), tuple(rejections), tuple(notes))
         if report.rejected or report.notes:
             print(f"Interactions: {report}")
-        return cls(parsed, report, order is not None)
+        return cls(parsed, report, order is not None, tuple(optional))
 
     @classmethod
     def from_frame(
-        cls, frame: pd.DataFrame, *, integers: Collection[str] = (), lines: np.ndarray | None = None
+        cls,
+        frame: pd.DataFrame,
+        *,
+        integers: Collection[str] = (),
+        optional: Collection[str] = (),
+        lines: np.ndarray | None = None,
     ) -> Interactions:
         """`from_columns` of a DataFrame's columns. Its index is not read."""
-        return cls.from_columns({name: frame[name] for name in frame.columns}, integers=integers, lines=lines)
+        columns = {name: frame[name] for name in frame.columns}
+        return cls.from_columns(columns, integers=integers, optional=optional, lines=lines)
 
     def __len__(self) -> int:
         return len(self.columns[USER_ID])

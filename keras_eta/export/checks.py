@@ -19,7 +19,7 @@ _AXIS_NAMES = {"N": "rows", "R": "rows", "C": "candidates"}
 def checked(inputs: Inputs, columns: Mapping[str, Axes], features: Features) -> dict[str, tf.Tensor]:
     """The inputs, once the graph has seen that shapes fit each other, lengths lie in 0..L and floats are finite.
 
-    Floats behind the length of a history become 0.
+    Floats behind the length of a history become 0. NaN is a missing value of an optional feature, else refused.
 
     Args:
         inputs: the inputs of a signature by name.
@@ -61,6 +61,7 @@ def checked(inputs: Inputs, columns: Mapping[str, Axes], features: Features) -> 
             equal.append(_check_lengths(length_name(name), shaped[length_name(name)], feature.max_values, what))
     with tf.control_dependencies(equal):
         shaped = {name: tf.identity(x) for name, x in shaped.items()}
+    optional = {name for name, feature in features.by_column.items() if feature.optional}
     finite = []
     for name, letters in columns.items():
         if shaped[name].dtype.is_floating:
@@ -69,6 +70,8 @@ def checked(inputs: Inputs, columns: Mapping[str, Axes], features: Features) -> 
                 real = tf.sequence_mask(shaped[sequences[letters[-1]].length], tf.shape(shaped[name])[1])
                 shaped[name] = tf.where(real, shaped[name], 0)
             wrong = ~tf.math.is_finite(shaped[name])
+            if name in optional:
+                wrong &= ~tf.math.is_nan(shaped[name])
             received = tf.boolean_mask(shaped[name], wrong)
             finite.append(tf.debugging.Assert(~tf.reduce_any(wrong), [f"`{name}` must be finite. Received:", received]))
     with tf.control_dependencies(finite):

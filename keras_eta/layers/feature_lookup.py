@@ -96,7 +96,7 @@ class FeatureLookup(tf.keras.layers.Layer):
 
         Raises:
             ValueError: if the data lacks a feature or has no id of one often enough, an int64 feature has a value that
-                is no integer of 64 bits, or a float32 feature one that is not finite.
+                is no integer of 64 bits, or a float32 feature one that is not finite, NaN of an optional one aside.
         """
         floats = [feature for feature in self._features.all_features if not feature.is_id and feature.mean is None]
         scalers = {feature.name: StandardScaler() for feature in floats}
@@ -110,8 +110,9 @@ class FeatureLookup(tf.keras.layers.Layer):
                 found.extend(np.unique(_raw_ids(feature, values), return_counts=True) for values in occurrences)
             for feature in floats:
                 for values in _occurrences(columns, feature, self._features):
-                    if len(values):
-                        scalers[feature.name].partial_fit(_finite(feature, values)[:, np.newaxis])
+                    numbers = _numbers(feature, values)
+                    if len(numbers):
+                        scalers[feature.name].partial_fit(numbers[:, np.newaxis])
         for name, scaler in scalers.items():
             if not hasattr(scaler, "mean_"):
                 raise ValueError(f"`data` holds no value of feature {name!r}.")
@@ -297,9 +298,11 @@ def _raw_ids(feature: Feature, values: Any) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _finite(feature: Feature, values: Any) -> np.ndarray:
-    """Values of a float32 feature in float64."""
+def _numbers(feature: Feature, values: Any) -> np.ndarray:
+    """Values of a float32 feature in float64, without the missing ones of an optional one."""
     values = np.asarray(values, np.float64)
+    if feature.optional:
+        values = values[~np.isnan(values)]
     bad = ~np.isfinite(values)
     if bad.any():
         raise ValueError(

@@ -41,6 +41,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         self.tables: dict[str, tf.keras.layers.Embedding] = dict(tables)
         needed = features.all_features if sequence is None else features.sequence_features(features.sequence(sequence))
         self._multi_valued = {feature.name for feature in needed if feature.max_values}
+        self._optional = {feature.name for feature in needed if feature.optional}
         self._scales = {f.name: (f.mean, f.std) for f in features.all_features if f.mean is not None}
         sizes = {feature.name: (feature.num_indices, feature.embedding_dim) for feature in needed if feature.is_id}
         if features.age is not None:
@@ -91,7 +92,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     def embed(self, columns: Tensors) -> Tensors:
         """Embeddings of ids and scaled floats, [..., width], by feature name; of several values their mean."""
         vectors = {
-            name: self.tables[name](column) if name in self.tables else self._scaled(name, column)[..., tf.newaxis]
+            name: self.tables[name](column) if name in self.tables else self._numbers(name, column)
             for name, column in columns.items()
         }
         return {
@@ -99,9 +100,18 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             for name, vector in vectors.items()
         }
 
-    def _scaled(self, name: str, column: tf.Tensor) -> tf.Tensor:
-        """(x - mean) / std, cut off, of a float feature in the compute dtype; as it is where these are not known."""
+    def _numbers(self, name: str, column: tf.Tensor) -> tf.Tensor:
+        """A float feature [..., width] in the compute dtype: (x - mean) / std, cut off; x where these are unknown.
+
+        Of an optional feature also whether it is missing, and 0 in its place.
+        """
+        column = tf.cast(column, tf.float32)
+        numbers = column
         if name in self._scales:
             mean, std = self._scales[name]
-            column = tf.clip_by_value((tf.cast(column, tf.float32) - mean) / std, -_LARGEST_SCALED, _LARGEST_SCALED)
-        return tf.cast(column, self.compute_dtype)
+            numbers = tf.clip_by_value((column - mean) / std, -_LARGEST_SCALED, _LARGEST_SCALED)
+        if name not in self._optional:
+            return tf.cast(numbers, self.compute_dtype)[..., tf.newaxis]
+        missing = tf.math.is_nan(column)
+        numbers = tf.where(missing, 0.0, numbers)
+        return tf.stack([tf.cast(numbers, self.compute_dtype), tf.cast(missing, self.compute_dtype)], axis=-1)

@@ -206,7 +206,7 @@ def typed_array(argument: str, values: Any, dtype: np.dtype, lengths: np.ndarray
 
     Args:
         argument: what an error message should call the values.
-        values: anything that NumPy makes an array of.
+        values: anything that NumPy makes an array of. Among floats `None` is a missing value, and becomes NaN.
         dtype: the dtype wanted; `object` means strings.
         lengths: [N], how many values of each row of a table count. Floats behind them need not be finite. Default: all.
 
@@ -231,6 +231,10 @@ def typed_array(argument: str, values: Any, dtype: np.dtype, lengths: np.ndarray
                 f"`{argument}` must be text that UTF-8 can spell. Received: {shown(error.object)}"
             ) from None
         return np.array(encoded, dtype).reshape(array.shape)
+    missing = np.zeros(array.shape, bool)
+    if dtype.kind == "f" and array.dtype.kind == "O":
+        missing = np.array([value is None for value in array.flat], bool).reshape(array.shape)
+        array = np.array(np.where(missing, 0, array).tolist())
     integers = array.dtype.kind in "iu" and dtype.kind in "iu"
     if array.size and not integers and not np.can_cast(array.dtype, dtype, casting="same_kind"):
         raise ValueError(f"`{argument}` must be {dtype}. Received: {shown(values)}")
@@ -247,6 +251,7 @@ def typed_array(argument: str, values: Any, dtype: np.dtype, lengths: np.ndarray
             raise ValueError(
                 f"`{argument}` must be finite and fit into {dtype}. Received: {array[tuple(place)]} at {place}"
             )
+        converted[missing] = np.nan
     return converted
 
 

@@ -130,13 +130,13 @@ def test_joined_columns_and_the_label_are_not_asked_of_the_file():
         ({"header": ("a", "a")}, "`header` must name each column once. Received: header=('a', 'a')"),
         (
             {"context": ("hour:int32",)},
-            "A feature must be written `name`, `name:dtype` or `name:dtype[max_values]`, dtype one of "
+            "A feature must be written `name`, `name:dtype`, `name:dtype[max_values]` or `name:float32?`, dtype one of "
             "('int64', 'string', 'float32'). "
             "Received: 'hour:int32'",
         ),
         (
             {"item_id": ":string"},
-            "A feature must be written `name`, `name:dtype` or `name:dtype[max_values]`, dtype one of "
+            "A feature must be written `name`, `name:dtype`, `name:dtype[max_values]` or `name:float32?`, dtype one of "
             "('int64', 'string', 'float32'). "
             "Received: ':string'",
         ),

@@ -24,7 +24,8 @@ from tfx_pipeline.training.batches import transformed_batches
 
 GENRES = {1: "a|b|c", 2: "", 3: "b", 4: "c|a"}
 ROWS = [
-    (user, item, 10 * time + user, action, 1.5 * time, GENRES[item])
+    # One that bought has no dwell: a feature that may be missing.
+    (user, item, 10 * time + user, action, None if time == 4 else 1.5 * time, GENRES[item])
     for time, (user, item, action) in enumerate(
         [
             (7, 1, "view"),
@@ -55,7 +56,7 @@ def _layout(**arguments: str) -> Layout:
         max_history_length=3,
         history="action:view,buy",
         sequences=("purchases=action:buy",),
-        sequence_attributes=("purchases=dwell:float32",),
+        sequence_attributes=("purchases=dwell:float32?",),
     )
 
 
@@ -77,7 +78,7 @@ def _records(folder: Path, layout: Layout) -> tuple[PipelineConfig, list[bytes]]
 
 
 def _csv(folder: Path) -> None:
-    lines = [",".join(COLUMNS), *(",".join(map(str, row)) for row in ROWS)]
+    lines = [",".join(COLUMNS), *(",".join("" if x is None else str(x) for x in row) for row in ROWS)]
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
 
 
@@ -88,7 +89,7 @@ def _impressions() -> Impressions:
         rows = [row for row in ROWS if row[3] in actions]
         columns: dict[str, object] = dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
         columns["genres"] = [row[5].split("|") if row[5] else [] for row in rows]
-        return Interactions.from_columns(columns)
+        return Interactions.from_columns(columns, optional=["dwell"])
 
     every = log("view", "buy", "seen")
     columns = {name: column for name, column in every.columns.items() if name not in ("action", "dwell")}
@@ -120,6 +121,7 @@ def test_batches_equal_those_of_the_library(tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(label.numpy()[order], expected_label.numpy()[expected_order])
     assert set(columns) == set(expected)
+    assert np.isnan(columns["purchases_dwell"]).any()
     for name, column in expected.items():
         found = columns[name].numpy()[order]
         wanted = column.numpy()[expected_order]

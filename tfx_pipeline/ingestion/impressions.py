@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from keras_eta.datasets.negative_draws import SAMPLING_PROBABILITY
 from keras_eta.export.examples import LISTS
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, history_bucket
 from tfx_pipeline.ingestion.interactions import CountingDoFn
-from tfx_pipeline.ingestion.rows import Interaction, Scalar, UserId, value_dtype, value_names
+from tfx_pipeline.ingestion.rows import MISSING_FLOAT, Interaction, Scalar, UserId, value_dtype, value_names
 from tfx_pipeline.layouts import USER_ID, Layout
 
 DUPLICATE = "duplicate rows"
@@ -156,7 +157,8 @@ class SortUserLog(CountingDoFn):
         yield UserLog(user, timestamps, ends_before(timestamps, sequences[0]), labels, values, sequences)
 
     def _text(self, user: UserId, row: Interaction) -> str:
-        cells = {USER_ID: user, TIMESTAMP: row.timestamp, **dict(zip(self._names, row.values, strict=True))}
+        values = [None if value == MISSING_FLOAT else value for value in row.values]
+        cells = {USER_ID: user, TIMESTAMP: row.timestamp, **dict(zip(self._names, values, strict=True))}
         outcome = {} if self._label is None else {self._label: row.outcome}
         return json.dumps(cells | outcome, default=lambda value: value.decode())
 
@@ -187,6 +189,7 @@ class MakeExamples(CountingDoFn):
         self._user_kind = _KINDS[value_dtype(layout, USER_ID)]
         by_name = {feature.name: feature for feature in features.all_features}
         self._several = {name for name, feature in by_name.items() if feature.max_values}
+        self._optional = {name for name, feature in by_name.items() if feature.optional}
         self._row = [
             (name, _KINDS[value_dtype(layout, name)], names.index(name)) for name in layout.row_columns if name in names
         ]
@@ -203,7 +206,7 @@ class MakeExamples(CountingDoFn):
         clustered = ClusteredLog(log, {}) if isinstance(log, UserLog) else log
         log = clustered.log
         timestamps, ends, labels = (column.tolist() for column in (log.timestamps, log.ends, log.labels))
-        row = [(name, kind, log.values[index]) for name, kind, index in self._row]
+        row = [(name, kind, self._numbers(name, log.values[index])) for name, kind, index in self._row]
         row += [(TIMESTAMP, LISTS["int64"], timestamps), (LABEL, LISTS["int64"], labels)]
         if log.probability is not None:
             row.append((SAMPLING_PROBABILITY, LISTS["float32"], log.probability.tolist()))
@@ -247,11 +250,17 @@ class MakeExamples(CountingDoFn):
         else:
             chosen, (first, last) = np.arange(len(table[TIMESTAMP])), clustered.bounds()
         columns = [
-            (sequence.column(name), kind, [table[name][row] for row in chosen[::-1].tolist()], name in self._several)
+            (sequence.column(name), kind, [column[row] for row in chosen[::-1].tolist()], name in self._several)
             for name, kind in self._columns[sequence]
+            for column in [self._numbers(name, table[name])]
         ]
         starts, stops = len(chosen) - last, len(chosen) - first
         return starts.tolist(), np.minimum(stops, starts + sequence.max_length).tolist(), columns
+
+    def _numbers(self, name: str, column: list[Any]) -> list[Any]:
+        if name not in self._optional:
+            return column
+        return [math.nan if value == MISSING_FLOAT else value for value in column]
 
 
 def _extend(values: Any, new: Iterable[Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 from keras_eta.columns import LABEL, TIMESTAMP
 from keras_eta.datasets.delimited import WRONG_COLUMNS
 from keras_eta.time_units import per_second, time_unit
-from tfx_pipeline.ingestion.values import PARSERS, MalformedRowError, parse_timestamp
+from tfx_pipeline.ingestion.values import MISSING, PARSERS, MalformedRowError, parse_timestamp
 from tfx_pipeline.layouts import USER_ID, Layout
 
 # Of a string id: how it is spelt where it is a number, its column and its file, joined by tabs.
@@ -23,6 +23,8 @@ INTEGER, DECIMAL = "integer", "decimal"
 Scalar: TypeAlias = int | float | bytes
 # Seconds by which clocks and time zones may differ.
 _CLOCKS_APART = 86_400
+# A missing value of an optional feature: unlike NaN it sorts, and rows that have it can be equal.
+MISSING_FLOAT = -math.inf
 # What joins a row to its user: an int or bytes.
 UserId: TypeAlias = int | bytes
 
@@ -79,6 +81,7 @@ class _Cell(NamedTuple):
     is_time: bool = False
     list_separator: str = ""
     max_values: int | None = None
+    optional: bool = False
 
     def parse(self, row: Sequence[Any]) -> Any:
         value = row[self.position]
@@ -94,6 +97,8 @@ class _Cell(NamedTuple):
         try:
             value = (parse_timestamp if self.is_time else PARSERS[self.dtype])(value)
         except MalformedRowError as error:
+            if self.optional and str(error) == MISSING:
+                return MISSING_FLOAT
             raise MalformedRowError(f"{error} {self.source}") from None
         if self.is_id and self.dtype is int and value < 0:
             raise MalformedRowError(f"negative {self.source}")
@@ -121,8 +126,9 @@ class RowParser:
             separator = layout.list_separator if most else ""
             if layout.items is not None and source in joined:
                 separator = layout.items.list_separator
+            optional = name in by_name and by_name[name].optional
             dtype = value_dtype(layout, name)
-            return _Cell(positions[source], source, dtype, is_id, name == TIMESTAMP, separator, most)
+            return _Cell(positions[source], source, dtype, is_id, name == TIMESTAMP, separator, most, optional)
 
         self._user = cell(USER_ID)
         self._timestamp = cell(TIMESTAMP)

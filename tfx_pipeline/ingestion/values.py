@@ -19,6 +19,7 @@ from keras_eta.datasets.times import iso_seconds
 _LARGEST_EXACT_FLOAT = 2**53 - 1
 _LARGEST_EXACT_FLOAT32 = 2**24 - 1
 _LARGEST_FLOAT = float(np.finfo("float32").max)
+MISSING = "missing"
 _INTEGER = re.compile("[+-]?[0-9]+")
 
 
@@ -67,7 +68,7 @@ def parse_float(value: Any) -> float:
         MalformedRowError: if it spells none; "missing", "non-numeric" or "non-finite".
     """
     if value is None or value in ("", b"") or value != value:
-        raise MalformedRowError("missing")
+        raise MalformedRowError(MISSING)
     try:
         # Digits of other scripts and "1_000" are numbers to Python, not to a log.
         number = float("?" if isinstance(value, str) and ("_" in value or not value.isascii()) else value)
@@ -86,7 +87,7 @@ def parse_string(value: Any) -> bytes:
             2**53, which stands for several integers.
     """
     if value is None or value in ("", b"") or value != value:
-        raise MalformedRowError("missing")
+        raise MalformedRowError(MISSING)
     if isinstance(value, (float, np.float32, decimal.Decimal)) and math.isfinite(value) and value == math.floor(value):
         # A column of integers is one of floats in files where a value is missing: both spell the same.
         value = parse_integer(value if isinstance(value, np.float32) else float(value))

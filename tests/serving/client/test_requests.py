@@ -74,6 +74,17 @@ def test_values_at_the_ends_of_a_dtype(values: Any, dtype: str) -> None:
     np.testing.assert_array_equal(array, np.array(expected, dtype))
 
 
+def test_none_among_floats_is_a_missing_value() -> None:
+    found = typed_array("x", [[1, None], [None, 2.5]], np.dtype(np.float32))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.array([[1, np.nan], [np.nan, 2.5]], np.float32))
+    with pytest.raises(ValueError, match=re.escape("`x` must be finite and fit into float32. Received: nan at [1]")):
+        typed_array("x", [None, np.nan], np.dtype(np.float32))
+    for values, dtype in (([1, None], "int64"), (["a", None], "float32"), (["a", None], "O")):
+        with pytest.raises(ValueError, match="`x` must be"):
+            typed_array("x", values, np.dtype(dtype))
+
+
 def test_what_lies_behind_a_history_may_be_anything() -> None:
     """The graph does not read it, and tables with gaps hold NaN there."""
     dwell = arrays(history_dwell=[[1.0, 2.0], [3.0, np.nan]])["history_dwell"]
