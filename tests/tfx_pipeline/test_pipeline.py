@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 NUM_USERS = 110
 FLAGS = ["--max_history_length", "64", "--batch_size", "128", "--min_auc", "0.55", "--max_auc_drop", "0.03"]
 # So few users and epochs lose to the popularity of films.
-FLAGS += ["--epochs", "2", "--min_auc_lead", "-1"]
+FLAGS += ["--epochs", "2", "--min_auc_lead", "-1", "--calibrate", "platt"]
 NUM_COMPARED = 1_000
 
 
@@ -161,6 +161,10 @@ def test_first_run_pushes_a_version_and_reports(workspace: Workspace) -> None:
     assert finished.stdout.splitlines()[-1] == f"Report: {page.as_uri()}"
     assert f"{baselines['click-rate']['grouped_auc']:.4f}" in page.read_text()
     assert workspace.training()["base_version"] is None
+    fitted = workspace.training()["calibration"]
+    assert workspace.summary["calibration"] == fitted
+    assert fitted["rows"] == ingestion["impressions"]["validation"]
+    assert f"Fitted to the {fitted['rows']:,} impressions of the validation part" in page.read_text()
 
 
 def test_every_way_to_score_an_impression_agrees(workspace: Workspace) -> None:
@@ -291,4 +295,4 @@ def _keras_scores(workspace: Workspace) -> np.ndarray:
     )
     transformed = workspace.artifact("Transform", "transformed_examples")
     batches = transformed_batches([f"{transformed}/Split-{EVAL}/*.gz"], model.features, 256)
-    return np.concatenate([tf.sigmoid(model(columns)) for columns, _ in batches])
+    return np.concatenate([model.probabilities(model(columns)) for columns, _ in batches])
