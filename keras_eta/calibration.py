@@ -184,6 +184,7 @@ class IsotonicCalibrator(Calibrator):
         risen = tf.gather(probabilities, start) + share * tf.gather(np.diff(probabilities), start)
         # Rounding must not lift the end of a segment above the start of the next.
         result = tf.reshape(tf.minimum(risen, tf.gather(probabilities[1:], start)), tf.shape(logits))
+        # XLA's minimum and gather take NaN for a number.
         return tf.where(tf.math.is_nan(logits), math.nan, result)
 
     def get_config(self) -> dict[str, Any]:

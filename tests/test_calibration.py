@@ -142,6 +142,13 @@ def test_order_never_changes(kind: str) -> None:
             assert (steps == 0).any()
 
 
+def test_rounding_at_the_end_of_a_segment_reverses_nothing() -> None:
+    # In float32, 0.22 + (0.8 - 0.22) is above 0.8.
+    calibrator = IsotonicCalibrator([-100.0, 1.0, 2.0], [0.22, 0.8, 0.8])
+    below = np.nextafter(np.float32(1), np.float32(0))
+    np.testing.assert_array_equal(calibrator([below, 1.0, 2.0]), np.full(3, 0.8, np.float32))
+
+
 @pytest.mark.parametrize("calibrator", [PlattCalibrator(1.5, -0.3), POINTS], ids=["platt", "isotonic"])
 def test_eager_graph_xla_and_reloaded_are_one(calibrator: Calibrator) -> None:
     logits = tf.random.stateless_normal([5, 7], [1, 2], stddev=3.0)
