@@ -23,7 +23,7 @@ _FIXED = ("seed", "warm_start")
 _OF_ANY_RANKER = (
     "embedding_learning_rate=0.02..0.5",
     "dense_learning_rate=2e-4..5e-3",
-    "id_dropout=0.0,0.01,0.05",
+    "id_dropout=0,0.01,0.05",
     "hidden_units=64 32,128 64,256 128",
 )
 _OF_ETA = ("top_k=16,32,48,96", "num_bits=32,64,128", "short_history_length=8,16,32")
@@ -100,24 +100,33 @@ def _dimension(text: str, searched: Mapping[str, Any]) -> Dimension:
     name, _, values = text.partition("=")
     if name not in searched:
         raise ValueError(f"--search can't vary {name!r}; it can: {', '.join(sorted(searched))}. Received: {text!r}")
-    default = searched[name]
-    lowest, range_sign, highest = values.partition("..")
-    if not range_sign:
-        choices = tuple(" ".join(choice.split()) for choice in values.split(","))
-        yes_and_no = not isinstance(default, bool) or set(choices) <= {as_text(True), as_text(False)}
-        if not all(choices) or len(set(choices)) < len(choices) or not yes_and_no:
-            raise ValueError(f"{_MEANT} A flag that stands alone takes yes,no. Received: {text!r}")
-        return Dimension(name, default, choices)
-    kind = type(default)
-    if kind not in (int, float):
-        raise ValueError(f"{_MEANT} {name} is no number. Received: {text!r}")
     try:
-        limits = kind(lowest), kind(highest)
+        return (_with_limits if ".." in values else _with_choices)(name, searched[name], values)
     except ValueError as error:
         raise ValueError(f"{_MEANT} Received: {text!r}: {error}") from error
-    if not (all(map(math.isfinite, limits)) and limits[0] < limits[1]):
-        raise ValueError(f"{_MEANT} The lowest must lie below the highest. Received: {text!r}")
-    return Dimension(name, default, limits=limits)
+
+
+def _with_choices(name: str, default: Any, values: str) -> Dimension:
+    choices = [" ".join(choice.split()) for choice in values.split(",")]
+    if isinstance(default, bool):
+        if not set(choices) <= {as_text(True), as_text(False)}:
+            raise ValueError(f"{name} takes yes,no")
+    elif isinstance(default, int | float):
+        # Spelt as the values of flags are, which they are compared with.
+        choices = [as_text(type(default)(choice)) for choice in choices]
+    if not all(choices) or len(set(choices)) < len(choices):
+        raise ValueError("values must be there, and differ")
+    return Dimension(name, default, tuple(choices))
+
+
+def _with_limits(name: str, default: Any, values: str) -> Dimension:
+    kind = type(default)
+    if kind not in (int, float):
+        raise ValueError(f"{name} is no number")
+    lowest, highest = map(kind, values.split("..", 1))
+    if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
+        raise ValueError("the lowest must lie below the highest")
+    return Dimension(name, default, limits=(lowest, highest))
 
 
 def as_text(value: Any) -> str:

@@ -46,8 +46,9 @@ def test_choices_and_ranges_become_flags_of_a_run() -> None:
 
 def test_given_values_are_those_of_the_flags_or_the_defaults() -> None:
     hidden_units, cosine, rate, dropout = space(
-        ["hidden_units=8,16", "cosine=yes,no", "dense_learning_rate=1e-4..1e-2", "id_dropout=0.0,0.2"], of_eta=True
+        ["hidden_units=8,16", "cosine=yes,no", "dense_learning_rate=1e-4..1e-2", "id_dropout=0,.010"], of_eta=True
     )
+    assert dropout.choices == ("0", "0.01")
     flags = parsed("--hidden_units", "32", "16", "--dense_learning_rate", ".02")
     assert [x.given(flags) for x in (hidden_units, cosine, rate, dropout)] == ["32 16", "yes", 0.02, "0.01"]
     assert hidden_units.given(parsed()) == "128 64"
@@ -74,15 +75,16 @@ def test_default_search_leaves_out_what_another_ranker_lacks(of_eta: bool) -> No
         ("min_auc=0.1,0.2", "--search can't vary 'min_auc'; it can: activation, batch_size, cosine, cross_layers, "),
         ("seed=1,2", "--search can't vary 'seed'"),
         ("key_dim=8,16", "--search can't vary 'key_dim'"),
-        ("top_k", "Received: 'top_k'"),
-        ("top_k=8,", "--search takes NAME=VALUE,VALUE or, of a number, NAME=LOWEST..HIGHEST"),
-        ("top_k=8,8", "Received: 'top_k=8,8'"),
-        ("cosine=1,0", "A flag that stands alone takes yes,no. Received: 'cosine=1,0'"),
-        ("activation=a..b", "activation is no number. Received: 'activation=a..b'"),
+        ("top_k", "Received: 'top_k': invalid literal for int() with base 10: ''"),
+        ("hidden_units=8,", "Received: 'hidden_units=8,': values must be there, and differ"),
+        ("top_k=8,08", "--search takes NAME=VALUE,VALUE or, of a number, NAME=LOWEST..HIGHEST"),
+        ("top_k=8,08", "Received: 'top_k=8,08': values must be there, and differ"),
+        ("cosine=1,0", "Received: 'cosine=1,0': cosine takes yes,no"),
+        ("activation=a..b", "Received: 'activation=a..b': activation is no number"),
         ("cosine=0..1", "cosine is no number"),
         ("top_k=8..1.5", "Received: 'top_k=8..1.5': invalid literal for int()"),
-        ("top_k=8..8", "The lowest must lie below the highest. Received: 'top_k=8..8'"),
-        ("id_dropout=0..inf", "The lowest must lie below the highest. Received: 'id_dropout=0..inf'"),
+        ("top_k=8..8", "Received: 'top_k=8..8': the lowest must lie below the highest"),
+        ("id_dropout=0..inf", "Received: 'id_dropout=0..inf': the lowest must lie below the highest"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(text: str, message: str) -> None:
