@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from keras_eta import Feature, Ranker
 from tests.tfx_pipeline.training.test_trainer import make_impressions
@@ -19,6 +20,9 @@ from tfx_pipeline.config import EVAL, TRAIN, VALIDATION, PipelineConfig
 from tfx_pipeline.flags import config_from_flags
 from tfx_pipeline.run import parser
 from tfx_pipeline.schema import make_schema
+from tfx_pipeline.training.batches import Part
+from tfx_pipeline.tuning.search import Finished, Outcome, Search
+from tfx_pipeline.tuning.space import space
 from tfx_pipeline.tuning.trial import Data, run_trial
 
 LAYOUT = [
@@ -103,6 +107,47 @@ def test_command_searches_prints_the_best_flags_and_goes_on(
     assert tune.main([*search, "1", *flags, "--seed", "7"]) == 0
     content = json.loads((tmp_path / "tuning" / "trials.json").read_text())
     assert [trial["number"] for trial in content["trials"]] == [0]
+
+
+@pytest.mark.parametrize(("flags", "seconds"), [([], None), (["--minutes", "1.5"], 90.0)])
+def test_budget_reaches_the_search_and_no_success_is_said(
+    flags: list[str],
+    seconds: float | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    budgets = []
+
+    def go_on(self: Search, max_trials: int, max_seconds: float | None, *_: object) -> list[Finished]:
+        budgets.append((max_trials, max_seconds))
+        return [Finished(0, {"top_k": "4"}, None, 0.0, "ValueError: no")]
+
+    nothing = Part([], 0, 0, 0, None)
+    monkeypatch.setattr(tune, "_data", lambda _: Data("graph", nothing, nothing))
+    monkeypatch.setattr(Search, "go_on", go_on)
+    assert tune.main([*FLAGS, "--output", str(tmp_path), "--search", "top_k=4,8", "--trials", "7", *flags]) == 1
+    assert budgets == [(7, seconds)]
+    printed = capsys.readouterr().out
+    assert "No trial succeeded." in printed
+    assert "python -m" not in printed
+
+
+def test_table_has_the_best_trial_first_and_failed_ones_last() -> None:
+    dimensions = space(["top_k=4,8", "dense_learning_rate=1e-4..1e-2"], of_eta=True)
+    trials = [
+        Finished(0, {"top_k": "4", "dense_learning_rate": 0.001}, Outcome(0.71239, 2, 9), 12.6),
+        Finished(1, {"top_k": "8", "dense_learning_rate": 0.0012345678}, None, 0.0, "ValueError: no"),
+        Finished(2, {"top_k": "8", "dense_learning_rate": 0.005}, Outcome(0.72, 3, 9), 20.0),
+    ]
+    console = Console(width=100, record=True)
+    console.print(tune.table(trials, dimensions))
+    rows = [re.findall(r"[\w.-]+", line) for line in console.export_text().splitlines() if "│" in line]
+    assert rows == [
+        ["2", "0.7200", "3", "20", "8", "0.005"],
+        ["0", "0.7124", "2", "13", "4", "0.001"],
+        ["1", "failed", "-", "-", "8", "0.00123457"],
+    ]
 
 
 def test_a_trial_is_worth_its_best_epoch(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
