@@ -100,7 +100,7 @@ def auc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     Raises:
         ValueError: if the lengths differ, a label is neither 0 nor 1, or a score is NaN.
     """
-    labels, scores = _checked(labels, scores)
+    labels, scores = checked_labels_and_scores(labels, scores)
     per_group, _ = _auc_by_group(labels, scores, np.zeros(len(labels), np.int64))
     return float(per_group[0]) if len(per_group) else float("nan")
 
@@ -121,7 +121,7 @@ def grouped_auc(labels: npt.ArrayLike, scores: npt.ArrayLike, groups: npt.ArrayL
     Raises:
         ValueError: if the lengths differ, a label is neither 0 nor 1, or a score is NaN.
     """
-    labels, scores = _checked(labels, scores)
+    labels, scores = checked_labels_and_scores(labels, scores)
     groups = np.asarray(groups).ravel()
     if len(groups) != len(labels):
         raise ValueError(f"`groups` must be as long as `labels`. Received: {len(groups)} groups, {len(labels)} labels")
@@ -144,7 +144,7 @@ def log_loss(labels: npt.ArrayLike, logits: npt.ArrayLike) -> float:
     Raises:
         ValueError: if the lengths differ, a label is neither 0 nor 1, or a score is NaN.
     """
-    labels, logits = _checked(labels, logits)
+    labels, logits = checked_labels_and_scores(labels, logits)
     return float(np.mean(np.logaddexp(0.0, np.where(labels == 1, -logits, logits))))
 
 
@@ -173,7 +173,8 @@ def agreement_at_k(retrieved: npt.ArrayLike, relevant: npt.ArrayLike, mask: npt.
     return float(equal.any(axis=-1).sum() / total) if total else float("nan")
 
 
-def _checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def checked_labels_and_scores(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and scores as float64 [n]; ValueError if lengths differ, a label is neither 0 nor 1, or a score is NaN."""
     labels, scores = np.asarray(labels, np.float64).ravel(), np.asarray(scores, np.float64).ravel()
     if len(labels) != len(scores):
         raise ValueError(f"`labels` and scores must be equally long. Received: {len(labels)} and {len(scores)}")

@@ -23,6 +23,7 @@ _MODULES = [
     "tfx_pipeline.compile",
     "tfx_pipeline.propose_schema",
     "tfx_pipeline.item_vectors",
+    "tfx_pipeline.tune",
     "benchmarks.memory",
     "benchmarks.peers",
     "benchmarks.pipeline",
@@ -34,7 +35,7 @@ _MODULES = [
     "benchmarks.serving load",
     "benchmarks.training",
 ]
-_SLOW = {"tensorflow", "tf_keras", "apache_beam", "tfx", "sklearn", "tensorflow_data_validation"}
+_SLOW = {"tensorflow", "tf_keras", "apache_beam", "tfx", "sklearn", "keras_tuner", "tensorflow_data_validation"}
 
 
 @pytest.mark.parametrize("command", [*(f"-m {module}" for module in _MODULES), "demo.py"])

@@ -16,6 +16,9 @@ from tfx_pipeline.options import option
 TRAIN, VALIDATION, EVAL = "train", "validation", "eval"
 SPLITS = (TRAIN, VALIDATION, EVAL)
 
+# The kinds of `keras_eta.calibration`, which imports TensorFlow.
+CALIBRATIONS = ("platt", "isotonic")
+
 # A column of every impression: how many behaviours lie before it, in words, to slice metrics by.
 HISTORY_BUCKET = "history_bucket"
 HISTORY_BUCKETS = ("0-9", "10-49", "50-199", "200+")
@@ -67,7 +70,7 @@ class Training:
     """How the model is trained.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if an argument is out of its range.
     """
 
     batch_size: int = option(512, "impressions per step", metavar="N")
@@ -83,6 +86,11 @@ class Training:
     warm_start: bool = option(
         True, "whether to start from the latest pushed model, where there is one with the same features"
     )
+    calibrate: str | None = option(
+        None,
+        "make probabilities click rates by a function of the logits, fitted to the validation part (default: not)",
+        choices=CALIBRATIONS,
+    )
     seed: int = option(0, "of initial weights, of ETA's planes and of the order of batches", metavar="N")
 
     def __post_init__(self) -> None:
@@ -93,6 +101,10 @@ class Training:
             value = getattr(self, name)
             if not (is_number(value) and value > 0):
                 raise ValueError(f"`{name}` must be a positive number. Received: {name}={value}")
+        if self.calibrate is not None and self.calibrate not in CALIBRATIONS:
+            raise ValueError(
+                f"`calibrate` must be one of {CALIBRATIONS} or None. Received: calibrate={self.calibrate!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -202,6 +202,16 @@ def config_from_flags(flags: argparse.Namespace) -> PipelineConfig:
         ValueError: if a flag is out of its range, is missing, or does not go with the layout or another flag, or there
             is no such ranker.
     """
+    # TensorFlow, which takes seconds: not for --help.
+    from tfx_pipeline.ranker import check_ranker
+
+    config = unbuilt_config_from_flags(flags)
+    check_ranker(config.model, config.layout.features)
+    return config
+
+
+def unbuilt_config_from_flags(flags: argparse.Namespace) -> PipelineConfig:
+    """As `config_from_flags`, which also builds the ranker, to see that there is one."""
     if "data" not in flags:
         raise ValueError("--data is missing: the directory of the raw log.")
     given = _given(flags, PipelineConfig)
@@ -218,7 +228,7 @@ def config_from_flags(flags: argparse.Namespace) -> PipelineConfig:
             )
         given["schema"] = str(SCHEMAS / f"{flags.layout}.pbtxt")
     training = Training(**_given(flags, Training))
-    config = PipelineConfig(
+    return PipelineConfig(
         layout=layout,
         split=Split(**_given(flags, Split)),
         model=_model(flags, training.seed),
@@ -226,11 +236,6 @@ def config_from_flags(flags: argparse.Namespace) -> PipelineConfig:
         evaluation=Evaluation(**_given(flags, Evaluation)),
         **given,
     )
-    # TensorFlow, which takes seconds: not for --help.
-    from tfx_pipeline.ranker import check_ranker
-
-    check_ranker(config.model, layout.features)
-    return config
 
 
 def layout_from_flags(flags: argparse.Namespace) -> Layout:
@@ -291,17 +296,17 @@ def _units(value: str) -> list[Any]:
 
 def _given(flags: argparse.Namespace, options: type) -> dict[str, Any]:
     """The fields of a dataclass that flags were given for."""
-    return {field.name: getattr(flags, field.name) for field in _options(options) if field.name in flags}
+    return {field.name: getattr(flags, field.name) for field in options_of(options) if field.name in flags}
 
 
-def _options(options: type) -> list[dataclasses.Field]:
+def options_of(options: type) -> list[dataclasses.Field]:
     """The fields of a dataclass that are flags."""
     return [field for field in dataclasses.fields(options) if "meaning" in field.metadata]
 
 
 def _add_options(group: argparse._ArgumentGroup, options: type) -> None:
     """Adds a flag for each of `_options`."""
-    for field in _options(options):
+    for field in options_of(options):
         argument = {"dest": field.name, "help": field.metadata["meaning"], **field.metadata["argument"]}
         _add(group, argument.pop("flag", field.name), field.default, argument)
 

@@ -22,6 +22,7 @@ from tfx_pipeline.config import HISTORY_BUCKET, HISTORY_BUCKETS, SPLITS, Pipelin
 from tfx_pipeline.evaluation import EXAMPLE_COUNT, MEAN_LABEL, RELIABILITY, Gate, gates, refusals
 from tfx_pipeline.ingestion.impression_gen import REPORT_FILE
 from tfx_pipeline.progress import Timing
+from tfx_pipeline.training.trainer import TRAINING_REPORT
 
 # Of ML Metadata: `uri` and `custom_properties`.
 Artifact: TypeAlias = Any
@@ -77,6 +78,7 @@ class Results:
         last: the last blessed model's overall metrics on the same impressions; `None` where there was none.
         baselines: metrics of those, likewise.
         gates: what was asked of the model, and whether it passed.
+        calibration: what the Trainer fitted to the validation part; `None`: nothing.
         reliability: of the model, by tenth of its probabilities; those without impressions are left out.
         timings: of the components.
         artifacts: "component: output" -> URIs.
@@ -89,6 +91,7 @@ class Results:
     last: Mapping[str, float] | None
     baselines: Mapping[str, Measured]
     gates: Sequence[Gate]
+    calibration: Mapping[str, Any] | None
     reliability: Sequence[Tenth]
     timings: Sequence[Timing]
     artifacts: Mapping[str, Sequence[str]]
@@ -114,6 +117,8 @@ def read_results(config: PipelineConfig, timings: Sequence[Timing]) -> Results:
     baselines = read_baselines(artifacts["Baselines"]["baselines"][0].uri)
     with fileio.open(os.path.join(examples.uri, REPORT_FILE)) as file:
         ingestion = json.loads(file.read())
+    with fileio.open(os.path.join(artifacts["Trainer"]["model_run"][0].uri, TRAINING_REPORT)) as file:
+        training = json.loads(file.read())
     validation = tfma.load_validation_result(evaluation)
     result = tfma.load_eval_result(evaluation)
     slices, last = read_slices(result), None
@@ -127,6 +132,7 @@ def read_results(config: PipelineConfig, timings: Sequence[Timing]) -> Results:
         last=last,
         baselines=baselines,
         gates=gates(result.config, validation, slices[0].values, last, baselines, config.evaluation),
+        calibration=training["calibration"],
         reliability=_reliability(result),
         timings=timings,
         artifacts={

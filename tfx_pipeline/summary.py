@@ -56,6 +56,7 @@ def _as_json(results: Results) -> dict[str, Any]:
         "slices": [dataclasses.asdict(part) for part in results.slices],
         "last_blessed": results.last,
         "baselines": {name: found._asdict() for name, found in results.baselines.items()},
+        "calibration": results.calibration,
         "gates": [gate._asdict() for gate in results.gates],
         "components": [dataclasses.asdict(timing) for timing in results.timings],
         "artifacts": results.artifacts,

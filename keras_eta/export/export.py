@@ -45,6 +45,8 @@ def export_model(
     | `rank_from_state` | user, context [R]; item [R, C]; states | `probability` [R, C] |
     | `update_state` | states; `history_*` [R, B] and `history_length` [R] of behaviours since | states |
 
+    A `probability` is what `model.probabilities` makes of the logit: calibrated where the model has a `calibrator`.
+
     Ids are raw where the model has a `lookup`, else indices, those out of range counting as out-of-vocabulary. A model
     with `features.age` takes `timestamp` int64, as a context column, and `history_timestamp` int64 in any case.
 

@@ -64,14 +64,14 @@ class Signatures(tf.Module):
         def pointwise(inputs: Inputs) -> dict[str, tf.Tensor]:
             inputs = checked(inputs, axes["serving_default"], features)
             logits = score({name: x[:, tf.newaxis] if name in item else x for name, x in inputs.items()}).logits
-            return {PROBABILITY: tf.sigmoid(logits[:, 0])}
+            return {PROBABILITY: model.probabilities(logits[:, 0])}
 
         def rank(inputs: Inputs) -> dict[str, tf.Tensor]:
-            return {PROBABILITY: tf.sigmoid(score(checked(inputs, axes["rank"], features)).logits)}
+            return {PROBABILITY: model.probabilities(score(checked(inputs, axes["rank"], features)).logits)}
 
         def explain(inputs: Inputs) -> dict[str, tf.Tensor]:
             scores = score(checked(inputs, axes["rank"], features))
-            outputs = {PROBABILITY: tf.sigmoid(scores.logits)}
+            outputs = {PROBABILITY: model.probabilities(scores.logits)}
             for unit in explained:
                 prefix = "" if unit is explained[-1] else f"{unit.name}_"
                 for name, column in _explanation(unit, scores.interests[unit.name]).items():
@@ -174,7 +174,7 @@ class Signatures(tf.Module):
 
         def rank_from_state(inputs: Inputs) -> dict[str, tf.Tensor]:
             columns, state = encoded(inputs, RANK_FROM_STATE)
-            return {PROBABILITY: tf.sigmoid(model.score(columns, state=state).logits)}
+            return {PROBABILITY: model.probabilities(model.score(columns, state=state).logits)}
 
         functions = {USER_STATE: user_state, RANK_FROM_STATE: rank_from_state, UPDATE_STATE: update_state}
         return {name: function for name, function in functions.items() if name in axes}

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_eta.calibration import Calibrator
 from keras_eta.columns import RawColumns, Sequence
 from keras_eta.features import Features
 from keras_eta.interest.base import InterestUnit
@@ -37,6 +38,12 @@ def check_retrieval_task(task: Any) -> None:
     """Refuses what is neither a retrieval task nor `None`."""
     if task is not None and not isinstance(task, RetrievalTask):
         raise TypeError(f"`retrieval_task` must be a RetrievalTask or None. Received: retrieval_task={task!r}")
+
+
+def check_calibrator(calibrator: Any) -> None:
+    """Refuses what is neither a calibrator nor `None`."""
+    if calibrator is not None and not isinstance(calibrator, Calibrator):
+        raise TypeError(f"`calibrator` must be a Calibrator or None. Received: calibrator={calibrator!r}")
 
 
 def check_interests(interests: collections.abc.Sequence[Any], features: Features) -> None:

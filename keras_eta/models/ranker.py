@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
+from keras_eta.calibration import Calibrator
 from keras_eta.features import Features
 from keras_eta.interest.base import Interest, InterestUnit
 from keras_eta.layers.feature_lookup import FeatureLookup
@@ -15,6 +16,7 @@ from keras_eta.metrics import LogOddsAUC
 from keras_eta.models.id_dropout import IdDropout
 from keras_eta.models.input_checks import (
     batch_columns,
+    check_calibrator,
     check_interests,
     check_retrieval_task,
     checked_features_of,
@@ -69,6 +71,8 @@ class Ranker(UserStates, TrainableModel):
         id_dropout: share of the users', contexts' and candidates' ids that training takes for unknown ones, so that the
             out-of-vocabulary rows learn what to say of an id never seen; one for all features, or by feature name.
         retrieval_task: what the shared embeddings of items learn beside the click, so that neighbours are to one taste.
+        calibrator: what makes probabilities of logits in `probabilities` and in exports, as `keras_eta.calibration.fit`
+            gives it of a trained model; `None`: the sigmoid. It can be set later, by `model.calibrator = ...`.
 
     Call arguments:
         inputs: dict of indices and floats: `user`, `context` and item columns [N] or [N, 1], `history_*` [N, L] most
@@ -101,6 +105,7 @@ class Ranker(UserStates, TrainableModel):
         embeddings_regularizer: Any = None,
         id_dropout: float | Mapping[str, float] = 0.0,
         retrieval_task: RetrievalTask | None = None,
+        calibrator: Calibrator | None = None,
         **kwargs: Any,
     ) -> None:
         features = checked_features_of(features, lookup)
@@ -128,6 +133,7 @@ class Ranker(UserStates, TrainableModel):
         self.retrieval_task = retrieval_task
         if retrieval_task is not None:
             retrieval_task.bind(features, lookup)
+        self.calibrator = calibrator
         self._click_loss = tf.keras.losses.BinaryCrossentropy(from_logits=True, reduction=tf.keras.losses.Reduction.SUM)
         self.task = tfrs.tasks.Ranking(
             loss=self._click_loss,
@@ -153,7 +159,16 @@ class Ranker(UserStates, TrainableModel):
         self.built = True
 
     def fit(self, *args: Any, **kwargs: Any) -> tf.keras.callbacks.History:
-        """As `tf.keras.Model.fit`; logs a warning where the log loss ends no better than the mean label's."""
+        """As `tf.keras.Model.fit`; logs a warning where the log loss ends no better than the mean label's.
+
+        Raises:
+            ValueError: as `TrainableModel.fit`, or if there is a `calibrator`, which training would make wrong.
+        """
+        if self.calibrator is not None:
+            raise ValueError(
+                "`fit` moves the weights that `calibrator` was fitted to. Set `model.calibrator = None` before, and "
+                f"fit another afterwards. Received: model.calibrator of class {type(self.calibrator).__name__}"
+            )
         history = super().fit(*args, **kwargs)
         warn_if_nothing_was_learned(history, next(metric for metric in self.metrics if metric.name == "auc"))
         return history
@@ -211,6 +226,20 @@ class Ranker(UserStates, TrainableModel):
             x = cross(x0, x)
         return self.mlp(x)[..., 0]
 
+    @property
+    def calibrator(self) -> Calibrator | None:
+        """What makes probabilities of logits; `None`: the sigmoid."""
+        return self._calibrator
+
+    @calibrator.setter
+    def calibrator(self, calibrator: Calibrator | None) -> None:
+        check_calibrator(calibrator)
+        self._calibrator = calibrator
+
+    def probabilities(self, logits: Any) -> tf.Tensor:
+        """Probabilities of logits, of any shape, as an export gives them: calibrated where there is a `calibrator`."""
+        return tf.sigmoid(logits) if self.calibrator is None else self.calibrator(logits)
+
     def compute_losses(self, inputs: tuple[Any, ...], training: bool = False) -> dict[str, tf.Tensor]:
         """The click loss and, in training, the losses of units as `<unit>_loss`, and that of the retrieval task."""
         return ranking_losses(self, inputs, training)
@@ -231,10 +260,10 @@ class Ranker(UserStates, TrainableModel):
         super().save(filepath, overwrite, save_format, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
-        arguments = ("name", "features", "lookup", "interests", "hidden_units", "activation", "retrieval_task")
+        arguments = ("name", "features", "lookup", "interests", "hidden_units", "activation")
         return serialized(
             {
-                **{name: getattr(self, name) for name in arguments},
+                **{name: getattr(self, name) for name in (*arguments, "retrieval_task", "calibrator")},
                 "cross_layers": len(self.cross),
                 "id_dropout": self.id_dropout.rate,
                 "embeddings_regularizer": self._regularizer,

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from keras_eta import ETA, Feature, Features
+from keras_eta import ETA, Feature, Features, calibration
 from keras_eta.interest import SDIM, RecentInterest
 from tests.paper import paper_eta
-from tfx_pipeline.config import Evaluation, PipelineConfig, Split, Training, history_bucket
+from tfx_pipeline.config import CALIBRATIONS, Evaluation, PipelineConfig, Split, Training, history_bucket
 from tfx_pipeline.layouts import Layout, movielens, taobao
 from tfx_pipeline.model_config import ETAUnits, Model
 from tfx_pipeline.ranker import check_ranker, make_ranker
@@ -104,6 +104,10 @@ def test_ranker_of_ready_made_layouts_has_the_task_on_request(layout: Layout, we
         assert ranker.retrieval_task._positive_rows(layout.features.positives) == [2]
 
 
+def test_calibrations_are_those_that_can_be_fitted() -> None:
+    assert tuple(calibration.KINDS) == CALIBRATIONS
+
+
 @pytest.mark.parametrize(
     ("count", "bucket"),
     [
@@ -187,6 +191,10 @@ def test_history_bucket(count: int, bucket: str) -> None:
         (lambda: Training(max_steps=0), "`max_steps` must be a positive integer. Received: max_steps=0"),
         (lambda: Training(dense_learning_rate=0.0), "`dense_learning_rate` must be a positive number. Received"),
         (lambda: Training(dense_learning_rate=NAN), "`dense_learning_rate` must be a positive number. Received"),
+        (
+            lambda: Training(calibrate="beta"),
+            "`calibrate` must be one of ('platt', 'isotonic') or None. Received: calibrate='beta'",
+        ),
         (
             lambda: Training(embedding_learning_rate=INF),
             "`embedding_learning_rate` must be a positive number. Received",

@@ -48,7 +48,19 @@ def test_flags_reach_the_configuration() -> None:
         *("--data", "d", "--layout", "taobao", "--max_history_length", "9", "--output", "o", "--serving_dir", "s"),
         *("--schema", "x.pbtxt", "--min_history", "2", "--max_bad_share", ".2", "--statistics_sample_rate", ".5"),
         *("--validation_from", "10", "--eval_from", "20", "--epochs", "3", "--max_steps", "4", "--patience", "2"),
-        *("--batch_size", "8", "--no-warm_start", "--seed", "6", "--min_auc", ".7", "--max_auc_drop", ".1"),
+        *(
+            "--batch_size",
+            "8",
+            "--no-warm_start",
+            "--seed",
+            "6",
+            "--calibrate",
+            "isotonic",
+            "--min_auc",
+            ".7",
+            "--max_auc_drop",
+            ".1",
+        ),
         *("--min_auc_lead", "-1", "--max_saturated_share", ".2"),
         *("--bulk_inference", "--beam_args=--runner=FlinkRunner '--flink_master=a b'"),
     )
@@ -56,7 +68,7 @@ def test_flags_reach_the_configuration() -> None:
     assert (config.output, config.serving_dir, config.schema) == ("o", "s", "x.pbtxt")
     assert (config.min_history, config.max_bad_share, config.statistics_sample_rate) == (2, 0.2, 0.5)
     assert config.split == Split(validation_from=10, eval_from=20)
-    assert config.training == Training(8, 3, 4, 2, warm_start=False, seed=6)
+    assert config.training == Training(8, 3, 4, 2, warm_start=False, calibrate="isotonic", seed=6)
     assert (config.evaluation.min_auc, config.evaluation.max_auc_drop, config.bulk_inference) == (0.7, 0.1, True)
     assert (config.evaluation.min_auc_lead, config.evaluation.max_saturated_share) == (-1.0, 0.2)
     assert config.beam_args == ("--runner=FlinkRunner", "--flink_master=a b")

@@ -44,6 +44,7 @@ NUM_USERS = 110
 FLAGS = ["--max_history_length", "64", "--batch_size", "128", "--min_auc", "0.55", "--max_auc_drop", "0.03"]
 # So few users and epochs lose to the popularity of films.
 FLAGS += ["--epochs", "2", "--min_auc_lead", "-1"]
+FIRST_RUN = ["--bulk_inference", "--calibrate", "platt"]
 NUM_COMPARED = 1_000
 
 
@@ -132,7 +133,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def test_first_run_pushes_a_version_and_reports(workspace: Workspace) -> None:
-    finished = workspace.run("--bulk_inference")
+    finished = workspace.run(*FIRST_RUN)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     [version] = workspace.versions
     assert f"Pushed: {workspace.serving_dir / str(version)}" in finished.stdout
@@ -161,6 +162,10 @@ def test_first_run_pushes_a_version_and_reports(workspace: Workspace) -> None:
     assert finished.stdout.splitlines()[-1] == f"Report: {page.as_uri()}"
     assert f"{baselines['click-rate']['grouped_auc']:.4f}" in page.read_text()
     assert workspace.training()["base_version"] is None
+    fitted = workspace.training()["calibration"]
+    assert workspace.summary["calibration"] == fitted
+    assert fitted["rows"] == ingestion["impressions"]["validation"]
+    assert f"Fitted to the {fitted['rows']:,} impressions of the validation part" in page.read_text()
 
 
 def test_every_way_to_score_an_impression_agrees(workspace: Workspace) -> None:
@@ -190,7 +195,7 @@ def test_every_way_to_score_an_impression_agrees(workspace: Workspace) -> None:
 
 def test_unchanged_data_is_not_trained_on_again(workspace: Workspace) -> None:
     before = workspace.versions
-    finished = workspace.run("--bulk_inference")
+    finished = workspace.run(*FIRST_RUN)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert {"ImpressionGen", "StatisticsGen", "Transform", "Trainer", "LocalInfraValidator"} <= workspace.cached
     assert workspace.versions == before
@@ -199,6 +204,21 @@ def test_unchanged_data_is_not_trained_on_again(workspace: Workspace) -> None:
     overall = workspace.summary["slices"][0]
     assert workspace.summary["last_blessed"]["auc"] == overall["values"]["auc"]
     assert "last blessed" in finished.stdout
+
+
+def test_search_trains_on_what_the_run_made(workspace: Workspace) -> None:
+    command = workspace.command("--epochs", "1", "--search", "top_k=4,8", "--trials", "2")
+    command[2] = "tfx_pipeline.tune"
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    content = json.loads((workspace.output / "tuning" / "trials.json").read_text())
+    assert content["trials"][0]["values"] == {"top_k": "48"}
+    assert content["trials"][1]["values"]["top_k"] in ("4", "8")
+    aucs = [trial["outcome"]["auc"] for trial in content["trials"]]
+    assert min(aucs) > 0.5
+    best = aucs.index(max(aucs))
+    assert f"Trial {best} has the highest validation AUC." in finished.stdout
+    assert f"--epochs 1 --top_k {content['trials'][best]['values']['top_k']}\n" in finished.stdout
 
 
 def test_second_run_at_once_is_refused(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,7 +303,7 @@ def _served(workspace: Workspace) -> Iterator[RankingClient]:
 
 def _keras_scores(workspace: Workspace) -> np.ndarray:
     """Probabilities of the eval part by the Keras model that was trained, on what Transform made of it."""
-    flags = parser().parse_args(workspace.command()[3:])
+    flags = parser().parse_args(workspace.command(*FIRST_RUN)[3:])
     model = load_trained_model(
         workspace.artifact("Trainer", "model_run"),
         workspace.artifact("Transform", "transform_graph"),
@@ -291,4 +311,4 @@ def _keras_scores(workspace: Workspace) -> np.ndarray:
     )
     transformed = workspace.artifact("Transform", "transformed_examples")
     batches = transformed_batches([f"{transformed}/Split-{EVAL}/*.gz"], model.features, 256)
-    return np.concatenate([tf.sigmoid(model(columns)) for columns, _ in batches])
+    return np.concatenate([model.probabilities(model(columns)) for columns, _ in batches])

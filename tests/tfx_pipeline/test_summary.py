@@ -64,6 +64,14 @@ def results_of(**changes: Any) -> Results:
             Gate("auc", 0.7531, "at least 0.6000", True),
             Gate("grouped_auc", 0.5312, "at least 0.5413: the baseline popularity has 0.5413", False),
         ],
+        "calibration": {
+            "kind": "platt",
+            "rows": 1_234,
+            "mean_label": 0.25,
+            "log_loss": [0.5123, 0.4321],
+            "mean_probability": [0.333333, 0.25],
+            "calibrator": {"class_name": "PlattCalibrator", "config": {"slope": 0.75, "intercept": -1.5}},
+        },
         "reliability": [Tenth(600_000, 0.0125, 0.01), Tenth(634_567, 0.5, 0.48)],
         "timings": [Timing("Trainer", 12.34, 2**31, False), Timing("Transform", 0.1, 2**30, True)],
         "artifacts": {"Trainer: model": ["out/model/6"]},
@@ -134,6 +142,21 @@ def test_page_shows_the_whole_run() -> None:
     assert page.count("<svg") == page.count("</svg>") == 2
     assert ">0-9<" in page
     assert ">1,000,000<" in page
+
+
+def test_page_tells_what_was_fitted_to_the_validation_part() -> None:
+    page = report_page(results_of())
+    assert "1,234 impressions of the validation part, whose mean label is 0.250000:" in page
+    assert "PlattCalibrator(slope=0.75, intercept=-1.5)." in page
+    assert rows_of(page, "log loss there") == [["0.5123", "0.4321"]]
+    assert rows_of(page, "mean probability there") == [["0.333333", "0.250000"]]
+    assert "nothing was fitted" not in page
+    points = {"class_name": "IsotonicCalibrator", "config": {"logits": [0, 1, 2], "probabilities": [0.1, 0.2, 0.3]}}
+    page = report_page(results_of(calibration={**results_of().calibration, "calibrator": points}))  # type: ignore[dict-item]
+    assert "IsotonicCalibrator(logits=3 points, probabilities=3 points)." in page
+    page = report_page(results_of(calibration=None))
+    assert "The probabilities are the sigmoid of the logits: nothing was fitted (--calibrate)." in page
+    assert not rows_of(page, "log loss there")
 
 
 def test_page_escapes_what_the_log_holds_and_loads_nothing() -> None:

@@ -170,7 +170,7 @@ def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def trained(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train(data, tmp_path_factory.mktemp("trained"))
+    return train(data, tmp_path_factory.mktemp("trained"), calibrate="platt")
 
 
 def weights(model: Ranker) -> list[np.ndarray]:
@@ -184,7 +184,9 @@ def assert_exact_fingerprints(model: Ranker) -> None:
 
 def test_served_scores_equal_the_trained_model_on_transformed_impressions(data: Data, trained: Trained) -> None:
     ((columns, _),) = transformed_batches([str(data.directory / "validation" / "*")], FEATURES, 1000)
-    offline = tf.sigmoid(trained.model(columns)).numpy()
+    logits = trained.model(columns)
+    offline = trained.model.probabilities(logits).numpy()
+    assert np.abs(offline - tf.sigmoid(logits)).max() > 1e-3
     order = np.rint(columns["row"].numpy() * 1000).astype(int) - 300
     records = [serialized(data.validation[row], FEATURES) for row in order]
     online = tf.saved_model.load(str(trained.served)).signatures["examples"](examples=tf.constant(records))
@@ -218,6 +220,38 @@ def test_report_tells_of_the_training(data: Data, trained: Trained) -> None:
     assert [len(values) for values in report["history"].values()] == [3] * len(report["history"])
     assert report["history"]["auc"][-1] > 0.7
     assert report["examples_per_second"] > 0
+
+
+def test_report_tells_what_was_fitted_to_the_validation_part(data: Data, trained: Trained) -> None:
+    fitted = trained.report["calibration"]
+    labels = np.array([row["label"] for row in data.validation])
+    assert (fitted["kind"], fitted["rows"], fitted["mean_label"]) == ("platt", 50, pytest.approx(labels.mean()))
+    assert fitted["calibrator"]["class_name"] == "PlattCalibrator"
+    slope, intercept = fitted["calibrator"]["config"].values()
+    ((columns, labels),) = transformed_batches([str(data.directory / "validation" / "*")], FEATURES, 1000)
+    logits, labels = trained.model(columns).numpy(), labels.numpy()
+    for place, log_odds in enumerate((logits, slope * logits + intercept)):
+        probabilities = 1 / (1 + np.exp(-np.float64(log_odds)))
+        assert fitted["mean_probability"][place] == pytest.approx(probabilities.mean(), abs=1e-5)
+        losses = -np.log(np.where(labels == 1, probabilities, 1 - probabilities))
+        assert fitted["log_loss"][place] == pytest.approx(losses.mean(), abs=1e-5)
+    assert fitted["log_loss"][1] < fitted["log_loss"][0]
+
+
+@pytest.mark.usefixtures("unexported")
+def test_a_part_too_small_to_calibrate_with_ends_the_execution_and_the_next_does_not_train_again(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tmp_path, epochs=1, calibrate="isotonic")
+    message = "--calibrate isotonic: the validation part does not suffice. `labels` must hold at least 100 rows of 0"
+    with pytest.raises(ValueError, match=message):
+        run_fn(make_fn_args(data.directory, tmp_path, config, train_steps=3))
+    assert not (tmp_path / "model").exists()
+    monkeypatch.setattr(Ranker, "fit", lambda *_, **__: pytest.fail("trained again"))
+    config = make_config(tmp_path, epochs=1)
+    again = train(data, tmp_path, make_fn_args(data.directory, tmp_path, config, train_steps=3), epochs=1)
+    assert (again.report["resumed_at_step"], again.report["calibration"]) == (3, None)
+    assert again.model.calibrator is None
 
 
 @pytest.mark.usefixtures("unexported")
