@@ -35,7 +35,7 @@ from tfx_pipeline.ingestion.clusters import ClusterUserLog, Snapshots
 from tfx_pipeline.ingestion.files import log_spans, span_names
 from tfx_pipeline.ingestion.item_counts import ITEM_COUNTS, PARQUET_SUFFIX, CountItems, item_counts_schema
 from tfx_pipeline.ingestion.log_checks import check_data, listed
-from tfx_pipeline.ingestion.malformed import NUM_EXAMPLES, check_malformed, log_parts
+from tfx_pipeline.ingestion.malformed import NUM_EXAMPLES, check_malformed, log_parts, shortened
 from tfx_pipeline.ingestion.negatives import SampleNegatives
 from tfx_pipeline.ingestion.quantiles import ExactQuantiles
 from tfx_pipeline.ingestion.report import check_report, check_spellings, check_time_units, make_report
@@ -47,7 +47,6 @@ REPORT_FILE = "report.json"
 _FILE_PREFIX = "data_tfrecord"
 _FILE_SUFFIX = ".gz"
 _FILE_FORMAT = "tfrecords_gzip"
-_EXAMPLE_CHARACTERS = 300
 
 
 def impression_gen(config: PipelineConfig) -> FileBasedExampleGen:
@@ -329,9 +328,8 @@ def _sum(key: str, numbers: Iterable[int]) -> tuple[str, int]:
     return key, sum(numbers)
 
 
-def _by_file_and_reason(row: interactions.Malformed, data: str) -> tuple[tuple[str, str], str]:
-    text = row.row if len(row.row) <= _EXAMPLE_CHARACTERS else f"{row.row[:_EXAMPLE_CHARACTERS]}..."
-    return (os.path.relpath(row.file, data), row.reason), text
+def _by_file_and_reason(row: counting.Malformed, data: str) -> tuple[tuple[str, str], str]:
+    return (os.path.relpath(row.file, data), row.reason), shortened(row.row)
 
 
 def _malformed_to_json(row: counting.Malformed) -> str:

@@ -14,6 +14,7 @@ from tfx_pipeline.ingestion.counting import MALFORMED, ROWS_READ
 FEWEST_MALFORMED = 10
 # Malformed rows that are shown, of each file and reason.
 NUM_EXAMPLES = 3
+_EXAMPLE_CHARACTERS = 300
 
 _MAX_REPORTED = 100
 _MAX_NAMED = 10
@@ -150,6 +151,11 @@ def check_malformed(
 def most_first(reasons: Mapping[str, int]) -> dict[str, int]:
     """Counts by reason, the largest first."""
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+
+
+def shortened(row: str) -> str:
+    """A malformed row as it is shown."""
+    return row if len(row) <= _EXAMPLE_CHARACTERS else f"{row[:_EXAMPLE_CHARACTERS]}..."
 
 
 def _worst_first(parts: Sequence[Part]) -> list[Part]:
