@@ -23,6 +23,7 @@ _MODULES = [
     "tfx_pipeline.compile",
     "tfx_pipeline.propose_schema",
     "tfx_pipeline.item_vectors",
+    "tfx_pipeline.score",
     "benchmarks.memory",
     "benchmarks.peers",
     "benchmarks.pipeline",

@@ -127,43 +127,31 @@ def test_scores_are_those_of_requests_asked_one_by_one(
         "without_candidates": 1,
         "without_behaviours": empty,
         "cut": cut,
-        "columns_left_out": ["langs", "history_rating"],
+        "columns_left_out": ["history_rating"],
         "version": str(model / "3"),
     }
     printed = capsys.readouterr().out
     assert f"{candidates:,} candidates of 120 requests scored" in printed
     assert f"cut to the behaviours of history that the model reads: {cut['history']} requests" in printed
-    assert "not carried over, since they hold lists: langs, history_rating" in printed
+    assert "not carried over, since they hold lists: history_rating" in printed
 
 
 LENGTHS = {"history": 6, "bought": 3}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lists", [False, True])
-def test_best_come_first_and_of_equal_ones_the_first(model: Path, signature: Any, tmp_path: Path, lists: bool) -> None:
-    # Every candidate stands there twice, and the request's id tells nothing of the order.
-    requests = []
-    for request in make_requests(20, seed=1):
-        requests.append({**request, "film": request["film"] * 2, "tags": request["tags"] * 2})
-    schema = SCHEMA.append(pa.field("_place", pa.list_(pa.int64())))
-    write(tmp_path / "a.parquet", [{**x, "_place": list(range(len(x["film"])))} for x in requests], schema)
+def test_best_candidates_as_lists(model: Path, signature: Any, tmp_path: Path) -> None:
+    requests = make_requests(20, seed=1)
+    write(tmp_path / "a.parquet", requests)
     output = tmp_path / "scores"
-    assert run(model, tmp_path / "a.parquet", output, "--top", "3", *(["--lists"] if lists else [])) == 0
-    found: dict[str, tuple[list[bytes], list[float]]] = {request["request"]: ([], []) for request in requests}
+    assert run(model, tmp_path / "a.parquet", output, "--top", "3", "--lists") == 0
     rows = rows_of(output)
-    for row in rows:
-        films, probabilities = found[row["request"]]
-        films += row["film"] if lists else [row["film"]]
-        probabilities += row["probability"] if lists else [row["probability"]]
-    assert len(rows) == (20 if lists else sum(min(len(request["film"]), 3) for request in requests))
-    for request in requests:
+    assert [row["request"] for row in rows] == [request["request"] for request in requests]
+    for row, request in zip(rows, requests, strict=True):
         alone = np.array(asked_alone(signature, request))
-        # Rounding does not part what is equal: equal candidates differ by nothing here.
-        best = sorted(range(len(alone)), key=lambda place: (-alone[place], place))[:3]
-        films, probabilities = found[request["request"]]
-        assert films == [request["film"][place] for place in best]
-        np.testing.assert_allclose(probabilities, alone[best], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(row.pop("probability"), np.sort(alone)[::-1][:3], rtol=0, atol=1e-6)
+        assert row.pop("film") == [request["film"][place] for place in np.argsort(-alone, kind="stable")[:3]]
+        assert row == carried(request)
 
 
 @pytest.mark.slow

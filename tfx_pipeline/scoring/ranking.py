@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from keras_eta.export import PROBABILITY
 from tfx_pipeline.scoring.requests import CANDIDATES, Request, zeros
@@ -20,7 +23,7 @@ _MAX_REQUESTS = 32
 
 
 class RankSignature:
-    """The signature `rank` of a version, loaded as TensorFlow Serving loads it: columns may have any name.
+    """The signature `rank` of a version, by the names that its columns have, whichever they are.
 
     Args:
         version_dir: of the SavedModel.
@@ -30,21 +33,31 @@ class RankSignature:
     """
 
     def __init__(self, version_dir: str) -> None:
-        graph = tf.Graph()
-        with graph.as_default():
-            self._session = tf.compat.v1.Session(graph=graph)
-            loaded = tf.compat.v1.saved_model.load(self._session, [tf.saved_model.SERVING], version_dir)
-        if RANK not in loaded.signature_def:
-            raise ValueError(f"{version_dir} has no signature {RANK!r}. It has: {sorted(loaded.signature_def)}")
-        signature = loaded.signature_def[RANK]
-        self._inputs = {name: info.name for name, info in signature.inputs.items()}
-        self._probability = signature.outputs[PROBABILITY].name
+        description = SavedModel.FromString(Path(version_dir, "saved_model.pb").read_bytes())
+        signatures = description.meta_graphs[0].signature_def
+        if RANK not in signatures:
+            raise ValueError(f"{version_dir} has no signature {RANK!r}. It has: {sorted(signatures)}")
+        inputs = signatures[RANK].inputs
+        self._names = list(inputs)
+        # A session, as in TensorFlow Serving: eager functions would still be there, and complain, when Python ends.
+        with tf.Graph().as_default():
+            # The memory optimizer writes a warning of every softmax whose shape it does not know.
+            rewriting = {"memory_optimization": RewriterConfig.NO_MEM_OPT}
+            config = tf.compat.v1.ConfigProto(graph_options={"rewrite_options": rewriting})
+            session = tf.compat.v1.Session(config=config)
+            loaded = tf.saved_model.load(version_dir, tags=[tf.saved_model.SERVING])
+            rank = loaded.signatures[RANK]
+            specs = rank.structured_input_signature[1]
+            # An argument must be a word and a column need not be. The tensor of an input is `rank_<argument>:0`.
+            arguments = [inputs[name].name.removeprefix(f"{RANK}_").removesuffix(":0") for name in self._names]
+            tensors = [tf.compat.v1.placeholder(specs[argument].dtype, specs[argument].shape) for argument in arguments]
+            probability = rank(**dict(zip(arguments, tensors, strict=True)))[PROBABILITY]
+            session.run([tf.compat.v1.global_variables_initializer(), tf.compat.v1.tables_initializer()])
+            self._call = session.make_callable(probability, tensors)
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Probabilities [R, C] of the inputs by name."""
-        probability: np.ndarray = self._session.run(
-            self._probability, {tensor: inputs[name] for name, tensor in self._inputs.items()}
-        )
+        probability: np.ndarray = self._call(*(inputs[name] for name in self._names))
         return probability
 
 

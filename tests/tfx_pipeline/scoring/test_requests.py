@@ -115,7 +115,11 @@ def test_malformed_row_says_why(column: str, value: Any, reason: str) -> None:
     [
         {"film": pa.large_list(pa.large_binary()), "tags": pa.large_list(pa.large_list(pa.int8()))},
         {"user_id": pa.uint32(), "price": pa.float32(), "history_dwell": pa.list_(pa.float64())},
-        {"device type": pa.dictionary(pa.int8(), pa.string()), "history_tags": pa.list_(pa.list_(pa.uint16(), 2))},
+        {
+            "device type": pa.dictionary(pa.int8(), pa.string()),
+            "user_id": pa.dictionary(pa.int8(), pa.int32()),
+            "history_tags": pa.list_(pa.list_(pa.uint16(), 2)),
+        },
     ],
     ids=["large", "numbers", "dictionary"],
 )
