@@ -104,8 +104,6 @@ class Column:
         dtype = _DTYPES[self.dtype]
         if not len(values):
             return np.zeros(0, dtype)
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
         if self.dtype == "string":
             spelt = [value.encode() if isinstance(value, str) else value for value in values.to_pylist()]
             array = np.empty(len(spelt), dtype)

@@ -93,17 +93,18 @@ class Form(NamedTuple):
         starts = np.cumsum(counts) - counts
         places = np.concatenate([start + row for start, row in zip(starts, order, strict=True)]).astype(np.int64)
         lists = rows.column(rows.schema.get_field_index(self.item_id))
-        items = _decoded(lists.flatten() if counts.any() else pa.nulls(0), self.requests.item_type).take(places)
+        items = (lists.flatten() if counts.any() else pa.nulls(0)).take(pa.array(places))
         probability = pa.array(np.concatenate(scores)[places], pa.float32())
         repeated = np.arange(len(scores)) if self.lists else np.repeat(np.arange(len(scores)), kept)
         columns = [
-            _decoded(rows.column(rows.schema.get_field_index(name)), arrow_type).take(pa.array(repeated, pa.int64()))
-            for name, arrow_type in self.requests.carried.items()
+            rows.column(rows.schema.get_field_index(name)).take(pa.array(repeated, pa.int64()))
+            for name in self.requests.carried
         ]
         found = [items, probability]
         if self.lists:
             offsets = pa.array(np.append(0, np.cumsum(kept)), pa.int32())
             found = [pa.ListArray.from_arrays(offsets, column) for column in found]
+        # It casts what a file holds as codes of values, or as nulls of no type.
         return pa.Table.from_arrays([*columns, *found], schema=self.schema)
 
     def _order(self, probability: np.ndarray) -> np.ndarray:
@@ -230,10 +231,3 @@ def _dead_letters(batch: Batch, reasons: dict[int, str]) -> pa.Table:
 
 def _taken(rows: pa.RecordBatch, numbers: list[int]) -> pa.RecordBatch:
     return rows if len(numbers) == rows.num_rows else pa.compute.take(rows, pa.array(numbers, pa.int64()))
-
-
-def _decoded(column: Any, arrow_type: pa.DataType) -> Any:
-    """A column as the type that it has in all files: values in place of codes, nulls of a type."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return column.cast(arrow_type) if pa.types.is_null(column.type) else column

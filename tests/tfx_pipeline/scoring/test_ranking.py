@@ -23,7 +23,7 @@ AXES = {"item": "", "name": "", "history": "history", "user": None}
 
 
 def test_every_candidate_is_asked_for_once_in_calls_of_bounded_size() -> None:
-    sizes = [*np.random.default_rng(0).integers(0, 60, 200).tolist(), 999, 1_000, 1_001, 2_500]
+    sizes = [*np.random.default_rng(0).integers(0, 60, 200).tolist(), *[1] * 40, 999, 1_000, 1_001, 2_500]
     requests = [request(size, 1 + size % 7) for size in sizes]
     found = calls(requests)
     asked = [(part.request, place) for parts in found for part in parts for place in range(part.start, part.end)]
