@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from keras_eta.export import PROBABILITY
+from keras_eta.quiet import QUIET_GRAPHS
 from tfx_pipeline.scoring.requests import CANDIDATES, Request, zeros
 
 RANK = "rank"
@@ -41,10 +41,7 @@ class RankSignature:
         self._names = list(inputs)
         # A session, as in TensorFlow Serving: eager functions would still be there, and complain, when Python ends.
         with tf.Graph().as_default():
-            # The memory optimizer writes a warning of every softmax whose shape it does not know.
-            rewriting = {"memory_optimization": RewriterConfig.NO_MEM_OPT}
-            config = tf.compat.v1.ConfigProto(graph_options={"rewrite_options": rewriting})
-            session = tf.compat.v1.Session(config=config)
+            session = tf.compat.v1.Session(config=tf.compat.v1.ConfigProto(graph_options=QUIET_GRAPHS))
             loaded = tf.saved_model.load(version_dir, tags=[tf.saved_model.SERVING])
             rank = loaded.signatures[RANK]
             specs = rank.structured_input_signature[1]

@@ -93,7 +93,7 @@ class Form(NamedTuple):
         starts = np.cumsum(counts) - counts
         places = np.concatenate([start + row for start, row in zip(starts, order, strict=True)]).astype(np.int64)
         lists = rows.column(rows.schema.get_field_index(self.item_id))
-        items = (lists.flatten() if counts.any() else pa.nulls(0)).take(pa.array(places))
+        items = lists.flatten().take(pa.array(places))
         probability = pa.array(np.concatenate(scores)[places], pa.float32())
         repeated = np.arange(len(scores)) if self.lists else np.repeat(np.arange(len(scores)), kept)
         columns = [
