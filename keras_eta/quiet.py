@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 _LOG_LEVEL, _SILENT = "TF_CPP_MIN_LOG_LEVEL", "3"
-_API_CORE = "google.api_core._python_version_support"
+# Modules of TFX's dependencies that warn of versions to come.
+_WARNING = ("google.api_core._python_version_support", "google.cloud.aiplatform.models")
 
 # `graph_options` of a session: TensorFlow's memory optimizer, which moves tensors off GPUs, would warn of every softmax
 # of unknown shape, whatever the log level.
@@ -29,9 +30,11 @@ def quiet_imports() -> None:
     """
     if os.environ.setdefault(_LOG_LEVEL, _SILENT) == _SILENT:
         sys.meta_path.insert(0, _TensorFlowAside())
-    warnings.filterwarnings("ignore", category=FutureWarning, module=re.escape(_API_CORE))
+    for module in _WARNING:
+        warnings.filterwarnings("ignore", category=FutureWarning, module=re.escape(module))
     given = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (f"ignore::FutureWarning:{_API_CORE}", given)))
+    of_modules = [f"ignore::FutureWarning:{module}" for module in _WARNING]
+    os.environ["PYTHONWARNINGS"] = ",".join([*of_modules, *filter(None, [given])])
 
 
 class _TensorFlowAside(importlib.abc.MetaPathFinder):
