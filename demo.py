@@ -28,6 +28,7 @@ from benchmarks.quality.protocols import Protocol, movielens_protocol
 from benchmarks.quality.results import Result, print_table
 from benchmarks.quality.training import judged, predict, train
 from benchmarks.quality.units import SHORT_HISTORY, make_ranker
+from keras_eta.columns import HISTORY_LENGTH
 from keras_eta.datasets import movielens
 from keras_eta.quiet import quiet_imports
 from serving.client import Explanation, RankingClient
@@ -56,7 +57,10 @@ class Request:
 
 
 def plot(path: Path, data: Protocol, logits: dict[str, np.ndarray], eta: Ranker) -> None:
-    """Draws AUC and grouped AUC by length of history, and how far back the behaviours lie that ETA attends to."""
+    """Draws AUC and grouped AUC by length of history, and how far back the behaviours lie that ETA attends to.
+
+    Beside the last stands what attention to all behaviours alike would give.
+    """
     import tensorflow as tf
 
     figure = Figure(figsize=(15, 4), layout="constrained")
@@ -79,22 +83,38 @@ def plot(path: Path, data: Protocol, logits: dict[str, np.ndarray], eta: Ranker)
 
     long = test[np.flatnonzero(counts >= data.long_history)]
     depth = np.zeros(eta.features.max_history_length)
+    lengths: list[np.ndarray] = []
     unit = eta.interests[-1]
     for columns, _ in long.sample(min(256, len(long))).to_dataset(eta.features, 64, lookup=data.lookup):
         interest: Any = eta.score(eta.batch_columns(columns)).interests[unit.name]
         weights = tf.reduce_mean(interest.weights, axis=-2)
         np.add.at(depth, interest.retrieved.positions.numpy().ravel(), weights.numpy().ravel())
-    panels[2].plot(np.arange(1, len(depth) + 1), np.cumsum(depth) / depth.sum())
+        lengths.append(columns[HISTORY_LENGTH].numpy())
+    back = np.arange(1, len(depth) + 1)
+    panels[2].plot(back, np.cumsum(depth) / depth.sum(), label="attention to what ETA retrieves")
+    panels[2].plot(back, uniform_shares(np.concatenate(lengths), len(depth)), "k--", label="uniform attention to all")
     panels[2].axvline(SHORT_HISTORY, color="grey", linestyle=":", label="the short history ends")
     panels[2].set(
         xlabel="ratings back from now",
-        ylabel="share of the attention",
-        title=f"How far back ETA looks ({data.long_history}+ earlier ratings)",
+        ylabel="share of the attention, up to there",
+        title=f"attention by distance in time ({data.long_history}+ earlier ratings)",
         ylim=(0, 1),
     )
     panels[2].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def uniform_shares(lengths: np.ndarray, longest: int) -> np.ndarray:
+    """The share that uniform attention gives the d most recent behaviours, for d from 1 to `longest`, [longest].
+
+    Args:
+        lengths: of the histories, [N], positive and at most `longest`; each counts alike.
+        longest: behaviours that are read.
+    """
+    recent = np.minimum(np.arange(1, longest + 1), lengths[:, None])
+    shares: np.ndarray = (recent / lengths[:, None]).mean(axis=0)
+    return shares
 
 
 def make_request(films: movielens.MovieLens, data: Protocol, seed: int) -> Request:

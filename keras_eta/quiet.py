@@ -1,4 +1,4 @@
-"""Silences what TensorFlow and its dependencies write to stderr when they are imported: for commands."""
+"""Silences what TensorFlow and its dependencies write to stderr of themselves: for commands."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -14,16 +15,26 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 _LOG_LEVEL, _SILENT = "TF_CPP_MIN_LOG_LEVEL", "3"
+# Modules of TFX's dependencies that warn of versions to come.
+_WARNING = ("google.api_core._python_version_support", "google.cloud.aiplatform.models")
+
+# `graph_options` of a session: TensorFlow's memory optimizer, which moves tensors off GPUs, would warn of every softmax
+# of unknown shape, whatever the log level.
+QUIET_GRAPHS = {"rewrite_options": {"memory_optimization": "NO_MEM_OPT"}}
 
 
 def quiet_imports() -> None:
-    """Silences them in this process, unless TF_CPP_MIN_LOG_LEVEL asks for more. Call it before TensorFlow is imported.
+    """Silences imports in this process, unless TF_CPP_MIN_LOG_LEVEL asks for more. Call it before TensorFlow's.
 
-    What TensorFlow writes while it is imported is shown if it can't be.
+    What TensorFlow writes while it is imported is shown if it can't be. Processes that this one starts are silent, too.
     """
     if os.environ.setdefault(_LOG_LEVEL, _SILENT) == _SILENT:
         sys.meta_path.insert(0, _TensorFlowAside())
-    warnings.filterwarnings("ignore", category=FutureWarning, module="google.api_core")
+    for module in _WARNING:
+        warnings.filterwarnings("ignore", category=FutureWarning, module=re.escape(module))
+    given = os.environ.get("PYTHONWARNINGS")
+    of_modules = [f"ignore::FutureWarning:{module}" for module in _WARNING]
+    os.environ["PYTHONWARNINGS"] = ",".join([*of_modules, *filter(None, [given])])
 
 
 class _TensorFlowAside(importlib.abc.MetaPathFinder):

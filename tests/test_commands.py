@@ -24,6 +24,7 @@ _MODULES = [
     "tfx_pipeline.propose_schema",
     "tfx_pipeline.item_vectors",
     "tfx_pipeline.tune",
+    "tfx_pipeline.score",
     "benchmarks.memory",
     "benchmarks.peers",
     "benchmarks.pipeline",

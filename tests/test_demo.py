@@ -6,11 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import tensorflow as tf
+from matplotlib.figure import Figure
 
 import demo
 from benchmarks.quality.results import Result
+from keras_eta import Feature, FeatureLookup, Features
+from keras_eta.datasets import Impressions, Interactions
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +63,54 @@ def test_demo_fails_unless_eta_beats_the_short_history_in_both_measures(auc, gro
         else ""
     )
     assert capsys.readouterr().out == expected
+
+
+def test_uniform_attention_spreads_over_each_history_alike():
+    # One behaviour has all of its history's attention, and a quarter each of four.
+    shares = demo.uniform_shares(np.array([1, 4]), 5)
+    np.testing.assert_allclose(shares, [(1 + 0.25) / 2, (1 + 0.5) / 2, (1 + 0.75) / 2, 1, 1])
+
+
+def test_figure_shows_both_measures_and_attention_beside_uniform_attention(tmp_path, monkeypatch):
+    """Of two users with eight ratings each, by a model that attends to the third behaviour alone."""
+    log = {"user_id": [1] * 8 + [2] * 8, "item_id": [5, 6] * 8, "timestamp": [*range(8)] * 2}
+    liked = np.tile([0, 1], 8)
+    features = Features(Feature("item_id", embedding_dim=2), max_history_length=6)
+    test = Impressions.from_interactions(Interactions.from_columns(log), lambda _: liked, min_history=0)
+    lookup = FeatureLookup(features)
+    lookup.adapt({"item_id": np.array([5, 6])})
+    data = SimpleNamespace(test=test, long_history=4, lookup=lookup)
+
+    def score(columns):
+        rows = len(columns["history_length"])
+        retrieved = SimpleNamespace(positions=tf.constant([[[2, 0]]] * rows))
+        interest = SimpleNamespace(weights=tf.constant([[[[1.0, 0.0]]]] * rows), retrieved=retrieved)
+        return SimpleNamespace(interests={"unit": interest})
+
+    eta = SimpleNamespace(
+        features=lookup.features, interests=[SimpleNamespace(name="unit")], batch_columns=dict, score=score
+    )
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: figures.append(figure))
+    monkeypatch.setattr(demo, "HISTORY_BUCKETS", ((2, 4), (4, 10_000)))
+    # Right within each user, but all of one user's ratings above the other's.
+    logits = np.asarray(test.label) + 10.0 * (test.columns["user_id"] == 1)
+    demo.plot(tmp_path / "figure.png", data, {"recent": logits, "eta": -logits}, eta)
+    auc, grouped, attention = figures[0].axes
+    assert [panel.get_title() for panel in figures[0].axes] == [
+        "AUC",
+        "grouped AUC: within a user",
+        "attention by distance in time (4+ earlier ratings)",
+    ]
+    np.testing.assert_allclose([line.get_ydata() for line in auc.lines], [[0.75, 0.75], [0.25, 0.25]])
+    np.testing.assert_allclose([line.get_ydata() for line in grouped.lines], [[1, 1], [0, 0]])
+    of_eta, uniform, _ = attention.lines
+    assert of_eta.get_ydata().tolist() == [0, 0, 1, 1, 1, 1]
+    # Of the last four ratings of each user, which have 4, 5, 6 and 7 before them, of which 6 are read.
+    at = [np.mean([min(d, length) / length for length in (4, 5, 6, 6)]) for d in range(1, 7)]
+    np.testing.assert_allclose(uniform.get_ydata(), at)
+    labels = [text.get_text() for text in attention.get_legend().get_texts()]
+    assert labels == ["attention to what ETA retrieves", "uniform attention to all", "the short history ends"]
 
 
 def test_demo_help_names_its_flags():

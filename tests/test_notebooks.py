@@ -25,6 +25,18 @@ def test_quickstart_runs_from_start_to_end(tmp_path, monkeypatch):
     }
     exact = next(text for source, text in results.items() if "fingerprints_table))" in source)
     assert exact.strip() == "True"
+    compared = next(text for source, text in results.items() if "agreement_at_k" in source)
+    agreement = dict(line.split(": ") for line in compared.splitlines()[:3])
+    chance = float(agreement.pop("chance"))
+    assert set(agreement) == {"cosine of the embeddings", "attention to all behaviours"}
+    for name, text in agreement.items():
+        by_bits = [float(share) for share in text.split(", ")]
+        assert len(by_bits) == 6
+        assert chance < by_bits[-1] <= 1, name
+    # Few bits tell little of an angle, many nearly all.
+    cosine = [float(share) for share in agreement["cosine of the embeddings"].split(", ")]
+    assert cosine == sorted(cosine)
+    assert cosine[-1] > cosine[0] + 0.2
     ranked = next(text for source, text in results.items() if "np.argsort(-probability)" in source)
     probabilities = [float(line.split()[0]) for line in ranked.splitlines() if line[:2] == "0."]
     assert len(probabilities) == 10

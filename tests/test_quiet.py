@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fresh_process import run_python
+
 _ROOT = Path(__file__).parents[1]
 _SCRIPT = """
 import os, sys
@@ -49,3 +51,33 @@ def test_stderr_is_aside_while_tensorflow_is_imported(tmp_path: Path, level: str
     assert done.stderr.startswith(heard)
     assert (done.stderr == heard, done.returncode) == ((True, 0) if not end else (False, 1))
     assert ("ImportError: no such library" in done.stderr) == bool(end)
+
+
+_SOFTMAX = """
+from keras_eta.quiet import QUIET_GRAPHS, quiet_imports
+quiet_imports()
+import tensorflow as tf
+v1 = tf.compat.v1
+with tf.Graph().as_default():
+    session = v1.Session(config=v1.ConfigProto(graph_options=QUIET_GRAPHS))
+    x = v1.placeholder(tf.float32, None)
+    y = tf.reduce_sum(tf.nn.softmax(tf.nn.relu(x) * 2.0) + 1.0, axis=-1)
+    print(session.run(y, {x: [1.0, 2.0]}))
+"""
+
+
+@pytest.mark.slow
+def test_session_does_not_warn_of_a_softmax_of_unknown_shape() -> None:
+    done = run_python("-c", _SOFTMAX, TF_CPP_MIN_LOG_LEVEL=None)
+    assert (done.stdout, done.stderr) == ("3.0\n", "")
+
+
+_CHILD = "import google.api_core; print('no warning')"
+
+
+@pytest.mark.parametrize("given", [None, "ignore::UserWarning"])
+def test_processes_that_a_command_starts_are_silent_too(given: str | None) -> None:
+    code = "import subprocess, sys, keras_eta.quiet; keras_eta.quiet.quiet_imports(); "
+    code += f"subprocess.run([sys.executable, '-c', {_CHILD!r}], check=True)"
+    done = run_python("-c", code, PYTHONWARNINGS=given)
+    assert (done.stdout, done.stderr) == ("no warning\n", "")

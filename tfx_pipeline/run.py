@@ -9,14 +9,11 @@ from the latest pushed one, and pushes it if it is no worse.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
-import fcntl
 import logging
-import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -24,31 +21,9 @@ from rich.console import Console
 from keras_eta.datasets import movielens
 from keras_eta.quiet import quiet_imports
 from tfx_pipeline.config import PipelineConfig
+from tfx_pipeline.exclusive import exclusive
 from tfx_pipeline.flags import add_flags, config_from_flags
 from tfx_pipeline.progress import shown
-
-
-@contextlib.contextmanager
-def exclusive(output: Path) -> Iterator[None]:
-    """Holds the output directory for one run; the system lets go of it however the process ends.
-
-    Raises:
-        RuntimeError: if another run holds it.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise RuntimeError(
-                f"Another run is using {output} (process {file.read().strip() or 'unknown'}). Wait for it, or choose "
-                "another --output."
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def run(config: PipelineConfig, console: Console) -> None:

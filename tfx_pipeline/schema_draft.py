@@ -17,7 +17,7 @@ from tfx_bsl.public import tfxio
 from keras_eta.columns import LABEL, TIMESTAMP
 from tfx_pipeline.components.validator import statistics_options
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, PipelineConfig
-from tfx_pipeline.ingestion import interactions
+from tfx_pipeline.ingestion import counting
 from tfx_pipeline.ingestion.files import log_files, span_names
 from tfx_pipeline.ingestion.impression_gen import GenerateImpressions
 from tfx_pipeline.ingestion.impressions import read_block
@@ -98,7 +98,7 @@ def impression_statistics(
             | tfdv.GenerateStatistics(options)
             | tfdv.WriteStatisticsToBinaryFile(str(statistics_path))
         )
-        _ = outputs[interactions.COUNTS] | beam.io.WriteToText(str(counts_path), shard_name_template="")
+        _ = outputs[counting.COUNTS] | beam.io.WriteToText(str(counts_path), shard_name_template="")
     return tfdv.load_stats_binary(str(statistics_path)), json.loads(counts_path.read_text())["counts"]
 
 

@@ -20,6 +20,7 @@ from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from keras_eta.contract import Contract
+from keras_eta.quiet import QUIET_GRAPHS
 from serving.monitor import read_contract
 from serving.server.batching import Call, batched, callable_of
 from serving.server.errors import status_of
@@ -120,7 +121,8 @@ class Servable:
         # it when it goes; what eager functions leave behind would add up from version to version.
         with tf.Graph().as_default():
             # TensorFlow's threads would spin after each call, on the cores that take the next one off the network.
-            session = v1.Session(config=v1.ConfigProto(experimental={"disable_thread_spinning": True}))
+            config = v1.ConfigProto(experimental={"disable_thread_spinning": True}, graph_options=QUIET_GRAPHS)
+            session = v1.Session(config=config)
             loaded = tf.saved_model.load(str(path), tags=_TAGS)
             calls = {
                 name: _call(session, name, _arguments(name, signature_defs[name]), function, batching)

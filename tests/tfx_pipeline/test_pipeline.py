@@ -31,9 +31,10 @@ from serving.client import RankingClient
 from serving.server.embedded import EmbeddedServer
 from tfx_pipeline.components.infra_validator import serving_requests
 from tfx_pipeline.config import EVAL
+from tfx_pipeline.exclusive import exclusive
 from tfx_pipeline.flags import config_from_flags
 from tfx_pipeline.results import artifacts_of_latest_run
-from tfx_pipeline.run import exclusive, main, parser
+from tfx_pipeline.run import main, parser
 from tfx_pipeline.training.batches import transformed_batches
 from tfx_pipeline.training.trainer import TRAINING_REPORT, load_trained_model
 

@@ -14,8 +14,9 @@ import pytest
 from absl import logging as absl_logging
 from rich.console import Console
 
+from tfx_pipeline.exclusive import exclusive
 from tfx_pipeline.progress import shown
-from tfx_pipeline.run import exclusive, main
+from tfx_pipeline.run import main
 
 
 def test_output_directory_serves_one_run_at_a_time(tmp_path: Path) -> None:
@@ -29,7 +30,7 @@ def test_output_directory_serves_one_run_at_a_time(tmp_path: Path) -> None:
 
 
 def test_killed_run_lets_go_of_its_output_directory(tmp_path: Path) -> None:
-    code = "import os, signal, sys; from pathlib import Path; from tfx_pipeline.run import exclusive\n"
+    code = "import os, signal, sys; from pathlib import Path; from tfx_pipeline.exclusive import exclusive\n"
     code += "with exclusive(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     finished = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=False)
     assert finished.returncode == -9

@@ -30,12 +30,12 @@ from tfx.types.standard_component_specs import CUSTOM_CONFIG_KEY, EXAMPLES_KEY
 from tfx.utils import proto_utils
 
 from tfx_pipeline.config import SPLITS, Evaluation, PipelineConfig, Training
-from tfx_pipeline.ingestion import impressions, interactions
+from tfx_pipeline.ingestion import counting, impressions, interactions
 from tfx_pipeline.ingestion.clusters import ClusterUserLog, Snapshots
 from tfx_pipeline.ingestion.files import log_spans, span_names
 from tfx_pipeline.ingestion.item_counts import ITEM_COUNTS, PARQUET_SUFFIX, CountItems, item_counts_schema
 from tfx_pipeline.ingestion.log_checks import check_data, listed
-from tfx_pipeline.ingestion.malformed import NUM_EXAMPLES, check_malformed, log_parts
+from tfx_pipeline.ingestion.malformed import NUM_EXAMPLES, check_malformed, log_parts, shortened
 from tfx_pipeline.ingestion.negatives import SampleNegatives
 from tfx_pipeline.ingestion.quantiles import ExactQuantiles
 from tfx_pipeline.ingestion.report import check_report, check_spellings, check_time_units, make_report
@@ -47,7 +47,6 @@ REPORT_FILE = "report.json"
 _FILE_PREFIX = "data_tfrecord"
 _FILE_SUFFIX = ".gz"
 _FILE_FORMAT = "tfrecords_gzip"
-_EXAMPLE_CHARACTERS = 300
 
 
 def impression_gen(config: PipelineConfig) -> FileBasedExampleGen:
@@ -161,7 +160,7 @@ class ImpressionGenExecutor(BaseBeamExecutor):
             for split in SPLITS:
                 directory = artifact_utils.get_split_uri([artifact], split)
                 outputs[split] | f"Write[{split}]" >> _WriteShuffled(directory)
-            outputs[interactions.MALFORMED] | "WriteMalformed" >> beam.io.WriteToText(
+            outputs[counting.MALFORMED] | "WriteMalformed" >> beam.io.WriteToText(
                 os.path.join(dead_letters, "rows"), file_name_suffix=".jsonl", skip_if_empty=True
             )
             outputs[ITEM_COUNTS] | "WriteItemCounts" >> beam.io.WriteToParquet(
@@ -169,7 +168,7 @@ class ImpressionGenExecutor(BaseBeamExecutor):
                 item_counts_schema(config.layout),
                 file_name_suffix=PARQUET_SUFFIX,
             )
-            outputs[interactions.COUNTS] | "WriteReport" >> beam.io.WriteToText(report_path, shard_name_template="")
+            outputs[counting.COUNTS] | "WriteReport" >> beam.io.WriteToText(report_path, shard_name_template="")
 
         with fileio.open(report_path) as file:
             raw = json.loads(file.read())
@@ -182,7 +181,7 @@ class ImpressionGenExecutor(BaseBeamExecutor):
         logging.info("Ingestion: %s", text)
         check_spellings(raw["counts"])
         check_time_units(raw["counts"], config.layout)
-        check_malformed(parts, raw["examples"], dead_letters, config)
+        check_malformed(parts, raw["examples"], dead_letters, config.max_bad_share)
         check_report(report, config)
         with fileio.open(report_path, "w") as file:
             file.write(text)
@@ -219,14 +218,14 @@ class GenerateImpressions(beam.PTransform):
             | "GroupByUser" >> beam.GroupByKey()
             | "Sort"
             >> beam.ParDo(impressions.SortUserLog(config.layout, self._files)).with_outputs(
-                impressions.ITEMS, interactions.MALFORMED, interactions.COUNTS, main="logs"
+                impressions.ITEMS, counting.MALFORMED, counting.COUNTS, main="logs"
             )
         )
         users = logs["logs"]
         of_sampling: tuple[Any, ...] = ()
         if config.layout.negatives is not None:
             sampled = users | "SampleNegatives" >> SampleNegatives(config.layout, config.layout.negatives)
-            users, of_sampling = sampled["logs"], (sampled[interactions.COUNTS],)
+            users, of_sampling = sampled["logs"], (sampled[counting.COUNTS],)
         cuts = self._cuts(pipeline, users)
         clustered = users
         if config.layout.clusters is not None:
@@ -236,10 +235,10 @@ class GenerateImpressions(beam.PTransform):
             )
         examples = clustered | "MakeExamples" >> beam.ParDo(
             impressions.MakeExamples(config.layout, config.min_history), beam.pvalue.AsSingleton(cuts)
-        ).with_outputs(*SPLITS, interactions.COUNTS)
+        ).with_outputs(*SPLITS, counting.COUNTS)
         malformed = (
-            rows[interactions.MALFORMED],
-            logs[interactions.MALFORMED],
+            rows[counting.MALFORMED],
+            logs[counting.MALFORMED],
         ) | "FlattenMalformed" >> beam.Flatten()
         num_items = (
             logs[impressions.ITEMS]
@@ -249,10 +248,10 @@ class GenerateImpressions(beam.PTransform):
         )
         counts = (
             (
-                rows[interactions.COUNTS],
-                logs[interactions.COUNTS],
+                rows[counting.COUNTS],
+                logs[counting.COUNTS],
                 *of_sampling,
-                examples[interactions.COUNTS],
+                examples[counting.COUNTS],
                 num_items,
             )
             | "FlattenCounts" >> beam.Flatten()
@@ -272,8 +271,8 @@ class GenerateImpressions(beam.PTransform):
         return {
             **{split: examples[split] for split in SPLITS},
             ITEM_COUNTS: (users, cuts) | "CountItems" >> CountItems(config.layout, config.min_history),
-            interactions.MALFORMED: malformed | "ToJson" >> beam.Map(_malformed_to_json),
-            interactions.COUNTS: report,
+            counting.MALFORMED: malformed | "ToJson" >> beam.Map(_malformed_to_json),
+            counting.COUNTS: report,
         }
 
     def _cuts(self, pipeline: Any, logs: Any) -> Any:
@@ -329,12 +328,11 @@ def _sum(key: str, numbers: Iterable[int]) -> tuple[str, int]:
     return key, sum(numbers)
 
 
-def _by_file_and_reason(row: interactions.Malformed, data: str) -> tuple[tuple[str, str], str]:
-    text = row.row if len(row.row) <= _EXAMPLE_CHARACTERS else f"{row.row[:_EXAMPLE_CHARACTERS]}..."
-    return (os.path.relpath(row.file, data), row.reason), text
+def _by_file_and_reason(row: counting.Malformed, data: str) -> tuple[tuple[str, str], str]:
+    return (os.path.relpath(row.file, data), row.reason), shortened(row.row)
 
 
-def _malformed_to_json(row: interactions.Malformed) -> str:
+def _malformed_to_json(row: counting.Malformed) -> str:
     return json.dumps(row._asdict(), ensure_ascii=False)
 
 

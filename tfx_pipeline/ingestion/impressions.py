@@ -18,7 +18,7 @@ from keras_eta.datasets.clustering import SNAPSHOT
 from keras_eta.datasets.negative_draws import SAMPLING_PROBABILITY
 from keras_eta.export.examples import LISTS
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, history_bucket
-from tfx_pipeline.ingestion.interactions import CountingDoFn
+from tfx_pipeline.ingestion.counting import CountingDoFn
 from tfx_pipeline.ingestion.rows import MISSING_FLOAT, Interaction, Scalar, UserId, value_dtype, value_names
 from tfx_pipeline.layouts import USER_ID, Layout
 

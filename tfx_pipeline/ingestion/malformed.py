@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tfx_pipeline.config import PipelineConfig
-from tfx_pipeline.ingestion import interactions
+from tfx_pipeline.ingestion.counting import MALFORMED, ROWS_READ
 
 # Fewer malformed rows than these stop no run for the share that they are of one file or span: in a file of three rows
 # one is a third. They still count in the share of the whole log.
 FEWEST_MALFORMED = 10
 # Malformed rows that are shown, of each file and reason.
 NUM_EXAMPLES = 3
+_EXAMPLE_CHARACTERS = 300
 
 _MAX_REPORTED = 100
 _MAX_NAMED = 10
@@ -73,22 +73,23 @@ class Parts(NamedTuple):
         return found
 
 
-def log_parts(counts: Mapping[str, int], data: str, spans: Mapping[str, str]) -> Parts:
+def log_parts(counts: Mapping[str, int], data: str, spans: Mapping[str, str], whole: str = "the log") -> Parts:
     """The parts of a log.
 
     Args:
         counts: the sums of ingestion.
         data: directory of the log.
         spans: name of the span of each file that was read, by its path; empty where the pattern has none.
+        whole: what messages call all of it.
     """
     rows_read: Counter[str] = Counter()
     reasons: dict[str, Counter[str]] = {path: Counter() for path in spans}
     for name, count in counts.items():
         kind, *rest = name.split("\t")
-        if kind == interactions.ROWS_READ:
+        if kind == ROWS_READ:
             (path,) = rest
             rows_read[path] += count
-        elif kind == interactions.MALFORMED:
+        elif kind == MALFORMED:
             reason, path = rest
             reasons[path][reason] += count
 
@@ -104,14 +105,14 @@ def log_parts(counts: Mapping[str, int], data: str, spans: Mapping[str, str]) ->
     for path, span in spans.items():
         by_span.setdefault(span, []).append(path)
     return Parts(
-        part("the log", list(spans)),
+        part(whole, list(spans)),
         _worst_first([part(span, paths) for span, paths in by_span.items() if span]),
         _worst_first([part(os.path.relpath(path, data), [path]) for path in spans]),
     )
 
 
 def check_malformed(
-    parts: Parts, examples: Mapping[str, Mapping[str, Sequence[str]]], dead_letters: str, config: PipelineConfig
+    parts: Parts, examples: Mapping[str, Mapping[str, Sequence[str]]], dead_letters: str, max_bad_share: float
 ) -> None:
     """Refuses a log with too many malformed rows, in all, in a span or in a file.
 
@@ -119,17 +120,16 @@ def check_malformed(
         parts: of the log.
         examples: path within the data folder -> reason -> some malformed rows.
         dead_letters: where all of them are.
-        config: `max_bad_share` is read.
+        max_bad_share: the share that is allowed.
 
     Raises:
         RuntimeError: if `max_bad_share` is exceeded in all, or in a span or file with `FEWEST_MALFORMED` of them.
     """
-    limit = config.max_bad_share
     spans, files = (
-        [part for part in some if part.share > limit and part.malformed >= FEWEST_MALFORMED]
+        [part for part in some if part.share > max_bad_share and part.malformed >= FEWEST_MALFORMED]
         for some in (parts.spans, parts.files)
     )
-    bad = [*([parts.log] if parts.log.share > limit else ()), *spans, *files]
+    bad = [*([parts.log] if parts.log.share > max_bad_share else ()), *spans, *files]
     if not bad:
         return
     lines = [f"  {part}" for part in bad[:_MAX_NAMED]]
@@ -142,7 +142,7 @@ def check_malformed(
         shown = "; ".join(f"{file}: {row!r}" for file, row in rows[:NUM_EXAMPLES])
         lines.append(f"  {count:,} {reason}, e.g. {shown}")
     raise RuntimeError(
-        f"Too many rows are malformed; `max_bad_share` allows {limit:.2%}.\n"
+        f"Too many rows are malformed; `max_bad_share` allows {max_bad_share:.2%}.\n"
         + "\n".join(lines)
         + f"\nAll of them: {dead_letters}"
     )
@@ -151,6 +151,11 @@ def check_malformed(
 def most_first(reasons: Mapping[str, int]) -> dict[str, int]:
     """Counts by reason, the largest first."""
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+
+
+def shortened(row: str) -> str:
+    """A malformed row as it is shown."""
+    return row if len(row) <= _EXAMPLE_CHARACTERS else f"{row[:_EXAMPLE_CHARACTERS]}..."
 
 
 def _worst_first(parts: Sequence[Part]) -> list[Part]:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 import apache_beam as beam
 import numpy as np
 
+from tfx_pipeline.ingestion.counting import COUNTS, CountingDoFn
 from tfx_pipeline.ingestion.impressions import UserLog, ends_before
-from tfx_pipeline.ingestion.interactions import COUNTS, CountingDoFn
 from tfx_pipeline.ingestion.rows import Scalar, value_names
 from tfx_pipeline.layouts import Layout
 from tfx_pipeline.sampling import NegativeSampling

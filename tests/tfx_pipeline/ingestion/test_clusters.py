@@ -20,8 +20,8 @@ from keras_eta.datasets import Interactions, cluster_log, save_item_vectors
 from tfx_pipeline.behaviours import ClusterSequence
 from tfx_pipeline.ingestion import impressions
 from tfx_pipeline.ingestion.clusters import ClusterUserLog
+from tfx_pipeline.ingestion.counting import COUNTS, MALFORMED
 from tfx_pipeline.ingestion.impressions import ClusteredLog
-from tfx_pipeline.ingestion.interactions import COUNTS, MALFORMED
 from tfx_pipeline.ingestion.rows import Interaction, value_dtype, value_names
 from tfx_pipeline.layouts import Label, Layout
 

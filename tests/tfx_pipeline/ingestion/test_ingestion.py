@@ -36,7 +36,7 @@ from keras_eta.datasets import Impressions, Interactions
 from keras_eta.datasets import taobao as taobao_data
 from tfx_pipeline.config import SPLITS, PipelineConfig, Split, Training
 from tfx_pipeline.custom_layout import custom
-from tfx_pipeline.ingestion import interactions, values
+from tfx_pipeline.ingestion import counting, interactions, values
 from tfx_pipeline.ingestion.files import log_files
 from tfx_pipeline.ingestion.impression_gen import GenerateImpressions, ImpressionGenExecutor, impression_gen
 from tfx_pipeline.ingestion.impressions import read_block
@@ -523,7 +523,7 @@ def test_malformed_rows_are_counted_by_beam_by_their_reason(tmp_path):
     result = pipeline.run()
     result.wait_until_finish()
 
-    found = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(interactions.METRICS_NAMESPACE))
+    found = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(counting.METRICS_NAMESPACE))
     counters = {counter.key.metric.name: counter.committed for counter in found["counters"]}
     assert counters == {"malformed: missing user_id": 1, "malformed: missing ts": 1}
 

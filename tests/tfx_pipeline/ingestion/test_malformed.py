@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.ingestion.files import span_names
 from tfx_pipeline.ingestion.malformed import Parts, check_malformed, log_parts
 from tfx_pipeline.layouts import Label, Layout, movielens
@@ -28,10 +27,7 @@ def parts_of(files: Mapping[str, tuple[int, int]], spans: Mapping[str, str] | No
 
 
 def check(parts: Parts, max_bad_share: float = 0.01, examples: Any = None) -> None:
-    config = PipelineConfig(
-        layout=movielens(), data="logs", schema="", output="", serving_dir="", max_bad_share=max_bad_share
-    )
-    check_malformed(parts, examples or {}, "dead/letters", config)
+    check_malformed(parts, examples or {}, "dead/letters", max_bad_share)
 
 
 def test_bad_day_stops_the_run_however_large_the_log_is() -> None:

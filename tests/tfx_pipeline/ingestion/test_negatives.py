@@ -24,9 +24,9 @@ from tfx_pipeline.components.scores import score_columns
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.flags import add_flags, config_from_flags
 from tfx_pipeline.ingestion import impressions
+from tfx_pipeline.ingestion.counting import COUNTS, MALFORMED
 from tfx_pipeline.ingestion.impression_gen import ImpressionGenExecutor, impression_gen
 from tfx_pipeline.ingestion.impressions import UserLog
-from tfx_pipeline.ingestion.interactions import COUNTS, MALFORMED
 from tfx_pipeline.ingestion.negatives import SampleNegatives
 from tfx_pipeline.ingestion.rows import Interaction, value_names
 from tfx_pipeline.layouts import Label, Layout
