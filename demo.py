@@ -97,7 +97,7 @@ def plot(path: Path, data: Protocol, logits: dict[str, np.ndarray], eta: Ranker)
     panels[2].set(
         xlabel="ratings back from now",
         ylabel="share of the attention, up to there",
-        title=f"attention by distance in time ({data.long_history}+ earlier ratings)",
+        title=f"attention by ratings back ({data.long_history}+ earlier ratings)",
         ylim=(0, 1),
     )
     panels[2].legend()

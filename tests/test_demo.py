@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_figure_shows_both_measures_and_attention_beside_uniform_attention(tmp_p
     test = Impressions.from_interactions(Interactions.from_columns(log), lambda _: liked, min_history=0)
     lookup = FeatureLookup(features)
     lookup.adapt({"item_id": np.array([5, 6])})
-    data = SimpleNamespace(test=test, long_history=4, lookup=lookup)
+    data: Any = SimpleNamespace(test=test, long_history=4, lookup=lookup)
 
     def score(columns):
         rows = len(columns["history_length"])
@@ -87,7 +88,7 @@ def test_figure_shows_both_measures_and_attention_beside_uniform_attention(tmp_p
         interest = SimpleNamespace(weights=tf.constant([[[[1.0, 0.0]]]] * rows), retrieved=retrieved)
         return SimpleNamespace(interests={"unit": interest})
 
-    eta = SimpleNamespace(
+    eta: Any = SimpleNamespace(
         features=lookup.features, interests=[SimpleNamespace(name="unit")], batch_columns=dict, score=score
     )
     figures = []
@@ -100,7 +101,7 @@ def test_figure_shows_both_measures_and_attention_beside_uniform_attention(tmp_p
     assert [panel.get_title() for panel in figures[0].axes] == [
         "AUC",
         "grouped AUC: within a user",
-        "attention by distance in time (4+ earlier ratings)",
+        "attention by ratings back (4+ earlier ratings)",
     ]
     np.testing.assert_allclose([line.get_ydata() for line in auc.lines], [[0.75, 0.75], [0.25, 0.25]])
     np.testing.assert_allclose([line.get_ydata() for line in grouped.lines], [[1, 1], [0, 0]])

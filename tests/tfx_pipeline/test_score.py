@@ -160,7 +160,7 @@ def test_malformed_requests_are_counted_and_kept(model: Path, tmp_path: Path, ca
     requests[3]["history_dwell"] = [*requests[3]["history_dwell"], 1.0]
     requests[599]["user_id"] = None
     requests[598]["user_id"] = None
-    file = write(tmp_path / "a.parquet", requests)
+    file = write(tmp_path / "a.parquet", requests, row_group_size=520)
     output = tmp_path / "scores"
     assert run(model, file, output) == 0
     scored = {row["request"] for row in rows_of(output)}
