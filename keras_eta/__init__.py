@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from keras_eta.features import Features
     from keras_eta.layers import FeatureLookup
     from keras_eta.models import ETA, Ranker
+    from keras_eta.semantic_ids import SemanticIds
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "Features",
     "Positives",
     "Ranker",
+    "SemanticIds",
     "Sequence",
     "interest",
     "layers",
@@ -42,6 +44,7 @@ _MODULES = {
     "Features": "features",
     "Positives": "columns",
     "Ranker": "models",
+    "SemanticIds": "semantic_ids",
     "Sequence": "columns",
 }
 
