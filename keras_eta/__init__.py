@@ -10,7 +10,7 @@ from keras_eta import _runtime
 _runtime.select_legacy_keras()
 
 if TYPE_CHECKING:
-    from keras_eta import interest, layers, metrics, models, ops
+    from keras_eta import interest, layers, metrics, models, ops, quantization
     from keras_eta.columns import Age, Feature, Positives, Sequence
     from keras_eta.features import Features
     from keras_eta.layers import FeatureLookup
@@ -34,6 +34,7 @@ __all__ = [
     "metrics",
     "models",
     "ops",
+    "quantization",
 ]
 
 _MODULES = {

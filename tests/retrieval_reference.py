@@ -36,3 +36,21 @@ def prefix_sharing(first: Sequence[int], vectors: np.ndarray, neighbours: int) -
         near.append(np.mean([first[j] == first[i] for j in nearest]))
         chance.append(np.mean([first[j] == first[i] for j in others]))
     return float(np.mean(near)), float(np.mean(chance))
+
+
+def residual_codes(vectors: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
+    """The nearest code of each level to what the codes before leave, [n, levels], in float64."""
+    codes = np.zeros([len(vectors), len(codebooks)], np.int32)
+    for row, vector in enumerate(vectors):
+        residual = vector.astype(np.float64)
+        for level, codebook in enumerate(codebooks):
+            distances = [np.sum((residual - code) ** 2) for code in codebook.astype(np.float64)]
+            codes[row, level] = int(np.argmin(distances))
+            residual = residual - codebook[codes[row, level]]
+    return codes
+
+
+def cut_bits(bits: Sequence[bool], levels: int) -> list[int]:
+    """Pieces of equal length, each read from its lowest bit; bits left over are dropped."""
+    width = len(bits) // levels
+    return [sum(int(bits[level * width + i]) << i for i in range(width)) for level in range(levels)]
