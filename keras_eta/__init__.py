@@ -10,7 +10,7 @@ from keras_eta import _runtime
 _runtime.select_legacy_keras()
 
 if TYPE_CHECKING:
-    from keras_eta import interest, layers, metrics, models, ops, quantization
+    from keras_eta import content, interest, layers, metrics, models, ops, quantization
     from keras_eta.columns import Age, Feature, Positives, Sequence
     from keras_eta.features import Features
     from keras_eta.layers import FeatureLookup
@@ -29,6 +29,7 @@ __all__ = [
     "Ranker",
     "SemanticIds",
     "Sequence",
+    "content",
     "interest",
     "layers",
     "metrics",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,3 +55,26 @@ def cut_bits(bits: Sequence[bool], levels: int) -> list[int]:
     """Pieces of equal length, each read from its lowest bit; bits left over are dropped."""
     width = len(bits) // levels
     return [sum(int(bits[level * width + i]) << i for i in range(width)) for level in range(levels)]
+
+
+def tf_idf(texts: Sequence[str]) -> np.ndarray:
+    """Counts of words times 1 + ln((1 + texts) / (1 + texts with the word)), [texts, words]."""
+    words = [re.findall(r"\w+", text.lower()) for text in texts]
+    vocabulary = sorted({word for each in words for word in each})
+    result = np.zeros([len(texts), len(vocabulary)])
+    for column, word in enumerate(vocabulary):
+        holding = sum(word in each for each in words)
+        for row, each in enumerate(words):
+            result[row, column] = each.count(word) * (1 + math.log((1 + len(texts)) / (1 + holding)))
+    return result
+
+
+def one_hot(values: Sequence[Sequence[object]]) -> np.ndarray:
+    """1 where a row holds the value of the column."""
+    columns = sorted({str(value) for row in values for value in row})
+    return np.array([[float(column in [str(value) for value in row]) for column in columns] for row in values])
+
+
+def unit_rows(matrix: np.ndarray) -> np.ndarray:
+    """Rows of length 1; those of zeros stay."""
+    return np.array([row / (np.linalg.norm(row) or 1.0) for row in matrix])
