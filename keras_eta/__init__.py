@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from keras_eta.columns import Age, Feature, Positives, Sequence
     from keras_eta.features import Features
     from keras_eta.layers import FeatureLookup
-    from keras_eta.models import ETA, Ranker
+    from keras_eta.models import ETA, RQVAE, Ranker
     from keras_eta.semantic_ids import SemanticIds
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ETA",
+    "RQVAE",
     "Age",
     "Feature",
     "FeatureLookup",
@@ -45,6 +46,7 @@ _MODULES = {
     "FeatureLookup": "layers",
     "Features": "features",
     "Positives": "columns",
+    "RQVAE": "models",
     "Ranker": "models",
     "SemanticIds": "semantic_ids",
     "Sequence": "columns",
