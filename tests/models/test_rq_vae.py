@@ -112,7 +112,7 @@ def test_fit_on_many_vectors_takes_some_to_start_from(monkeypatch: pytest.Monkey
 def test_training_lowers_the_loss_and_uses_the_codes(seeded: None) -> None:
     vectors = make_vectors()
     model = make_model()
-    model.compile()
+    model.compile(model.default_optimizer(0.01, 0.01))
     history = model.fit(vectors, batch_size=100, epochs=60, verbose=0).history
     assert history["loss"][-1] < 0.5 * history["loss"][0]
     assert min(history["usage_1"][-1], history["usage_2"][-1]) >= 0.8
@@ -120,8 +120,7 @@ def test_training_lowers_the_loss_and_uses_the_codes(seeded: None) -> None:
     assert [len(np.unique(codes[:, level])) for level in range(2)] >= [7, 7]
 
 
-@pytest.mark.parametrize("save_format", ["keras", "tf"])
-@pytest.mark.parametrize("optimizer", [None, "adam"])
+@pytest.mark.parametrize(("save_format", "optimizer"), [("keras", None), ("keras", "adam"), ("tf", None)])
 def test_saved_model_gives_the_same_codes_and_trains_on(
     save_format: str, optimizer: Any, tmp_path: Path, seeded: None
 ) -> None:
@@ -142,6 +141,19 @@ def test_saved_model_gives_the_same_codes_and_trains_on(
     reloaded.fit(vectors, epochs=1, verbose=0)
     # Not started from k-means again.
     np.testing.assert_allclose(reloaded.quantizer.codebooks, model.quantizer.codebooks, atol=1e-6)
+
+
+def test_default_optimizer_is_adam_for_the_codebooks_too() -> None:
+    model = make_model()
+    model.compile()
+    assert [type(part).__name__ for part in model.optimizer.optimizers] == ["Adam", "Adam"]
+    rates = [float(part.learning_rate) for part in model.default_optimizer(0.25, 0.5).optimizers]
+    assert rates == [0.25, 0.5]
+    with pytest.raises(ValueError, match="`dense_learning_rate` must be a number of at least 0"):
+        model.default_optimizer(0.1, -1.0)
+    model.build()
+    assert [tuple(variable.shape) for variable in model.embedding_variables()] == [(2, 8, 4)]
+    assert len(model.dense_variables()) == 2 * 6
 
 
 def test_codes_are_the_same_in_graphs_and_in_predict(trained: RQVAE) -> None:
