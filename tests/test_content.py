@@ -13,7 +13,7 @@ from tests import retrieval_reference as reference
 FILMS = pd.DataFrame(
     {
         "title": ["M", "The War", "war, the war!", None, "", "Peace"],
-        "genres": [["Crime"], ["War", "Drama"], ("War", None), np.nan, [], {"Drama"}],
+        "genres": [["Crime"], ["War", "Drama"], ("War", None), np.nan, [""], {"War"}],
         "year": pd.array([1931, 1994, 1994, None, pd.NA, 1931], "Int64"),
         "empty": [None] * 6,
     }
@@ -29,7 +29,7 @@ def test_vectors_have_the_cosines_of_the_terms(text: tuple[str, ...], categories
     assert (vectors.shape, vectors.dtype) == ((6, 12), np.float32)
     blocks = [reference.tf_idf([cell or "" for cell in FILMS[name]]) for name in text]
     cells: dict[str, list[list[object]]] = {
-        "genres": [["Crime"], ["War", "Drama"], ["War"], [], [], ["Drama"]],
+        "genres": [["Crime"], ["War", "Drama"], ["War"], [], [], ["War"]],
         "year": [[1931], [1994], [1994], [], [], [1931]],
     }
     blocks += [reference.one_hot(cells[name]) for name in categories]
@@ -81,6 +81,7 @@ def test_a_column_without_terms_adds_nothing() -> None:
             ValueError,
             "`text` must be a sequence of columns of the table, ['title', 'genres', ",
         ),
+        ({"table": pd.DataFrame({"t": ["a"]}), "text": "t"}, ValueError, "of the table, ['t']. Received: text='t'"),
         ({"categories": ("genre",)}, ValueError, "Received: categories=('genre',)"),
         ({}, ValueError, "must name at least one column, none twice. Received: 6 rows, text=(), categories=()"),
         ({"text": ("title",), "categories": ("title",)}, ValueError, "none twice. Received: 6 rows, text=('title',)"),

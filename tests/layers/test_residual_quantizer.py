@@ -150,6 +150,14 @@ def test_restarts_of_more_codes_than_vectors_take_all_vectors() -> None:
     assert set(values[1:]) == {1.0, 2.0}
 
 
+def test_a_code_that_one_vector_has_stays() -> None:
+    layer = make_layer(np.array([[[0.0], [50.0]]], np.float32), restart_after=1)
+    layer(tf.constant([[1.0], [2.0], [51.0]]), training=True)
+    assert layer.codebooks.numpy().ravel().tolist() == [0.0, 50.0]
+    layer(tf.constant([[1.0], [2.0]]), training=True)
+    assert layer.codebooks.numpy().ravel().tolist() in ([0.0, 1.0], [0.0, 2.0])
+
+
 def test_without_restarts_codes_stay() -> None:
     layer = make_layer(np.array([[[0.0], [50.0]]], np.float32), restart_after=0)
     for _ in range(3):
