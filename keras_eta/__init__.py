@@ -10,29 +10,34 @@ from keras_eta import _runtime
 _runtime.select_legacy_keras()
 
 if TYPE_CHECKING:
-    from keras_eta import calibration, interest, layers, metrics, models, ops
+    from keras_eta import calibration, content, interest, layers, metrics, models, ops, quantization
     from keras_eta.columns import Age, Feature, Positives, Sequence
     from keras_eta.features import Features
     from keras_eta.layers import FeatureLookup
-    from keras_eta.models import ETA, Ranker
+    from keras_eta.models import ETA, RQVAE, Ranker
+    from keras_eta.semantic_ids import SemanticIds
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ETA",
+    "RQVAE",
     "Age",
     "Feature",
     "FeatureLookup",
     "Features",
     "Positives",
     "Ranker",
+    "SemanticIds",
     "Sequence",
     "calibration",
+    "content",
     "interest",
     "layers",
     "metrics",
     "models",
     "ops",
+    "quantization",
 ]
 
 _MODULES = {
@@ -42,7 +47,9 @@ _MODULES = {
     "FeatureLookup": "layers",
     "Features": "features",
     "Positives": "columns",
+    "RQVAE": "models",
     "Ranker": "models",
+    "SemanticIds": "semantic_ids",
     "Sequence": "columns",
 }
 
