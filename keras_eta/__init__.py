@@ -10,11 +10,12 @@ from keras_eta import _runtime
 _runtime.select_legacy_keras()
 
 if TYPE_CHECKING:
-    from keras_eta import interest, layers, metrics, models, ops
+    from keras_eta import content, interest, layers, metrics, models, ops, quantization
     from keras_eta.columns import Age, Feature, Positives, Sequence
     from keras_eta.features import Features
     from keras_eta.layers import FeatureLookup
     from keras_eta.models import ETA, Ranker
+    from keras_eta.semantic_ids import SemanticIds
 
 __version__ = "0.1.0"
 
@@ -26,12 +27,15 @@ __all__ = [
     "Features",
     "Positives",
     "Ranker",
+    "SemanticIds",
     "Sequence",
+    "content",
     "interest",
     "layers",
     "metrics",
     "models",
     "ops",
+    "quantization",
 ]
 
 _MODULES = {
@@ -42,6 +46,7 @@ _MODULES = {
     "Features": "features",
     "Positives": "columns",
     "Ranker": "models",
+    "SemanticIds": "semantic_ids",
     "Sequence": "columns",
 }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_eta.byte_ids import join_bytes, split_bytes
 from keras_eta.features import Features
 from keras_eta.validation import is_integer
 
@@ -87,8 +88,7 @@ class Contract:
             if name in self.vocabularies:
                 ids = self.vocabularies[name]
                 if ids.dtype.kind == "O":
-                    arrays[f"lengths_{number}"] = np.array([len(id_) for id_ in ids], np.int64)
-                    ids = np.frombuffer(b"".join(ids), np.uint8)
+                    ids, arrays[f"lengths_{number}"] = join_bytes(ids)
                 arrays[f"ids_{number}"] = ids
         np.savez(folder / _VOCABULARIES, **arrays)
 
@@ -138,10 +138,6 @@ def _read_vocabularies(path: Path, features: Features) -> dict[str, np.ndarray]:
                 continue
             ids = arrays[f"ids_{number}"]
             if f"lengths_{number}" in arrays:
-                ends = np.cumsum(arrays[f"lengths_{number}"]).tolist()
-                joined = ids.tobytes()
-                spelt = [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-                ids = np.empty(len(spelt), object)
-                ids[:] = spelt
+                ids = split_bytes(ids, arrays[f"lengths_{number}"])
             vocabularies[name] = ids
     return vocabularies

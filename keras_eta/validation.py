@@ -77,3 +77,18 @@ def exact_integers(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "u":
         return values <= np.iinfo(np.int64).max
     return np.full(values.shape, values.dtype.kind in "bi")
+
+
+def check_vectors(name: str, vectors: Any) -> np.ndarray:
+    """Vectors as float32 [n, D]."""
+    values = np.asarray(vectors)
+    if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "fiu":
+        raise ValueError(
+            f"`{name}` must be floats of shape [n, D]. Received: shape {list(values.shape)}, {values.dtype}"
+        )
+    with np.errstate(over="ignore"):
+        values = values.astype("float32")
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        raise ValueError(f"`{name}` must be finite as float32. Received at row {bad.argmax()}: {values[bad.argmax()]}")
+    return values

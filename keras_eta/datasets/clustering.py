@@ -14,8 +14,7 @@ from threadpoolctl import ThreadpoolController
 
 from keras_eta.columns import TIMESTAMP
 from keras_eta.datasets.columns import ITEM_ID, USER_ID
-from keras_eta.datasets.item_vectors import check_vectors
-from keras_eta.validation import check_integers_from_zero, check_positive_integers, exact_integers
+from keras_eta.validation import check_integers_from_zero, check_positive_integers, check_vectors, exact_integers
 
 SNAPSHOT = "snapshot"
 SIZE = "size"

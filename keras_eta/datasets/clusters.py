@@ -23,8 +23,8 @@ from keras_eta.datasets.columns import (
     user_positions,
 )
 from keras_eta.datasets.interactions import Interactions, Report, check_ranges
-from keras_eta.datasets.item_vectors import check_vectors, item_index, item_rows
-from keras_eta.validation import check_positive_integers
+from keras_eta.datasets.item_vectors import item_index, item_rows
+from keras_eta.validation import check_positive_integers, check_vectors
 
 
 def regular_snapshots(log: Interactions, period: int) -> np.ndarray:

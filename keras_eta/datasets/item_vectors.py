@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from keras_eta.datasets.columns import Column
-from keras_eta.validation import exact_integers
+from keras_eta.validation import check_vectors, exact_integers
 
 
 def item_index(item_ids: Any) -> pd.Index:
@@ -99,18 +99,3 @@ def load_item_vectors(file: str | os.PathLike[str] | BinaryIO) -> tuple[pd.Index
     """
     with np.load(file) as arrays:
         return item_index(arrays["item_id"]), arrays["vectors"]
-
-
-def check_vectors(name: str, vectors: Any) -> np.ndarray:
-    """Vectors as float32 [n, D]."""
-    values = np.asarray(vectors)
-    if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "fiu":
-        raise ValueError(
-            f"`{name}` must be floats of shape [n, D]. Received: shape {list(values.shape)}, {values.dtype}"
-        )
-    with np.errstate(over="ignore"):
-        values = values.astype("float32")
-    bad = ~np.isfinite(values).all(axis=1)
-    if bad.any():
-        raise ValueError(f"`{name}` must be finite as float32. Received at row {bad.argmax()}: {values[bad.argmax()]}")
-    return values

@@ -188,6 +188,28 @@ def impressions(data: MovieLens, min_history: int = 5) -> Impressions:
     )
 
 
+def item_table(data: MovieLens) -> pd.DataFrame:
+    """What is known of each film, for `keras_eta.content.content_vectors`.
+
+    Args:
+        data: the data set.
+
+    Returns:
+        One row per film, as `data.items`: `item_id`, `title` (without the year), `year` and `decade` (Int64, 1995 and
+        1990; missing where the id names no year), `genres` (lists of str).
+    """
+    items = data.items
+    return pd.DataFrame(
+        {
+            ITEM_ID: items[ITEM_ID],
+            "title": items["title"],
+            "year": items["year"],
+            "decade": items["year"] // 10 * 10,
+            "genres": items["genres"].str.split("|"),
+        }
+    )
+
+
 def _counted(counts: tuple[int, int, int]) -> str:
     return "{:,} ratings, {:,} users and {:,} rated films".format(*counts)
 

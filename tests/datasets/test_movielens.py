@@ -110,6 +110,13 @@ def check_handmade(data: movielens.MovieLens) -> None:
         "year": [1995, 1995, 1998, 2000],
         "genres": ["Animation|Children's|Comedy", "Drama|Musical", "Comedy", "Sci-Fi"],
     }
+    assert movielens.item_table(data).to_dict("list") == {
+        "item_id": [title for _, title, _ in FILMS],
+        "title": ["Toy Story", "Misérables, Les", 'Fear "and" Loathing', "Never Rated, A"],
+        "year": [1995, 1995, 1998, 2000],
+        "decade": [1990, 1990, 1990, 2000],
+        "genres": [["Animation", "Children's", "Comedy"], ["Drama", "Musical"], ["Comedy"], ["Sci-Fi"]],
+    }
     assert data.users.to_dict("list") == {
         "user_id": [1, 2, 10],
         "gender": ["F", "M", "F"],

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from keras_eta.content import check_content_vectors, content_vectors
+from tests import retrieval_reference as reference
+
+FILMS = pd.DataFrame(
+    {
+        "title": ["M", "The War", "war, the war!", None, "", "Peace"],
+        "genres": [["Crime"], ["War", "Drama"], ("War", None), np.nan, [], {"Drama"}],
+        "year": pd.array([1931, 1994, 1994, None, pd.NA, 1931], "Int64"),
+        "empty": [None] * 6,
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "categories"),
+    [(("title",), ()), ((), ("genres",)), ((), ("year", "genres")), (("title",), ("genres", "year"))],
+)
+def test_vectors_have_the_cosines_of_the_terms(text: tuple[str, ...], categories: tuple[str, ...]) -> None:
+    vectors = content_vectors(FILMS, text, categories, dim=12)
+    assert (vectors.shape, vectors.dtype) == ((6, 12), np.float32)
+    blocks = [reference.tf_idf([cell or "" for cell in FILMS[name]]) for name in text]
+    cells = {
+        "genres": [["Crime"], ["War", "Drama"], ["War"], [], [], ["Drama"]],
+        "year": [[1931], [1994], [1994], [], [], [1931]],
+    }
+    blocks += [reference.one_hot(cells[name]) for name in categories]
+    expected = reference.unit_rows(np.hstack([reference.unit_rows(block) for block in blocks]))
+    np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=1e-6)
+    lengths = np.linalg.norm(vectors, axis=1)
+    np.testing.assert_allclose(lengths, [1, 1, 1, 0, 0, 1], atol=1e-6)
+
+
+def test_svd_keeps_what_most_items_differ_in() -> None:
+    rng = np.random.default_rng(0)
+    shelf = rng.integers(0, 3, 60)
+    # Twenty words of each of three shelves, five per title, and a word that no other title has.
+    titles = [" ".join([*(f"w{s}x{n}" for n in rng.choice(20, 5)), f"only{i}"]) for i, s in enumerate(shelf)]
+    table = pd.DataFrame({"title": titles})
+    vectors = content_vectors(table, text=("title",), dim=3, seed=1)
+    cosine = vectors @ vectors.T
+    same = shelf[:, None] == shelf
+    assert cosine[same].min() > 0.99
+    assert np.abs(cosine[~same]).max() < 0.05
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+    np.testing.assert_array_equal(vectors, content_vectors(table, text=("title",), dim=3, seed=1), strict=True)
+
+
+def test_fewer_items_than_dimensions_leave_zeros() -> None:
+    table = pd.DataFrame({"title": ["a b c d e f", "a g h i j k", "l"]})
+    vectors = content_vectors(table, text=("title",), dim=5)
+    assert vectors.shape == (3, 5)
+    np.testing.assert_array_equal(vectors[:, 3:], 0)
+    expected = reference.unit_rows(reference.tf_idf(table["title"].tolist()))
+    np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=1e-6)
+
+
+def test_a_column_without_terms_adds_nothing() -> None:
+    expected = content_vectors(FILMS, text=("title",))
+    for more in ({"text": ("title", "empty")}, {"text": ("title",), "categories": ("empty",)}):
+        np.testing.assert_array_equal(content_vectors(FILMS, **more), expected)
+    with pytest.raises(ValueError, match=re.escape("No cell of the columns ['empty'] holds a word or a category.")):
+        content_vectors(FILMS, text=("empty",))
+    with pytest.raises(ValueError, match=re.escape("No cell of the columns ['empty'] holds a word or a category.")):
+        content_vectors(FILMS, categories=("empty",))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"text": "title"},
+            ValueError,
+            "`text` must be a sequence of columns of the table, ['title', 'genres', ",
+        ),
+        ({"categories": ("genre",)}, ValueError, "Received: categories=('genre',)"),
+        ({}, ValueError, "must name at least one column, none twice. Received: 6 rows, text=(), categories=()"),
+        ({"text": ("title",), "categories": ("title",)}, ValueError, "none twice. Received: 6 rows, text=('title',)"),
+        ({"table": FILMS[:0], "text": ("title",)}, ValueError, "The table must have rows"),
+        ({"text": ("year",)}, TypeError, "Texts must be strings; `categories` may be numbers. Received: year=1931"),
+        ({"table": {"title": ["a"]}, "text": ("title",)}, TypeError, "`table` must be a pandas DataFrame. Received: d"),
+        ({"text": ("title",), "dim": 0}, ValueError, "`dim` must be a positive integer. Received: dim=0"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        content_vectors(**{"table": FILMS, **arguments})
+
+
+def test_own_vectors_are_checked() -> None:
+    matrix = check_content_vectors([[1, 2], [3, 4]], ["a", "b"])
+    np.testing.assert_array_equal(matrix, np.array([[1, 2], [3, 4]], np.float32), strict=True)
+    with pytest.raises(ValueError, match=r"`matrix` must have a row per item. Received: 2 rows, 6 items"):
+        check_content_vectors(np.eye(2), FILMS)
+    with pytest.raises(ValueError, match=r"`matrix` must be finite as float32. Received at row 1: \[nan  0.\]"):
+        check_content_vectors([[1.0, 0.0], [np.nan, 0.0]], ["a", "b"])
