@@ -16,7 +16,7 @@ SIZES = (3, 4, 2)
 def test_every_prefix_leads_to_its_items_and_to_no_other(items: set[tuple[int, ...]]) -> None:
     codes = np.array(list(items))
     keys, order = trie_keys(codes, SIZES)
-    nodes = {(): 0}
+    nodes: dict[tuple[int, ...], int] = {(): 0}
     for level, size in enumerate(SIZES):
         prefixes = sorted(nodes)
         children = trie_children(keys[level], np.array([nodes[prefix] for prefix in prefixes]), size).numpy()

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from keras_eta.quantization import ResidualKMeans, fingerprint_codes, random_codes
 
 import keras_eta
 from benchmarks.next_item.counting import co_occurrence, log_rows, popularity
 from benchmarks.next_item.protocols import Protocol
 from keras_eta.datasets.impressions import Impressions
+from keras_eta.quantization import ResidualKMeans, fingerprint_codes, random_codes
 from keras_eta.semantic_ids import SemanticIds
 
 if TYPE_CHECKING:

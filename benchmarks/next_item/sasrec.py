@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_eta import Feature, FeatureLookup, Features
 from keras_eta.datasets.columns import ITEM_ID
 from keras_eta.layers.transformer_blocks import EncoderBlock
+from keras_eta.models.optimizers import EmbeddingsAndDense
 from keras_eta.models.trainable import TrainableModel
 
 Inputs = Mapping[str, tf.Tensor]
@@ -91,5 +92,9 @@ class SASRec(TrainableModel):
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(rows - 2, self(features, training=training))
         return {"loss": tf.reduce_mean(losses)}
 
-    def default_optimizer(self, learning_rate: Any = 1e-3) -> tf.keras.optimizers.Optimizer:
-        return tf.keras.optimizers.Adam(learning_rate)
+    def default_optimizer(self, embedding_learning_rate: Any = 1e-3, dense_learning_rate: Any = 1e-3) -> Any:
+        embeddings, dense = map(tf.keras.optimizers.Adam, (embedding_learning_rate, dense_learning_rate))
+        return EmbeddingsAndDense((embeddings, self.embedding_variables), (dense, self.dense_variables))
+
+    def embedding_variables(self) -> list[tf.Variable]:
+        return [self.items.embeddings, self.positions.embeddings]

@@ -15,6 +15,7 @@ from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.layers.semantic_id_table import SemanticIdTable
 from keras_eta.layers.transformer_blocks import DecoderBlock, EncoderBlock, Memory
 from keras_eta.models.beam_search import Beams, beam_search
+from keras_eta.models.optimizers import EmbeddingsAndDense, check_rates
 from keras_eta.models.trainable import TrainableModel
 from keras_eta.semantic_ids import SemanticIds
 from keras_eta.validation import check_positive_integers, is_number
@@ -224,16 +225,22 @@ class TIGER(TrainableModel):
         total = sum_over_replicas(tf.reduce_sum(weight))
         return {"loss": tf.math.divide_no_nan(tf.reduce_sum(weight * loss), total)}
 
-    def default_optimizer(self, learning_rate: Any = 1e-3) -> tf.keras.optimizers.Optimizer:
-        """Adam with clipped gradients.
+    def default_optimizer(self, embedding_learning_rate: Any = 1e-3, dense_learning_rate: Any = 1e-3) -> Any:
+        """Adam for all weights, with clipped gradients.
 
         Args:
-            learning_rate: a number or a Keras schedule.
+            embedding_learning_rate: for `embedding_variables`; a number or a Keras schedule.
+            dense_learning_rate: for `dense_variables`; likewise.
         """
-        return tf.keras.optimizers.Adam(learning_rate, global_clipnorm=1.0)
+        check_rates(embedding_learning_rate=embedding_learning_rate, dense_learning_rate=dense_learning_rate)
+        embeddings, dense = (
+            tf.keras.optimizers.Adam(rate, global_clipnorm=1.0)
+            for rate in (embedding_learning_rate, dense_learning_rate)
+        )
+        return EmbeddingsAndDense((embeddings, self.embedding_variables), (dense, self.dense_variables))
 
     def embedding_variables(self) -> list[tf.Variable]:
-        return [self.tokens.embeddings]
+        return [table.embeddings for table in (self.tokens, self.positions, self.starts)]
 
     def get_config(self) -> dict[str, Any]:
         table = tf.keras.utils.serialize_keras_object(self.table)

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_eta import TIGER, SemanticIds
 from keras_eta.datasets import Impressions, Interactions
-from keras_eta.models.tiger import TIGER
-from keras_eta.semantic_ids import SemanticIds
 from tests import tiger_reference
 
 SIZES, L = (4, 3, 5, 6), 4
@@ -216,7 +215,7 @@ def test_training_on_a_log_learns_what_follows() -> None:
     impressions = Impressions.from_interactions(log, label=np.ones(len(log), int), min_history=1)
     tf.keras.utils.set_random_seed(0)
     model = TIGER(_ids(), max_history_length=L, dim=24, feed_forward_units=32, dropout=0.0)
-    model.compile(model.default_optimizer(5e-3))
+    model.compile(model.default_optimizer(5e-3, 5e-3))
     batches = impressions.to_dataset(model.features, 64, lookup=model.lookup, shuffle=True, seed=0)
     history = model.fit(batches, epochs=4, verbose=0, validation_data=batches).history
     assert history["val_loss"][-1] < 0.3 < history["val_loss"][0]
