@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,23 +25,24 @@ Finder = Callable[[Impressions, int], np.ndarray]
 Train = Callable[[Protocol, int, int], Finder]
 
 
-def by_scores(data: Protocol, scores: Callable[[Impressions], np.ndarray]) -> Finder:
+def by_scores(data: Protocol, scores: Callable[[Impressions], Iterable[np.ndarray]]) -> Finder:
     """A contestant that scores every item.
 
     Args:
         data: the data set.
-        scores: gives floats [n, items], or [1, items] for everybody, of a part.
+        scores: gives floats [b, items] of the rows of a part, batch by batch.
     """
 
     def find(part: Impressions, k: int) -> np.ndarray:
+        seen = iter(seen_items(data, part))
         found = []
-        seen = seen_items(data, part)
-        for start in range(0, len(part), BATCH_SIZE):
-            rows = np.arange(start, min(start + BATCH_SIZE, len(part)))
-            of_rows = np.array(np.broadcast_to(scores(part[rows]), (len(rows), len(data.item_ids))), np.float64)
-            for of_row, row in zip(of_rows, rows, strict=True):
-                of_row[seen[row]] = -np.inf
-            found.append(np.argsort(-of_rows, axis=1, kind="stable")[:, :k])
+        for batch in scores(part):
+            of_rows = batch.astype(np.float64)
+            for of_row in of_rows:
+                of_row[next(seen)] = -np.inf
+            best = np.argpartition(-of_rows, k, axis=1)[:, :k]
+            order = np.argsort(-np.take_along_axis(of_rows, best, axis=1), axis=1)
+            found.append(np.take_along_axis(best, order, axis=1))
         return np.concatenate(found)
 
     return find
@@ -78,7 +79,8 @@ def semantic_ids(data: Protocol, kind: str, seed: int) -> SemanticIds:
         codes = fingerprint_codes(hash_(tf.constant(data.content)).numpy(), num_bits, LEVELS)
     else:
         codes = random_codes(len(data.item_ids), sizes, seed)
-    return SemanticIds.from_codes(data.item_ids, codes, sizes, max_collisions=256)
+    most = int(np.unique(codes, axis=0, return_counts=True)[1].max())
+    return SemanticIds.from_codes(data.item_ids, codes, sizes, max_collisions=most)
 
 
 def train_tiger(kind: str) -> Train:
@@ -126,9 +128,9 @@ def train_sasrec(data: Protocol, seed: int, max_epochs: int) -> Finder:
     model = SASRec(data.item_ids)
     _fit(model, data, seed, max_epochs)
 
-    def scores(part: Impressions) -> np.ndarray:
+    def scores(part: Impressions) -> Iterable[np.ndarray]:
         batches = part.to_dataset(model.features, BATCH_SIZE, lookup=model.lookup)
-        return np.concatenate([model(inputs).numpy() for inputs, _ in batches])
+        return (model(inputs).numpy() for inputs, _ in batches)
 
     return by_scores(data, scores)
 
