@@ -150,7 +150,7 @@ def _fit(model: Any, data: Protocol, seed: int, max_epochs: int) -> None:
 
 
 CONTESTANTS: dict[str, Train] = {
-    "popularity": lambda data, seed, epochs: by_scores(data, lambda part: popularity(data)),
+    "popularity": lambda data, seed, epochs: by_scores(data, lambda part: popularity(data, part)),
     "co-occurrence": lambda data, seed, epochs: by_scores(data, lambda part: co_occurrence(data, part)),
     "sasrec": train_sasrec,
     "tiger-rq-vae": train_tiger("rq-vae"),
