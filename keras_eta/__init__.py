@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from keras_eta.columns import Age, Feature, Positives, Sequence
     from keras_eta.features import Features
     from keras_eta.layers import FeatureLookup
-    from keras_eta.models import ETA, TIGER, Ranker
+    from keras_eta.models import ETA, RQVAE, TIGER, Ranker
     from keras_eta.semantic_ids import SemanticIds
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ETA",
+    "RQVAE",
     "TIGER",
     "Age",
     "Feature",
@@ -41,15 +42,16 @@ __all__ = [
 
 _MODULES = {
     "ETA": "models",
-    "TIGER": "models",
     "Age": "columns",
     "Feature": "columns",
     "FeatureLookup": "layers",
     "Features": "features",
     "Positives": "columns",
+    "RQVAE": "models",
     "Ranker": "models",
     "SemanticIds": "semantic_ids",
     "Sequence": "columns",
+    "TIGER": "models",
 }
 
 

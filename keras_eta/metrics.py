@@ -1,4 +1,4 @@
-"""Metrics of rankers and of retrieval: offline ones in NumPy, and the AUC that training reports."""
+"""Metrics of rankers, of retrieval and of codes: offline ones in NumPy, and those that training reports."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from keras_eta import _runtime
+from keras_eta.validation import check_positive_integers
 
 _runtime.prepare_tensorflow()
 
@@ -69,6 +70,73 @@ class LogOddsAUC(tf.keras.metrics.Metric):
     def reset_state(self) -> None:
         for counts in (self.negatives, self.positives):
             counts.assign(tf.zeros_like(counts))
+
+
+class _CodeCounts(tf.keras.metrics.Metric):
+    """Counts how often each code of a codebook is given."""
+
+    def __init__(self, codebook_size: int, name: str, **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        check_positive_integers(codebook_size=codebook_size)
+        self.codebook_size = codebook_size
+        self.counts = self.add_weight("counts", [codebook_size], initializer="zeros")
+
+    def update_state(self, codes: Any, sample_weight: None = None) -> None:
+        ones = tf.ones_like(codes, self.counts.dtype)
+        self.counts.assign_add(tf.math.unsorted_segment_sum(ones, codes, self.codebook_size))
+
+    def reset_state(self) -> None:
+        self.counts.assign(tf.zeros_like(self.counts))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "codebook_size": self.codebook_size}
+
+
+@tf.keras.utils.register_keras_serializable(package="keras_eta")
+class CodeUsage(_CodeCounts):
+    """Share of the codes of a codebook that were given at least once.
+
+    Args:
+        codebook_size: K, codes of the codebook.
+        name: of the metric.
+        **kwargs: as `tf.keras.metrics.Metric`.
+
+    Call arguments:
+        codes: integers [N], from 0 to K - 1.
+
+    Returns:
+        float32 scalar from 0 to 1.
+    """
+
+    def __init__(self, codebook_size: int, name: str = "usage", **kwargs: Any) -> None:
+        super().__init__(codebook_size, name, **kwargs)
+
+    def result(self) -> tf.Tensor:
+        return tf.reduce_mean(tf.cast(self.counts > 0, tf.float32))
+
+
+@tf.keras.utils.register_keras_serializable(package="keras_eta")
+class CodePerplexity(_CodeCounts):
+    """exp of the entropy of the codes: as many codes in even use would be as hard to guess.
+
+    Args:
+        codebook_size: K, codes of the codebook.
+        name: of the metric.
+        **kwargs: as `tf.keras.metrics.Metric`.
+
+    Call arguments:
+        codes: integers [N], from 0 to K - 1.
+
+    Returns:
+        float32 scalar from 1 to K.
+    """
+
+    def __init__(self, codebook_size: int, name: str = "perplexity", **kwargs: Any) -> None:
+        super().__init__(codebook_size, name, **kwargs)
+
+    def result(self) -> tf.Tensor:
+        shares = tf.math.divide_no_nan(self.counts, tf.reduce_sum(self.counts))
+        return tf.exp(-tf.reduce_sum(tf.math.multiply_no_nan(tf.math.log(shares), shares)))
 
 
 def log_odds_bucket(logits: Any) -> Any:

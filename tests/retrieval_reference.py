@@ -78,3 +78,37 @@ def one_hot(values: Sequence[Sequence[object]]) -> np.ndarray:
 def unit_rows(matrix: np.ndarray) -> np.ndarray:
     """Rows of length 1; those of zeros stay."""
     return np.array([row / (np.linalg.norm(row) or 1.0) for row in matrix])
+
+
+def residual_quantizer(
+    vectors: np.ndarray, codebooks: np.ndarray, commitment_weight: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Codes, sums of their vectors, and per vector the codebook and the commitment loss."""
+    codes = residual_codes(vectors, codebooks)
+    sums, losses = np.zeros(vectors.shape), np.zeros(len(vectors))
+    for row, vector in enumerate(vectors):
+        for level, codebook in enumerate(codebooks):
+            code = codebook[codes[row, level]].astype(np.float64)
+            losses[row] += np.sum((vector - sums[row] - code) ** 2)
+            sums[row] += code
+    return codes, sums, losses, commitment_weight * losses
+
+
+def residual_quantizer_gradients(
+    vectors: np.ndarray, codebooks: np.ndarray, commitment_weight: float, upstream: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients, for vectors and codebooks, of all losses summed and of the quantised vectors times `upstream`.
+
+    A residual r = z - (codes before, which are constants) has the gradient of z: each level adds its own
+    2 * commitment_weight * (r - e). A code is moved by 2 (e - r) of every vector that has it, and by nothing else.
+    """
+    codes = residual_codes(vectors, codebooks)
+    of_vectors, of_codebooks = upstream.astype(np.float64), np.zeros(codebooks.shape)
+    for row, vector in enumerate(vectors):
+        residual = vector.astype(np.float64)
+        for level, codebook in enumerate(codebooks):
+            code = codebook[codes[row, level]].astype(np.float64)
+            of_vectors[row] += 2 * commitment_weight * (residual - code)
+            of_codebooks[level, codes[row, level]] += 2 * (code - residual)
+            residual = residual - code
+    return of_vectors, of_codebooks

@@ -129,6 +129,8 @@ def test_equal_semantic_ids_are_refused() -> None:
 def test_report_equals_the_reference() -> None:
     rng = np.random.default_rng(0)
     codes, vectors = rng.integers(0, 4, (40, 2)), rng.standard_normal((40, 5)).astype(np.float32)
+    # Of very different lengths, which cosines do not see.
+    vectors *= rng.uniform(0.01, 10.0, (40, 1)).astype(np.float32)
     report = SemanticIds.from_codes(np.arange(40), codes, (5, 4)).report(vectors)
     for level, size in enumerate((5, 4)):
         expected = reference.usage_and_perplexity(codes[:, level].tolist(), size)

@@ -5,6 +5,7 @@ from keras_eta.layers.dice import Dice
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.layers.fingerprinted_embedding import FingerprintedEmbedding
 from keras_eta.layers.hamming_top_k import HammingTopK
+from keras_eta.layers.residual_quantizer import Quantized, ResidualQuantizer
 from keras_eta.layers.simhash import SimHash
 from keras_eta.layers.target_attention import TargetAttention
 
@@ -14,6 +15,8 @@ __all__ = [
     "FeatureLookup",
     "FingerprintedEmbedding",
     "HammingTopK",
+    "Quantized",
+    "ResidualQuantizer",
     "SimHash",
     "TargetAttention",
 ]

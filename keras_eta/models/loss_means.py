@@ -22,13 +22,12 @@ class LossMeans(tf.keras.layers.Layer):
         super().__init__(name="loss_means")
         self._means = {name: tf.keras.metrics.Mean(name=name) for name in names}
 
-    def update(self, labels: tf.Tensor, losses: Mapping[str, tf.Tensor]) -> None:
+    def update(self, rows: tf.Tensor, losses: Mapping[str, tf.Tensor]) -> None:
         """Takes a step in.
 
         Args:
-            labels: [n], those of this replica.
+            rows: how many this replica has.
             losses: this replica's parts of the global batch's means, by name; the parts of all replicas add up to them.
         """
-        rows = tf.size(labels)
         for name, value in sum_over_replicas(dict(losses)).items():
             self._means[name].update_state(value, sample_weight=rows)

@@ -1,4 +1,4 @@
-"""The MLP of a ranker."""
+"""MLPs of models."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from typing import Any
 import tensorflow as tf
 
 
-def make_mlp(hidden_units: Sequence[int], activation: str | type[tf.keras.layers.Layer]) -> tf.keras.Sequential:
-    """Dense layers with activations, and one logit in float32.
+def make_mlp(
+    hidden_units: Sequence[int], activation: str | type[tf.keras.layers.Layer], units: int = 1, name: str = "mlp"
+) -> tf.keras.Sequential:
+    """Dense layers with activations, and one of outputs in float32: one logit by default.
 
     Args:
         hidden_units: widths of the hidden layers.
         activation: of the hidden layers, as `check_activation` accepts it.
+        units: how many outputs.
+        name: of the whole.
     """
-    mlp = tf.keras.Sequential(name="mlp")
-    for units in hidden_units:
-        mlp.add(tf.keras.layers.Dense(units))
+    mlp = tf.keras.Sequential(name=name)
+    for width in hidden_units:
+        mlp.add(tf.keras.layers.Dense(width))
         mlp.add(tf.keras.layers.Activation(activation) if isinstance(activation, str) else activation())
-    mlp.add(tf.keras.layers.Dense(1, dtype=tf.float32))
+    mlp.add(tf.keras.layers.Dense(units, dtype=tf.float32))
     return mlp
 
 

@@ -155,6 +155,10 @@ class TrainableModel(tfrs.Model):
     def compute_loss(self, inputs: tuple[Any, ...], training: bool = False) -> tf.Tensor:
         return self.compute_losses(inputs, training)[LOSS]
 
+    def num_rows(self, inputs: tuple[Any, ...]) -> tf.Tensor:
+        """How many rows a batch has, as `compute_losses` takes it."""
+        return tf.size(inputs[1])
+
     def train_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as tape:
             losses = {**self.compute_losses(inputs, training=True), REGULARIZATION_LOSS: self._regularization_loss()}
@@ -164,12 +168,12 @@ class TrainableModel(tfrs.Model):
         if writes_to_handles(self.optimizer):
             self.refresh()
         self.after_step(self.optimizer.iterations)
-        self._loss_means.update(inputs[1], losses)
+        self._loss_means.update(self.num_rows(inputs), losses)
         return self._logs()
 
     def test_step(self, inputs: tuple[Any, ...]) -> dict[str, tf.Tensor]:
         losses = {**self.compute_losses(inputs), REGULARIZATION_LOSS: self._regularization_loss()}
-        self._loss_means.update(inputs[1], losses)
+        self._loss_means.update(self.num_rows(inputs), losses)
         logs = self._logs()
         return {name: value for name, value in logs.items() if name not in self._part_names}
 
