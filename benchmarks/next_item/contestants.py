@@ -67,7 +67,7 @@ def semantic_ids(data: Protocol, kind: str, seed: int) -> SemanticIds:
     sizes = (CODEBOOK_SIZE,) * LEVELS
     tf.keras.utils.set_random_seed(seed)
     if kind == "rq-vae":
-        model = keras_eta.models.RQVAE(levels=LEVELS, codebook_size=CODEBOOK_SIZE)
+        model = keras_eta.models.RQVAE(data.content.shape[1], levels=LEVELS, codebook_size=CODEBOOK_SIZE)
         model.compile()
         model.fit(data.content, epochs=200, batch_size=1024, verbose=0)
         codes = model.codes(data.content)
