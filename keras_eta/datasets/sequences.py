@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -103,7 +104,7 @@ def leave_one_out(log: Interactions) -> LeaveOneOut:
     if number.max() < 3:
         raise ValueError(f"A user must have 3 interactions for a part each. Received: at most {number.max()}")
     # Places for moments: what came before is in the history, whatever the clock says.
-    placed = Interactions({**log.columns, TIMESTAMP: place.astype("int64")}, log.report)
+    placed = dataclasses.replace(log, columns={**log.columns, TIMESTAMP: place.astype("int64")})
     impressions = Impressions.from_interactions(placed, label=lambda log: np.ones(len(log), "int64"), min_history=0)
     back = number - 1 - place
     enough = number >= 3

@@ -101,14 +101,11 @@ class SemanticIdTable(tf.keras.layers.Layer):
         rows = tf.gather(self.items, tf.maximum(leaves, 0)) + _NO_ITEMS
         return tf.where(leaves >= 0, rows, 0)
 
-    def raw_ids(self, rows: tf.Tensor) -> tf.Tensor:
-        """The raw ids of rows [...]: int64, or strings; 0 or "" where there is no item."""
-        table = self.lookup.tables[ITEM_ID].lookup_table
-        ids, places = table.export()
-        # By row: what stands before the first item is no item's.
-        none = tf.zeros([_NO_ITEMS], tf.int64) if ids.dtype == tf.int64 else tf.fill([_NO_ITEMS], "")
-        by_row = tf.concat([none, tf.gather(ids, tf.argsort(places))], axis=0)
-        return tf.gather(by_row, rows)
+    def raw_ids_by_row(self) -> np.ndarray:
+        """The raw ids of all rows, outside of any graph: int64, or bytes as objects; 0 or b"" where there is no item."""
+        ids, places = (tensor.numpy() for tensor in self.lookup.tables[ITEM_ID].lookup_table.export())
+        none = np.full(_NO_ITEMS, b"" if ids.dtype == object else 0, ids.dtype)
+        return np.concatenate([none, ids[np.argsort(places)]])
 
     def get_config(self) -> dict[str, Any]:
         lookup = tf.keras.utils.serialize_keras_object(self.lookup)

@@ -223,7 +223,7 @@ def test_training_on_a_log_learns_what_follows() -> None:
     found = model.retrieve(
         {"history_item_id": tf.constant(rows), "history_length": tf.constant([L, L])}, num_results=1, num_beams=4
     )
-    assert model.table.raw_ids(found.rows).numpy().tolist() == [[104], [101]]
+    assert model.table.raw_ids_by_row()[found.rows].tolist() == [[104], [101]]
 
 
 @pytest.mark.parametrize(
