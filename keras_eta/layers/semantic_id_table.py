@@ -102,7 +102,7 @@ class SemanticIdTable(tf.keras.layers.Layer):
         return tf.where(leaves >= 0, rows, 0)
 
     def raw_ids_by_row(self) -> np.ndarray:
-        """The raw ids of all rows, outside of any graph: int64, or bytes as objects; 0 or b"" where there is no item."""
+        """The raw ids of all rows, outside of any graph: int64, or bytes as objects; 0 or b"" where no item is."""
         ids, places = (tensor.numpy() for tensor in self.lookup.tables[ITEM_ID].lookup_table.export())
         none = np.full(_NO_ITEMS, b"" if ids.dtype == object else 0, ids.dtype)
         return np.concatenate([none, ids[np.argsort(places)]])
