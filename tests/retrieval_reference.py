@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -39,8 +39,9 @@ def prefix_sharing(first: Sequence[int], vectors: np.ndarray, neighbours: int) -
     return float(np.mean(near)), float(np.mean(chance))
 
 
-def residual_codes(vectors: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
+def residual_codes(vectors: np.ndarray, codebooks: Iterable[np.ndarray]) -> np.ndarray:
     """The nearest code of each level to what the codes before leave, [n, levels], in float64."""
+    codebooks = list(codebooks)
     codes = np.zeros([len(vectors), len(codebooks)], np.int32)
     for row, vector in enumerate(vectors):
         residual = vector.astype(np.float64)

@@ -28,7 +28,7 @@ def test_vectors_have_the_cosines_of_the_terms(text: tuple[str, ...], categories
     vectors = content_vectors(FILMS, text, categories, dim=12)
     assert (vectors.shape, vectors.dtype) == ((6, 12), np.float32)
     blocks = [reference.tf_idf([cell or "" for cell in FILMS[name]]) for name in text]
-    cells = {
+    cells: dict[str, list[list[object]]] = {
         "genres": [["Crime"], ["War", "Drama"], ["War"], [], [], ["Drama"]],
         "year": [[1931], [1994], [1994], [], [], [1931]],
     }

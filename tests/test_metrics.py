@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_eta import metrics
-from tests import reference
+from tests import reference, retrieval_reference
 
 # Few different scores and groups, so that ties and groups of one class abound.
 ROWS = st.lists(st.tuples(st.integers(0, 1), st.integers(-2, 2), st.integers(0, 4)), min_size=1, max_size=40)
@@ -211,3 +211,24 @@ def test_log_odds_auc_starts_again_and_is_compiled() -> None:
     for labels in ([0.0, 1.0, 1.0], [1.0, 0.0, 1.0]):
         metric.reset_state()
         assert float(area(tf.constant(labels), tf.constant([-9.0, -8.9, -8.8]))) == metrics.auc(labels, [0, 1, 2])
+
+
+def test_code_usage_and_perplexity_equal_counting() -> None:
+    codes = np.random.default_rng(0).integers(0, 6, 50) ** 2
+    usage, perplexity = metrics.CodeUsage(30), metrics.CodePerplexity(30)
+    assert (usage.result(), perplexity.result()) == (0.0, 1.0)
+    for batch in (codes[:20], codes[20:]):
+        usage.update_state(batch)
+        perplexity.update_state(tf.constant(batch, tf.int32))
+    expected = retrieval_reference.usage_and_perplexity(codes.tolist(), 30)
+    np.testing.assert_allclose([usage.result(), perplexity.result()], expected, rtol=1e-6)
+    for metric, value in ((usage, 1 / 30), (perplexity, 1.0)):
+        metric.reset_state()
+        metric.update_state([29, 29])
+        assert metric.result().numpy() == pytest.approx(value)
+        assert type(metric).from_config(metric.get_config()).codebook_size == 30
+
+
+def test_codebook_size_of_code_metrics_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"`codebook_size` must be a positive integer. Received: codebook_size=0"):
+        metrics.CodeUsage(0)

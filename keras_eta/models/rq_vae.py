@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_eta.layers.residual_quantizer import ResidualQuantizer
 from keras_eta.metrics import CodePerplexity, CodeUsage
 from keras_eta.models.mlp import activation_class, check_activation, make_mlp
+from keras_eta.models.optimizers import EmbeddingsAndDense, check_rates
 from keras_eta.models.trainable import LOSS, TrainableModel
 from keras_eta.validation import check_hidden_units, check_positive_integers, check_vectors
 
@@ -165,6 +166,25 @@ class RQVAE(TrainableModel):
 
     def num_rows(self, inputs: Any) -> tf.Tensor:
         return tf.shape(_vectors(inputs))[0]
+
+    def default_optimizer(self, embedding_learning_rate: Any = 1e-3, dense_learning_rate: Any = 1e-3) -> Any:
+        """Adam for both, as Adagrad's codes fall behind the encoder, whose vectors move at every step.
+
+        Args:
+            embedding_learning_rate: of the codebooks; a number or a Keras schedule.
+            dense_learning_rate: of the encoder and the decoder; likewise.
+
+        Returns:
+            A `keras_eta.models.optimizers.EmbeddingsAndDense`.
+
+        Raises:
+            ValueError: if a rate is neither a schedule nor a finite number of at least 0.
+        """
+        check_rates(embedding_learning_rate=embedding_learning_rate, dense_learning_rate=dense_learning_rate)
+        return EmbeddingsAndDense(
+            (tf.keras.optimizers.Adam(embedding_learning_rate), self.embedding_variables),
+            (tf.keras.optimizers.Adam(dense_learning_rate), self.dense_variables),
+        )
 
     def embedding_variables(self) -> list[tf.Variable]:
         """The codebooks."""

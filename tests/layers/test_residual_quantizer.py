@@ -113,7 +113,7 @@ def test_initialize_of_fewer_vectors_than_codes_leaves_the_others() -> None:
     np.testing.assert_array_equal(layer.codebooks.numpy()[0, 3], before[0, 3])
     np.testing.assert_array_equal(layer.codebooks.numpy()[1, 1:], before[1, 1:])
     np.testing.assert_allclose(layer(vectors).vectors, vectors, atol=1e-6)
-    with pytest.raises(ValueError, match="`vectors` must be finite as float32. Received at row 0"):
+    with pytest.raises(ValueError, match=r"`vectors` must be finite as float32. Received at row 0"):
         layer.initialize(np.full([2, 5], np.nan))
 
 
