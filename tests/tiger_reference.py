@@ -38,7 +38,11 @@ def feed_forward(x: np.ndarray, weights: Mapping[str, Weights]) -> np.ndarray:
 
 
 def item_logits(
-    history: Sequence[Sequence[int] | None], item: Sequence[int], sizes: Sequence[int], weights: Mapping[str, dict]
+    history: Sequence[Sequence[int] | None],
+    item: Sequence[int],
+    sizes: Sequence[int],
+    weights: Mapping[str, dict],
+    spelt: bool,
 ) -> list[np.ndarray]:
     """The logits of each token of an item.
 
@@ -47,12 +51,17 @@ def item_logits(
         item: codes of the item.
         sizes: number of codes of each level.
         weights: `tokens`, `positions`, `starts`, and by the model's names those of blocks, norms and heads.
+        spelt: whether the tokens of a behaviour are read one by one, or their sum.
     """
     first = np.concatenate([[1], 1 + np.cumsum(sizes)])
     x = [weights["starts"][0]]
     for position, codes in enumerate(history):
-        for level, code in enumerate(codes or ()):
-            x.append(weights["tokens"][first[level] + code] + weights["positions"][position])
+        vectors = [
+            weights["tokens"][first[level] + code] + weights["positions"][position]
+            for level, code in enumerate(codes or ())
+        ]
+        if vectors:
+            x += vectors if spelt else [np.sum(vectors, axis=0)]
     encoded = np.array(x)
     for block in weights["encoder"]:
         normed = layer_norm(encoded, block["norm"])

@@ -44,6 +44,8 @@ class TIGER(TrainableModel):
         num_layers: of the encoder, and of the decoder.
         feed_forward_units: width of the hidden layers.
         dropout: rate, in training.
+        spelt_history: whether the encoder reads the tokens of a behaviour one by one, as in the paper, or their sum. Of
+            T tokens each, spelt histories are T times as long, and training takes several times as long.
         label_smoothing: share of a target's weight that is spread over all codes of its level.
 
     Call arguments:
@@ -72,6 +74,7 @@ class TIGER(TrainableModel):
         num_layers: int = 2,
         feed_forward_units: int = 256,
         dropout: float = 0.1,
+        spelt_history: bool = False,
         label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> None:
@@ -90,8 +93,9 @@ class TIGER(TrainableModel):
         if not isinstance(ids, SemanticIdTable):
             raise TypeError(f"`ids` must be keras_eta.SemanticIds. Received: ids={ids!r}")
         self.table = ids
-        self._arguments = {**sizes, **rates}
+        self._arguments = {**sizes, **rates, "spelt_history": spelt_history}
         self.max_history_length = max_history_length
+        self.spelt_history = spelt_history
         self.label_smoothing = label_smoothing
         block: dict[str, Any] = {"num_heads": num_heads, "key_dim": dim // num_heads, "dropout": dropout}
         block["feed_forward_units"] = feed_forward_units
@@ -150,11 +154,15 @@ class TIGER(TrainableModel):
         tokens = self.table(tf.where(tf.sequence_mask(lengths, length), rows, 0))
         # [R, L, T, D], the position the same for all tokens of an item.
         x = self.tokens(tokens) + self.positions(tf.range(length))[:, tf.newaxis]
-        x = tf.reshape(x, [requests, length * levels, x.shape[-1]])
+        mask = tokens > 0
+        if self.spelt_history:
+            x = tf.reshape(x, [requests, length * levels, x.shape[-1]])
+            mask = tf.reshape(mask, [requests, length * levels])
+        else:
+            x, mask = tf.reduce_sum(x, axis=2), mask[:, :, 0]
         start = self.starts(tf.zeros([requests, 1], tf.int32))
         x = self.dropout(tf.concat([start, x], axis=1), training=training)
-        mask = tf.reshape(tokens > 0, [requests, 1, length * levels])
-        mask = tf.pad(mask, [[0, 0], [0, 0], [1, 0]], constant_values=True)
+        mask = tf.pad(mask[:, tf.newaxis], [[0, 0], [0, 0], [1, 0]], constant_values=True)
         for block in self.encoder:
             x = block(x, mask, training=training)
         x = self.encoder_norm(x)

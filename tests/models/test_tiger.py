@@ -98,15 +98,16 @@ def _reference_scores(model: TIGER) -> np.ndarray:
     scores = np.zeros([4, len(ids)])
     for row, history in enumerate(histories):
         for item, codes in enumerate(ids.codes):
-            logits = tiger_reference.item_logits(history, codes, SIZES, weights)
+            logits = tiger_reference.item_logits(history, codes, SIZES, weights, model.spelt_history)
             scores[row, item] = sum(
                 x[code] - math.log(np.exp(x).sum()) for x, code in zip(logits, codes.tolist(), strict=True)
             )
     return scores
 
 
-def test_beams_as_wide_as_the_catalogue_equal_scoring_every_item_in_numpy() -> None:
-    model = _model()
+@pytest.mark.parametrize("spelt", [True, False])
+def test_beams_as_wide_as_the_catalogue_equal_scoring_every_item_in_numpy(spelt: bool) -> None:
+    model = _model(spelt_history=spelt)
     expected = _reference_scores(model)
     found = model.retrieve(_histories(model), len(ITEMS), len(ITEMS))
     order = np.argsort(-expected, axis=1)
