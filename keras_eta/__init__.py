@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from keras_eta.columns import Age, Feature, Positives, Sequence
     from keras_eta.features import Features
     from keras_eta.layers import FeatureLookup
-    from keras_eta.models import ETA, RQVAE, Ranker
+    from keras_eta.models import ETA, RQVAE, TIGER, Ranker
     from keras_eta.semantic_ids import SemanticIds
 
 __version__ = "0.1.0"
@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ETA",
     "RQVAE",
+    "TIGER",
     "Age",
     "Feature",
     "FeatureLookup",
@@ -51,6 +52,7 @@ _MODULES = {
     "Ranker": "models",
     "SemanticIds": "semantic_ids",
     "Sequence": "columns",
+    "TIGER": "models",
 }
 
 

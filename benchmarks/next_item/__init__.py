@@ -1,0 +1,1 @@
+"""Benchmark of retrieval: which item does a user take next, of all that there are?"""

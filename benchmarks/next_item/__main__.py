@@ -1,0 +1,146 @@
+"""Which item does a user take next? Retrieval from all items, nothing sampled.
+
+    python -m benchmarks.next_item movielens --methods popularity sasrec tiger-rq-vae --seeds 0 --json next_item.json
+
+The last interaction of each user is the test, the last but one the validation. Every method ranks, or finds among, all
+items; those of the user's history are left out. Models train until the validation loss no longer falls. Results are in
+the JSON file, and a run that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.next_item.protocols import LOADERS
+from benchmarks.quality.results import read_results, write_results
+from keras_eta.quiet import quiet_imports
+
+METHODS = (
+    "popularity",
+    "co-occurrence",
+    "sasrec",
+    "tiger-rq-vae",
+    "tiger-k-means",
+    "tiger-fingerprints",
+    "tiger-random",
+)
+MEASURES = ("recall_5", "ndcg_5", "recall_10", "ndcg_10")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A method judged on the test part.
+
+    Args:
+        data: name of the data set.
+        method: of `METHODS`.
+        seed: of initial weights, ids and the order of batches.
+        users: number of test impressions.
+        train_rows: training impressions.
+        recall_5: share of users whose item is among the first 5.
+        ndcg_5: mean of 1 / log2(1 + rank) over users, 0 beyond rank 5.
+        recall_10: as `recall_5`.
+        ndcg_10: as `ndcg_5`.
+        seconds: of training, ids included.
+    """
+
+    data: str
+    method: str
+    seed: int
+    users: int
+    train_rows: int
+    recall_5: float
+    ndcg_5: float
+    recall_10: float
+    ndcg_10: float
+    seconds: float
+
+
+def measures(found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """Recall and NDCG at 5 and 10.
+
+    Args:
+        found: integers [n, 10], the best first.
+        wanted: integers [n].
+    """
+    hits = found == wanted[:, np.newaxis]
+    gains = hits / np.log2(np.arange(2, found.shape[1] + 2))
+    values = {}
+    for k in (5, 10):
+        values[f"recall_{k}"] = float(hits[:, :k].any(axis=1).mean())
+        values[f"ndcg_{k}"] = float(gains[:, :k].sum(axis=1).mean())
+    return values
+
+
+def main() -> None:
+    """Trains each method with each seed, and prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.next_item"
+    )
+    parser.add_argument("data_set", choices=LOADERS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
+    parser.add_argument("--epochs", type=int, default=50, help="at most (default: 50)")
+    parser.add_argument(
+        "--max_rows", type=int, metavar="N", help="training impressions, for a quick look; default: all"
+    )
+    parser.add_argument("--data", metavar="PATH", help="of the data set; movielens is fetched by default")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="results, read first and written after each run")
+    flags = parser.parse_args()
+
+    from benchmarks.next_item.contestants import CONTESTANTS
+    from benchmarks.next_item.counting import item_rows
+
+    data = LOADERS[flags.data_set](flags.data)
+    parts = data.parts
+    if flags.max_rows is not None:
+        train = parts.train.sample(min(flags.max_rows, len(parts.train)))
+        data = dataclasses.replace(data, parts=parts._replace(train=train))
+    results = read_results(flags.json, Result) if flags.json else []
+    console, shown = Console(), list[Result]()
+    wanted = item_rows(data, parts.test)
+    for seed in flags.seeds:
+        for method in flags.methods:
+            setting = data.name, method, seed, len(data.parts.train)
+            known = [x for x in results if (x.data, x.method, x.seed, x.train_rows) == setting]
+            if not known:
+                console.print(f"{method}, seed {seed}")
+                start = time.perf_counter()
+                find = CONTESTANTS[method](data, seed, flags.epochs)
+                seconds = time.perf_counter() - start
+                found = measures(find(parts.test, 10), wanted)
+                known = [Result(data.name, method, seed, len(wanted), len(data.parts.train), **found, seconds=seconds)]
+                results += known
+                if flags.json:
+                    write_results(flags.json, results)
+            shown += known
+    print_table(shown)
+
+
+def print_table(results: list[Result]) -> None:
+    """A row per method: the mean over seeds and their spread."""
+    table = Table(title="the next item, of all", caption="mean ± standard deviation over seeds")
+    for name in ("method", "seeds", *MEASURES, "training"):
+        table.add_column(name.replace("_", "@"), justify="left" if name == "method" else "right")
+    for method in dict.fromkeys(result.method for result in results):
+        own = [result for result in results if result.method == method]
+        cells = []
+        for name in MEASURES:
+            values = [getattr(result, name) for result in own]
+            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.4f}{spread}")
+        seconds = np.mean([result.seconds for result in own])
+        table.add_row(method, str(len(own)), *cells, f"{seconds:,.0f} s")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    quiet_imports()
+    main()

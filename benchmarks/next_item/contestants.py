@@ -1,0 +1,160 @@
+"""The contestants: what each ranks all items by, or finds among them, after each history."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import keras_eta
+from benchmarks.next_item.counting import co_occurrence, log_rows, popularity
+from benchmarks.next_item.protocols import Protocol
+from keras_eta.datasets.impressions import Impressions
+from keras_eta.quantization import ResidualKMeans, fingerprint_codes, random_codes
+from keras_eta.semantic_ids import SemanticIds
+
+if TYPE_CHECKING:
+    pass
+
+LEVELS, CODEBOOK_SIZE, NUM_BEAMS, BATCH_SIZE, PATIENCE = 3, 256, 50, 256, 2
+
+# Finds the best `k` items, places int64 [n, k], after each history of the part; those of the history are left out.
+Finder = Callable[[Impressions, int], np.ndarray]
+Train = Callable[[Protocol, int, int], Finder]
+
+
+def by_scores(data: Protocol, scores: Callable[[Impressions], Iterable[np.ndarray]]) -> Finder:
+    """A contestant that scores every item.
+
+    Args:
+        data: the data set.
+        scores: gives floats [b, items] of the rows of a part, batch by batch.
+    """
+
+    def find(part: Impressions, k: int) -> np.ndarray:
+        seen = iter(seen_items(data, part))
+        found = []
+        for batch in scores(part):
+            of_rows = batch.astype(np.float64)
+            for of_row in of_rows:
+                of_row[next(seen)] = -np.inf
+            best = np.argpartition(-of_rows, k, axis=1)[:, :k]
+            order = np.argsort(-np.take_along_axis(of_rows, best, axis=1), axis=1)
+            found.append(np.take_along_axis(best, order, axis=1))
+        return np.concatenate(found)
+
+    return find
+
+
+def seen_items(data: Protocol, part: Impressions) -> list[np.ndarray]:
+    """The places of the items of each history."""
+    rows = log_rows(data)
+    return [rows[start:end] for start, end in zip(part.start, part.end, strict=True)]
+
+
+def semantic_ids(data: Protocol, kind: str, seed: int) -> SemanticIds:
+    """The ids of a kind, of three levels and a collision token.
+
+    Args:
+        data: the data set.
+        kind: `"rq-vae"`, `"k-means"`, `"fingerprints"` or `"random"`.
+        seed: of whatever is drawn.
+    """
+    import tensorflow as tf
+
+    sizes = (CODEBOOK_SIZE,) * LEVELS
+    tf.keras.utils.set_random_seed(seed)
+    if kind == "rq-vae":
+        model = keras_eta.models.RQVAE(data.content.shape[1], levels=LEVELS, codebook_size=CODEBOOK_SIZE)
+        model.compile()
+        model.fit(data.content, epochs=200, batch_size=1024, verbose=0)
+        codes = model.codes(data.content)
+    elif kind == "k-means":
+        codes = ResidualKMeans(LEVELS, CODEBOOK_SIZE, seed=seed).fit(data.content).codes(data.content)
+    elif kind == "fingerprints":
+        num_bits = LEVELS * int(np.log2(CODEBOOK_SIZE))
+        hash_ = keras_eta.layers.SimHash(num_bits, seed)
+        codes = fingerprint_codes(hash_(tf.constant(data.content)).numpy(), num_bits, LEVELS)
+    else:
+        codes = random_codes(len(data.item_ids), sizes, seed)
+    most = int(np.unique(codes, axis=0, return_counts=True)[1].max())
+    return SemanticIds.from_codes(data.item_ids, codes, sizes, max_collisions=most)
+
+
+def train_tiger(kind: str) -> Train:
+    """TIGER with the ids of a kind."""
+
+    def train(data: Protocol, seed: int, max_epochs: int) -> Finder:
+        import tensorflow as tf
+
+        ids = semantic_ids(data, kind, seed)
+        print(ids.report(data.content))
+        tf.keras.utils.set_random_seed(seed)
+        model = keras_eta.models.TIGER(ids)
+        _fit(model, data, seed, max_epochs)
+
+        def find(part: Impressions, k: int) -> np.ndarray:
+            seen = seen_items(data, part)
+            retrieve = tf.function(
+                lambda inputs, excluded: model.retrieve(inputs, k, NUM_BEAMS, excluded).rows,
+                autograph=False,
+                reduce_retracing=True,
+            )
+            found = []
+            row = 0
+            for inputs, _ in part.to_dataset(model.features, BATCH_SIZE, lookup=model.lookup):
+                number = len(inputs["history_length"])
+                excluded = tf.keras.utils.pad_sequences(
+                    [of_row + 2 for of_row in seen[row : row + number]], padding="post", dtype="int64"
+                )
+                found.append(retrieve(inputs, tf.constant(excluded)).numpy() - 2)
+                row += number
+            return np.concatenate(found)
+
+        return find
+
+    return train
+
+
+def train_sasrec(data: Protocol, seed: int, max_epochs: int) -> Finder:
+    """SASRec with the cross-entropy over all items."""
+    import tensorflow as tf
+
+    from benchmarks.next_item.sasrec import SASRec
+
+    tf.keras.utils.set_random_seed(seed)
+    model = SASRec(data.item_ids)
+    _fit(model, data, seed, max_epochs)
+
+    def scores(part: Impressions) -> Iterable[np.ndarray]:
+        batches = part.to_dataset(model.features, BATCH_SIZE, lookup=model.lookup)
+        return (model(inputs).numpy() for inputs, _ in batches)
+
+    return by_scores(data, scores)
+
+
+def _fit(model: Any, data: Protocol, seed: int, max_epochs: int) -> None:
+    """Trains until the validation loss no longer falls, and gives the model its best weights."""
+    import tensorflow as tf
+
+    model.compile()
+    batches = data.parts.train.to_dataset(model.features, BATCH_SIZE, lookup=model.lookup, shuffle=True, seed=seed)
+    validation = data.parts.validation.to_dataset(model.features, 4 * BATCH_SIZE, lookup=model.lookup)
+    best = tf.keras.callbacks.EarlyStopping("val_loss", patience=PATIENCE, restore_best_weights=True)
+    verbose = 1 if sys.stdout.isatty() else 2
+    model.fit(batches, validation_data=validation, epochs=max_epochs, callbacks=[best], verbose=verbose)
+    if best.best_weights is not None:
+        model.set_weights(best.best_weights)
+
+
+CONTESTANTS: dict[str, Train] = {
+    "popularity": lambda data, seed, epochs: by_scores(data, lambda part: popularity(data, part)),
+    "co-occurrence": lambda data, seed, epochs: by_scores(data, lambda part: co_occurrence(data, part)),
+    "sasrec": train_sasrec,
+    "tiger-rq-vae": train_tiger("rq-vae"),
+    "tiger-k-means": train_tiger("k-means"),
+    "tiger-fingerprints": train_tiger("fingerprints"),
+    "tiger-random": train_tiger("random"),
+}

@@ -1,0 +1,116 @@
+"""Raw item ids to the tokens of their semantic ids, and back along a trie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_eta.columns import Feature
+from keras_eta.datasets.columns import ITEM_ID
+from keras_eta.features import Features
+from keras_eta.layers.feature_lookup import FeatureLookup
+from keras_eta.ops.trie import trie_children, trie_keys
+from keras_eta.semantic_ids import SemanticIds
+
+# Rows of padding and of unknown items, which have no tokens.
+_NO_ITEMS = 2
+
+
+@tf.keras.utils.register_keras_serializable(package="keras_eta")
+class SemanticIdTable(tf.keras.layers.Layer):
+    """The semantic ids of all items by the rows of a `FeatureLookup`, and the trie that holds decoding to them.
+
+    `SemanticIdTable.of(ids)` makes one; the constructor makes an empty one of the same sizes, which Keras fills when it
+    reads a saved model.
+
+    Args:
+        lookup: of the raw item ids.
+        sizes: how many values each of the T tokens of an id can take.
+        num_nodes: nodes of the trie at depth 1 to T; the last is the number of items.
+
+    Call arguments:
+        rows: integers [...], rows of items: 0 is padding, 1 an unknown item.
+
+    Returns:
+        int32 [..., T] tokens, counted through all levels from 1 on, so that each level has tokens of its own; 0 where
+        there is no item.
+    """
+
+    def __init__(
+        self, lookup: FeatureLookup, sizes: Sequence[int], num_nodes: Sequence[int], name: str = "semantic_ids"
+    ) -> None:
+        super().__init__(name=name)
+        self.lookup = lookup
+        self.sizes = tuple(sizes)
+        self.num_nodes = tuple(num_nodes)
+
+    @classmethod
+    def of(cls, ids: SemanticIds, max_history_length: int) -> SemanticIdTable:
+        """The table of these ids.
+
+        Args:
+            ids: the semantic ids.
+            max_history_length: L, of the histories that are looked up.
+        """
+        text = ids.item_ids.dtype == object
+        item = Feature(ITEM_ID, "string" if text else "int64")
+        lookup = FeatureLookup(Features(item, max_history_length=max_history_length))
+        lookup.set_vocabulary(ITEM_ID, ids.item_ids)
+        keys, items = trie_keys(ids.codes, ids.sizes)
+        table = cls(lookup, ids.sizes, [len(of_depth) for of_depth in keys])
+        table.build()
+        table.codes.assign(ids.codes)
+        table.items.assign(items)
+        for variable, of_depth in zip(table.keys, keys, strict=True):
+            variable.assign(of_depth)
+        return table
+
+    def build(self, input_shape: Any = None) -> None:
+        def constant(name: str, shape: Sequence[int], dtype: str) -> tf.Variable:
+            return self.add_weight(name=name, shape=shape, dtype=dtype, initializer="zeros", trainable=False)
+
+        self.codes = constant("codes", [self.num_nodes[-1], len(self.sizes)], "int32")
+        self.items = constant("items", [self.num_nodes[-1]], "int64")
+        self.keys = [constant(f"keys_{depth}", [size], "int64") for depth, size in enumerate(self.num_nodes, 1)]
+        super().build(input_shape)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all levels, without 0."""
+        return sum(self.sizes)
+
+    def call(self, rows: tf.Tensor) -> tf.Tensor:
+        first = np.cumsum([1, *self.sizes[:-1]]).astype(np.int32)
+        known = (rows >= _NO_ITEMS)[..., tf.newaxis]
+        codes = tf.gather(self.codes, tf.maximum(rows - _NO_ITEMS, 0))
+        return tf.where(known, codes + first, 0)
+
+    def targets(self, rows: tf.Tensor) -> tf.Tensor:
+        """The codes [..., T] of rows that have some; of others those of any item."""
+        return tf.gather(self.codes, tf.maximum(rows - _NO_ITEMS, 0))
+
+    def children(self, level: int, nodes: tf.Tensor) -> tf.Tensor:
+        """The nodes [..., size] that each code of a level leads to from nodes [...] of that depth; -1 where none is."""
+        return trie_children(self.keys[level], nodes, self.sizes[level])
+
+    def rows_of(self, leaves: tf.Tensor) -> tf.Tensor:
+        """The rows int64 of items by their nodes, of depth T; 0 for nodes below 0."""
+        rows = tf.gather(self.items, tf.maximum(leaves, 0)) + _NO_ITEMS
+        return tf.where(leaves >= 0, rows, 0)
+
+    def raw_ids_by_row(self) -> np.ndarray:
+        """The raw ids of all rows, outside of any graph: int64, or bytes as objects; 0 or b"" where no item is."""
+        ids, places = (tensor.numpy() for tensor in self.lookup.tables[ITEM_ID].lookup_table.export())
+        none = np.full(_NO_ITEMS, b"" if ids.dtype == object else 0, ids.dtype)
+        return np.concatenate([none, ids[np.argsort(places)]])
+
+    def get_config(self) -> dict[str, Any]:
+        lookup = tf.keras.utils.serialize_keras_object(self.lookup)
+        return {"name": self.name, "lookup": lookup, "sizes": self.sizes, "num_nodes": self.num_nodes}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> SemanticIdTable:
+        return cls(**{**config, "lookup": tf.keras.utils.deserialize_keras_object(config["lookup"])})

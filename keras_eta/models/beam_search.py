@@ -1,0 +1,71 @@
+"""Beam search for the items whose semantic ids a model finds likeliest, held to real items by a trie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from keras_eta.layers.semantic_id_table import SemanticIdTable
+
+# The tokens [R, B] chosen last, `None` at first, and the state -> logits [R, B, size] of the next, and the new state.
+Step = Callable[[int, tf.Tensor | None, Any], tuple[tf.Tensor, Any]]
+
+
+class Beams(NamedTuple):
+    """The likeliest items of R requests, the likeliest first.
+
+    Attributes:
+        rows: int64 [R, B], rows of a `SemanticIdTable`; 0 where fewer than B items were left.
+        log_probability: float32 [R, B], the sum of the log probabilities of the tokens; -inf where there is no item.
+    """
+
+    rows: tf.Tensor
+    log_probability: tf.Tensor
+
+
+def beam_search(
+    step: Step, table: SemanticIdTable, num_requests: tf.Tensor, num_beams: int, excluded: tf.Tensor
+) -> Beams:
+    """Decodes semantic ids token by token, and keeps the `num_beams` likeliest beginnings of real items.
+
+    With as many beams as there are items the result is exact. Of equally likely beginnings the one with the smaller
+    codes goes first.
+
+    Args:
+        step: of the model; see `Step`. The state's tensors have axes [R, B, ...].
+        table: the items.
+        num_requests: R.
+        num_beams: B.
+        excluded: int64 [R, E], E > 0, rows of items that must not be found; those below 2 exclude nothing.
+
+    Returns:
+        `Beams` of min(`num_beams`, what the levels allow) items.
+    """
+    nodes = tf.zeros([num_requests, 1], tf.int64)
+    scores = tf.zeros([num_requests, 1], tf.float32)
+    codes, state = None, None
+    for level, size in enumerate(table.sizes):
+        logits, state = step(level, codes, state)
+        children = table.children(level, nodes)
+        allowed = children >= 0
+        if level == len(table.sizes) - 1:
+            allowed &= ~_among(table.rows_of(children), excluded)
+        of_codes = scores[..., tf.newaxis] + tf.nn.log_softmax(tf.cast(logits, tf.float32))
+        of_codes = tf.where(allowed, of_codes, -float("inf"))
+        width = of_codes.shape[1] * size
+        scores, places = tf.math.top_k(tf.reshape(of_codes, [-1, width]), min(num_beams, width))
+        nodes = tf.gather(tf.reshape(children, [-1, width]), places, batch_dims=1)
+        nodes = tf.where(tf.math.is_inf(scores), tf.constant(-1, tf.int64), nodes)
+        codes = places % size
+        state = tf.nest.map_structure(lambda x, beams=places // size: tf.gather(x, beams, batch_dims=1), state)
+    return Beams(table.rows_of(nodes), scores)
+
+
+def _among(rows: tf.Tensor, some: tf.Tensor) -> tf.Tensor:
+    """Bool [R, B, C], whether each of the rows [R, B, C] is one of the same request's [R, E]."""
+    ordered = tf.sort(some, axis=1)
+    flat = tf.reshape(rows, [tf.shape(rows)[0], -1])
+    place = tf.minimum(tf.searchsorted(ordered, flat), tf.shape(ordered)[1] - 1)
+    return tf.reshape(tf.gather(ordered, place, batch_dims=1) == flat, tf.shape(rows))
