@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from keras_eta.datasets.impressions import Impressions
 LINES = "u1 5 3 3 9\n\nu2 3 5\nu3 7 5 3\n"
 
 
-def _histories(part: Impressions) -> dict[tuple[str, str], list[str]]:
+def _histories(part: Impressions) -> dict[tuple[str, str], list[Any]]:
     """(user, item) -> the items before it, the latest last."""
     items = part.log["item_id"]
     rows = zip(part.columns["user_id"], part.columns["item_id"], part.start, part.end, strict=True)
