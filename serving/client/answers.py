@@ -114,6 +114,28 @@ class Explanation(Attention, Ranking):
     counts: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recommendation:
+    """Items that a retriever found for one user, ranked.
+
+    Args:
+        item_ids: the C items, likeliest first: int64, or bytes as objects. Fewer than asked for where fewer were found.
+        log_probability: float32 [C], the retriever's, of each.
+        ranking: the ranker's scores of these C candidates; an `Explanation` if one was asked for.
+        retriever_version: the version of the retriever that answered.
+    """
+
+    item_ids: np.ndarray
+    log_probability: np.ndarray
+    ranking: Ranking
+    retriever_version: int
+
+    @property
+    def best_first(self) -> np.ndarray:
+        """The items [C] in the order of the ranker."""
+        return self.item_ids[self.ranking.order]
+
+
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
     """One input or output: its dtype as TensorFlow names it, and its shape, `None` where any size fits."""

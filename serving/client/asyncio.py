@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import grpc
 import numpy as np
 
-from serving.client.answers import Explanation, Metadata, Ranking, ServingError, VersionStatus
+from serving.client.answers import Explanation, Metadata, Ranking, Recommendation, ServingError, VersionStatus
 from serving.client.calls import Calls, Conversation
 from serving.client.conversation import Conversations
 from serving.client.requests import Columns, Sequences
@@ -67,6 +68,20 @@ class AsyncRankingClient(Conversations):
     ) -> Explanation:
         """As `RankingClient.explain`."""
         return await self._run(self._explain(candidates, history, user, context, history_length, sequences))
+
+    async def recommend(
+        self,
+        history: Columns,
+        user: Columns | None = None,
+        context: Columns | None = None,
+        sequences: Sequences | None = None,
+        *,
+        excluded: Any = None,
+        attributes: Callable[[np.ndarray], Columns] | None = None,
+        explain: bool = False,
+    ) -> Recommendation:
+        """As `RankingClient.recommend`."""
+        return await self._run(self._recommend(excluded, attributes, explain, history, user, context, sequences))
 
     async def user_state(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
 import time
@@ -65,6 +66,7 @@ class Calling:
         target: str = "127.0.0.1:8500",
         model_name: str = "eta",
         *,
+        retriever: str | None = None,
         timeout: float = 10.0,
         max_attempts: int = MAX_ATTEMPTS,
         max_candidates: int = 1_000,
@@ -96,6 +98,11 @@ class Calling:
         self._methods = protocol.methods(self._channel)
         # By the version asked for, `None` for the newest. Replaced, never changed: calls read it without a lock.
         self._known: Mapping[int | None, Metadata] = {}
+        self._retriever: Any = None
+        if retriever is not None:
+            # The same channel; what is known of the model is its own.
+            self._retriever = copy.copy(self)
+            self._retriever.model_name, self._retriever._observe = retriever, None
 
     def _open(self, credentials: grpc.ChannelCredentials | None, options: list[tuple[str, Any]]) -> Any:
         raise NotImplementedError

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import queue
 import time
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import grpc
 import numpy as np
 
-from serving.client.answers import Explanation, Metadata, Ranking, ServingError, VersionStatus
+from serving.client.answers import Explanation, Metadata, Ranking, Recommendation, ServingError, VersionStatus
 from serving.client.calls import Calls, Conversation
 from serving.client.conversation import Conversations
 from serving.client.requests import Columns, Sequences
@@ -35,6 +36,7 @@ class RankingClient(Conversations):
     Args:
         target: address of the server, `host:port`.
         model_name: name of the model.
+        retriever: name of the model on the same server that finds the candidates of `recommend`. `None`: there is none.
         timeout: seconds that a method may take, with every attempt and part of it.
         max_attempts: how often a call is tried, from 1 to 5.
         max_candidates: candidates that go into one call of `rank` and `explain`, over all its requests. A server needs
@@ -107,6 +109,40 @@ class RankingClient(Conversations):
     ) -> Explanation:
         """As `rank`, with the behaviours that each score rests on."""
         return self._run(self._explain(candidates, history, user, context, history_length, sequences))
+
+    def recommend(
+        self,
+        history: Columns,
+        user: Columns | None = None,
+        context: Columns | None = None,
+        sequences: Sequences | None = None,
+        *,
+        excluded: Any = None,
+        attributes: Callable[[np.ndarray], Columns] | None = None,
+        explain: bool = False,
+    ) -> Recommendation:
+        """Finds items for one user by the client's `retriever`, and ranks or explains them by its model.
+
+        Args:
+            history: by name, the behaviours, most recent first, with all columns that the ranker reads. The retriever
+                reads `item_id`.
+            user: by name, a value, for the ranker.
+            context: by name, a value, for the ranker.
+            sequences: further sequences of behaviours by name, for the ranker.
+            excluded: ids of items that must not be found. `None`: those of the history, where nobody wants them twice.
+                `()`: none.
+            attributes: gives the ranker's further columns of candidates, by name, C values each, of their ids [C].
+                `None`: it reads none, or its version looks them up.
+            explain: whether to explain the ranking.
+
+        Returns:
+            The items and their ranking.
+
+        Raises:
+            ValueError: as `rank`; also if the client has no `retriever` or the history is of several users.
+            ServingError: as `rank`, of the model that did not answer. The deadline covers all calls.
+        """
+        return self._run(self._recommend(excluded, attributes, explain, history, user, context, sequences))
 
     def user_state(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -15,6 +15,7 @@ from serving.client.answers import (
     Explanation,
     Metadata,
     Ranking,
+    Recommendation,
     ServingError,
     Signature,
     StateVersionError,
@@ -28,22 +29,65 @@ from serving.client.states import UserState
 from serving.client.tensors import numpy_dtype, read_tensor, write_tensor
 from serving.client.values import with_value_lengths
 
+# What retrievers call the column of items.
+_ITEM = "item_id"
+
 
 class Conversations(Calling):
     """The methods of both clients, without the channel and the waiting."""
 
-    def _rank(self, *columns: Any) -> Conversation[Ranking]:
+    def _rank(self, *columns: Any, deadline: float | None = None) -> Conversation[Ranking]:
         inputs, several = ranking_inputs(*columns)
-        outputs, version = yield from self._ask("rank", ("probability",), inputs, columns[0], self._deadline())
+        deadline = self._deadline() if deadline is None else deadline
+        outputs, version = yield from self._ask("rank", ("probability",), inputs, columns[0], deadline)
         return Ranking(_rows(outputs, several)["probability"], version)
 
-    def _explain(self, *columns: Any) -> Conversation[Explanation]:
+    def _explain(self, *columns: Any, deadline: float | None = None) -> Conversation[Explanation]:
         names = ("probability", "positions", "weights")
         inputs, several = ranking_inputs(*columns)
-        outputs, version = yield from self._ask(
-            "explain", names, inputs, columns[0], self._deadline(), all_outputs=True
-        )
+        deadline = self._deadline() if deadline is None else deadline
+        outputs, version = yield from self._ask("explain", names, inputs, columns[0], deadline, all_outputs=True)
         return read_explanation(_rows(outputs, several), version, self.model_name)
+
+    def _recommend(
+        self,
+        excluded: Any,
+        attributes: Callable[[np.ndarray], Columns] | None,
+        explain: bool,
+        history: Columns,
+        user: Columns | None,
+        context: Columns | None,
+        sequences: Sequences | None,
+    ) -> Conversation[Recommendation]:
+        deadline = self._deadline()
+        item_ids, log_probability, version = yield from self._retrieved(history, excluded, deadline)
+        candidates: dict[str, Any] = {_ITEM: item_ids}
+        if attributes is not None and len(item_ids):
+            candidates |= attributes(item_ids)
+        rank = self._explain if explain else self._rank
+        ranking = yield from rank(candidates, history, user, context, None, sequences, deadline=deadline)
+        return Recommendation(item_ids, log_probability, ranking, version)
+
+    def _retrieved(
+        self, history: Columns, excluded: Any, deadline: float
+    ) -> Conversation[tuple[np.ndarray, np.ndarray, int]]:
+        """What the retriever finds after a history: ids [C], log probabilities [C], and its version."""
+        if self._retriever is None:
+            raise ValueError("`recommend` needs a client with a `retriever`, the name of a model. Received: None")
+        if _ITEM not in history:
+            raise ValueError(f"`history` must have the column {_ITEM!r}. Received: {sorted(history)}")
+        items = {_ITEM: history[_ITEM]}
+        excluded = history[_ITEM] if excluded is None else list(excluded)
+        inputs, several = ranking_inputs(None, items, sequences={"excluded": {_ITEM: excluded}})
+        if several:
+            raise ValueError("`recommend` takes one user at a time. Received: a history of several")
+        names = (_ITEM, "log_probability")
+        try:
+            outputs, version = yield from self._retriever._ask("retrieve", names, inputs, None, deadline)
+        except ServingError as error:
+            raise self._retriever._error(error.code, error.details) from error
+        real = np.isfinite(outputs["log_probability"][0])
+        return outputs[_ITEM][0][real], outputs["log_probability"][0][real], version
 
     def _user_state(self, context: Columns | None, *behaviours: Any) -> Conversation[UserState]:
         inputs, _ = _behaviour_inputs(context, *behaviours)
