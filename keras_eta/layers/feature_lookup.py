@@ -61,7 +61,8 @@ class FeatureLookup(tf.keras.layers.Layer):
     def __init__(
         self, features: Features, scales: Mapping[str, tuple[float, float]] | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
+        # Under mixed precision Keras would round floats, which the model scales in float32, to 16 bits.
+        super().__init__(**{"autocast": False, **kwargs})
         if isinstance(features, Mapping):
             features = Features.from_dict(features)
         if not isinstance(features, Features):
