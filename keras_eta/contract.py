@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from keras_eta.byte_ids import join_bytes, split_bytes
+from keras_eta.columns import length_name
 from keras_eta.features import Features
 from keras_eta.validation import is_integer
 
 _FOLDER = "assets.extra"
 _FEATURES, _TRAINING, _VOCABULARIES = "features.json", "training.json", "vocabularies.npz"
+_TABLES = "tables.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,6 +30,7 @@ class Contract:
         vocabularies: of id features by name, 1-D and ascending: int64, or bytes as objects. Those that are not known
             are left out.
         timestamps: the first and the last `timestamp` of the training data. `None`: not known.
+        tables: names of the features that the version looks up by an id, by the name of the column of that id.
 
     Raises:
         ValueError: if `timestamps` are not two integers, the first not after the last.
@@ -36,9 +39,23 @@ class Contract:
     features: Features
     vocabularies: Mapping[str, np.ndarray]
     timestamps: tuple[int, int] | None = None
+    tables: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_timestamps(self.timestamps)
+
+    @property
+    def joined_columns(self) -> frozenset[str]:
+        """The raw columns of `features` that requests lack, as the version looks them up."""
+        features = self.features
+        several = {feature.name for feature in features.all_features if feature.max_values}
+        columns = set()
+        for key, names in self.tables.items():
+            sequences = features.all_sequences if key == features.item_id.name else ()
+            for name in names:
+                found = {name, *(sequence.column(name) for sequence in sequences)}
+                columns |= found | ({length_name(column) for column in found} if name in several else set())
+        return frozenset(columns)
 
     @property
     def timestamp_margin(self) -> int:
@@ -82,6 +99,7 @@ class Contract:
         folder.mkdir(exist_ok=True)
         (folder / _FEATURES).write_text(json.dumps(self.features.to_dict(), indent=2))
         (folder / _TRAINING).write_text(json.dumps({"timestamps": self.timestamps}))
+        (folder / _TABLES).write_text(json.dumps(dict(self.tables)))
         arrays = {}
         # Names of features may be any text, which names of files may not.
         for number, name in enumerate(_id_names(self.features)):
@@ -109,9 +127,16 @@ class Contract:
             features = Features.from_dict(json.loads((folder / _FEATURES).read_text()))
             training = json.loads((folder / _TRAINING).read_text())
             timestamps = training["timestamps"]
+            # Older versions lack it.
+            tables = json.loads((folder / _TABLES).read_text()) if (folder / _TABLES).exists() else {}
             known = _read_vocabularies(folder / _VOCABULARIES, features) if vocabularies else {}
-            return cls(features, known, None if timestamps is None else tuple(timestamps))
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            return cls(
+                features,
+                known,
+                None if timestamps is None else tuple(timestamps),
+                {key: tuple(names) for key, names in tables.items()},
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{folder} holds no contract of a version: {error!r}") from error
 
 

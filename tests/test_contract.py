@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_eta import Age, Feature, Features
+from keras_eta import Age, Feature, Features, Sequence
 from keras_eta.contract import Contract
 
 _FEATURES = Features(
@@ -43,6 +43,28 @@ def test_a_contract_is_read_as_it_was_written(contract: Contract, tmp_path: Path
         "user_id": [-(2**63), 0, 7, 2**63 - 1],
     }
     assert Contract.read(tmp_path, vocabularies=False).vocabularies == {}
+
+
+def test_what_a_version_looks_up_is_read_as_it_was_written(tmp_path: Path) -> None:
+    genres, city = Feature("genres", max_values=2), Feature("city")
+    features = Features(
+        item_id=Feature("item_id"),
+        item_attributes=(Feature("price", "float32"), genres),
+        user=(city,),
+        sequences=(Sequence("trips", attributes=(city,)),),
+    )
+    tables = {"item_id": ("genres",), "account": ("city",)}
+    Contract(features, {}, tables=tables).write(tmp_path)
+    found = Contract.read(tmp_path)
+    assert found.tables == tables
+    # The city of a trip is no user's.
+    assert found.joined_columns == {
+        *("genres", "genres_length", "history_genres", "history_genres_length"),
+        *("trips_genres", "trips_genres_length", "city"),
+    }
+    (tmp_path / "assets.extra" / "tables.json").unlink()
+    old = Contract.read(tmp_path)
+    assert (old.tables, old.joined_columns) == ({}, frozenset())
 
 
 def test_unknown_ids_are_counted(contract: Contract) -> None:
@@ -83,6 +105,7 @@ def test_broken_contracts_are_refused(contract: Contract, tmp_path: Path) -> Non
         ("training.json", b"{}"),
         ("training.json", json.dumps({"timestamps": 5}).encode()),
         ("features.json", b"{}"),
+        ("tables.json", b"[]"),
     ):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(content)

@@ -1,6 +1,7 @@
 """Exports rankers for TensorFlow Serving."""
 
+from keras_eta.export.attribute_table import AttributeTable
 from keras_eta.export.columns import COUNT, DISTANCES, EXAMPLES, POSITIONS, PROBABILITY, WEIGHTS
 from keras_eta.export.export import export_model
 
-__all__ = ["COUNT", "DISTANCES", "EXAMPLES", "POSITIONS", "PROBABILITY", "WEIGHTS", "export_model"]
+__all__ = ["COUNT", "DISTANCES", "EXAMPLES", "POSITIONS", "PROBABILITY", "WEIGHTS", "AttributeTable", "export_model"]

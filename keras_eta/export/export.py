@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from keras_eta.contract import Contract, check_timestamps
 from keras_eta.export.arguments import rename_inputs
+from keras_eta.export.attribute_table import AttributeTable
 from keras_eta.export.signatures import Signatures
 from keras_eta.export.warmup import write_warmup_requests
 from keras_eta.models.ranker import Ranker
@@ -31,6 +33,7 @@ def export_model(
     warmup: bool = True,
     jit_compile: bool = False,
     timestamps: tuple[int, int] | None = None,
+    tables: Sequence[AttributeTable] = (),
 ) -> Path:
     """Writes a servable version of the model: `base_path/version`, whole or not at all.
 
@@ -79,14 +82,20 @@ def export_model(
             warm-up requests cover every shape that is ever compiled: keep them.
         timestamps: the first and the last `timestamp` of the training data, so that servers and clients can tell
             requests in another unit (`serving.monitor`). `None`: they can't.
+        tables: attributes of items or users by id, which the signatures look up: they lack the columns that a table
+            gives (of an item's attribute `category`, `history_category` and that of every other sequence), and have its
+            key. An attribute that a table does not know of an id is read as out-of-vocabulary (the first such bucket;
+            of several values, one such value), a float as the feature's `mean`, which is scaled to 0, or as 0 where
+            there is no `mean`. What a request with the same attributes gets, one with ids gets to the bit.
 
     Returns:
         The path of the version.
 
     Raises:
-        TypeError: if `model` is no `Ranker`.
+        TypeError: if `model` is no `Ranker`, or `tables` hold anything but `AttributeTable`s.
         ValueError: if `version` is not a positive integer below 2**63, or there is none left above the highest; or if
-            `timestamps` are not two integers, the first not after the last.
+            `timestamps` are not two integers, the first not after the last; or if `model` has no `lookup` or not what
+            `tables` hold, or two of these have one key or give one feature.
         FileExistsError: if the version exists.
         ImportError: if `warmup` is asked for without tensorflow-serving-api.
     """
@@ -99,7 +108,7 @@ def export_model(
         if not model.built:
             model.build()
         model.refresh()
-        signatures = Signatures(model, jit_compile)
+        signatures = Signatures(model, jit_compile, tables)
     base.mkdir(parents=True, exist_ok=True)
     # TF Serving looks at directories with numeric names only, so nobody sees the version before it is whole.
     temporary = base / f".{uuid.uuid4().hex}"
@@ -108,7 +117,8 @@ def export_model(
         renamed = {argument: name for name, argument in signatures.arguments.items() if argument != name}
         if renamed:
             rename_inputs(temporary / "saved_model.pb", renamed)
-        Contract(model.features, _vocabularies(model), timestamps).write(temporary)
+        names = {table.key.name: table.names for table in tables}
+        Contract(model.features, _vocabularies(model), timestamps, names).write(temporary)
         if warmup:
             write_warmup_requests(temporary / "assets.extra" / "tf_serving_warmup_requests", signatures, base.name)
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_eta.columns import TIMESTAMP, length_name
 from keras_eta.export.arguments import argument_names, concrete
+from keras_eta.export.attribute_table import AttributeTable
 from keras_eta.export.checks import checked, index_guard, parsed
 from keras_eta.export.columns import (
     COUNT,
@@ -29,6 +30,7 @@ from keras_eta.export.columns import (
     sequence_axes_of,
     specs_of,
 )
+from keras_eta.export.joins import Joins
 from keras_eta.interest.base import Interest, InterestUnit
 from keras_eta.models.input_checks import specs_of as model_specs_of
 from keras_eta.models.ranker import Inputs, Ranker, Scores
@@ -42,21 +44,27 @@ class Signatures(tf.Module):
     Args:
         model: a ranker, built.
         jit_compile: whether XLA may compile what units search by.
+        tables: what requests leave out and the graph looks up.
+
+    Attributes:
+        features: the columns of requests.
     """
 
-    def __init__(self, model: Ranker, jit_compile: bool = False) -> None:
+    def __init__(self, model: Ranker, jit_compile: bool = False, tables: Sequence[AttributeTable] = ()) -> None:
         super().__init__()
         # Keras counts handles of lookup tables among the variables.
         self.model_variables = [variable for variable in model.variables if isinstance(variable, tf.Variable)]
         self.vocabularies = [] if model.lookup is None else [t.lookup_table for t in model.lookup.tables.values()]
-        self.features = features = model.features
+        joins = Joins(model, tables) if tables else None
+        self.tables = [] if joins is None else joins.resources
+        self.features = features = model.features if joins is None else joins.requested
         dtypes = dtypes_of(features, raw_ids=model.lookup is not None)
         axes: dict[str, dict[str, Axes]] = {
             "rank": dict(axes_of(features, RANK_AXES)),
             "serving_default": dict(axes_of(features, POINTWISE_AXES)),
         }
         item = [name for feature in features.item_features for name in (feature.name, length_name(feature.name))]
-        encode = model.lookup or index_guard(features)
+        encode = (model.lookup or index_guard(features)) if joins is None else joins.encode
 
         def score(inputs: Inputs) -> Scores:
             return model.score(encode(inputs), jit_compile=jit_compile)
@@ -127,7 +135,8 @@ class Signatures(tf.Module):
         history = sequences_of(with_state)
         moment: dict[str, Axes] = {} if features.age is None else {TIMESTAMP: "R"}
         zeros = {
-            name: tf.zeros([x or 1 for x in spec.shape], spec.dtype) for name, spec in model_specs_of(features).items()
+            name: tf.zeros([x or 1 for x in spec.shape], spec.dtype)
+            for name, spec in model_specs_of(model.features).items()
         }
         states: dict[str, Axes] = {}
         for name, tensor in model.user_state(zeros).items():

@@ -14,7 +14,7 @@ from keras_eta.columns import TIMESTAMP, Feature, length_name
 from keras_eta.features import Features
 from keras_eta.names import scope_name
 from keras_eta.ops import age_bucket
-from keras_eta.validation import exact_integers
+from keras_eta.raw_values import as_array, finite, raw_ids
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -61,7 +61,8 @@ class FeatureLookup(tf.keras.layers.Layer):
     def __init__(
         self, features: Features, scales: Mapping[str, tuple[float, float]] | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
+        # Under mixed precision Keras would round floats, which the model scales in float32, to 16 bits.
+        super().__init__(**{"autocast": False, **kwargs})
         if isinstance(features, Mapping):
             features = Features.from_dict(features)
         if not isinstance(features, Features):
@@ -107,10 +108,10 @@ class FeatureLookup(tf.keras.layers.Layer):
             for name, found in counts.items():
                 feature = self._id_feature(name)
                 occurrences = _occurrences(columns, feature, self._features)
-                found.extend(np.unique(_raw_ids(feature, values), return_counts=True) for values in occurrences)
+                found.extend(np.unique(raw_ids(feature, values), return_counts=True) for values in occurrences)
             for feature in floats:
                 for values in _occurrences(columns, feature, self._features):
-                    numbers = _numbers(feature, values)
+                    numbers = finite(feature, values)
                     if len(numbers):
                         scalers[feature.name].partial_fit(numbers[:, np.newaxis])
         for name, scaler in scalers.items():
@@ -146,7 +147,7 @@ class FeatureLookup(tf.keras.layers.Layer):
         feature, table = self._id_feature(name), self.tables[name]
         if feature.dtype == "int64" and np.asarray(vocabulary).dtype.kind in "SO":
             vocabulary = [int(id_) if isinstance(id_, bytes) else id_ for id_ in vocabulary]
-        ids = _raw_ids(feature, vocabulary)[: feature.vocabulary_size]
+        ids = raw_ids(feature, vocabulary)[: feature.vocabulary_size]
         if feature.dtype == "string":
             ids = np.array([tf.compat.as_bytes(id_) for id_ in ids], object)
         # Without the reserved ids in front, Keras would take an id that equals them for one of them and leave it out.
@@ -187,10 +188,18 @@ class FeatureLookup(tf.keras.layers.Layer):
                 integer of 64 bits.
         """
         feature = self._id_feature(name)
-        return self._rows(name, tf.constant(_raw_ids(feature, values), feature.dtype)).numpy()
+        return self._rows(name, tf.constant(raw_ids(feature, values), feature.dtype)).numpy()
 
     def call(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        features = self._features
+        return self.encode_columns(inputs, self._features)
+
+    def encode_columns(self, inputs: Mapping[str, tf.Tensor], features: Features) -> dict[str, tf.Tensor]:
+        """As a call, of the columns of some features alone.
+
+        Args:
+            inputs: their raw columns.
+            features: the lookup's own, of which some may be left out.
+        """
         wanted = [*features.row_names]
         for sequence in features.all_sequences:
             wanted += [*features.sequence_names(sequence), sequence.length]
@@ -202,7 +211,7 @@ class FeatureLookup(tf.keras.layers.Layer):
             outputs[sequence.length] = lengths = tf.cast(_int64_column(sequence.length, inputs), tf.int32)
             for feature in features.sequence_features(sequence):
                 name = sequence.column(feature.name)
-                outputs[name] = _masked(self._encoded(feature, name, inputs), lengths, feature)
+                outputs[name] = masked(self._encoded(feature, name, inputs), lengths, feature)
             if features.age is not None:
                 moments = inputs[sequence.timestamp]
                 real = tf.sequence_mask(lengths, tf.shape(moments)[-1])
@@ -284,41 +293,8 @@ def _int64_column(name: str, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
     return tf.cast(column, tf.int64)
 
 
-def _raw_ids(feature: Feature, values: Any) -> np.ndarray:
-    """Raw ids of a feature as int64, or as text and bytes of their full length."""
-    values = _array(feature, values)
-    if feature.dtype == "string":
-        return values
-    exact = exact_integers(values)
-    if not exact.all():
-        raise ValueError(
-            f"Feature {feature.name!r} must hold integers of 64 bits, as floats only where they are exact. "
-            f"Received: {values[~exact][0]} (dtype={values.dtype})"
-        )
-    return values.astype(np.int64)
-
-
-def _numbers(feature: Feature, values: Any) -> np.ndarray:
-    """Values of a float32 feature in float64, without the missing ones of an optional one."""
-    values = np.asarray(values, np.float64)
-    if feature.optional:
-        values = values[~np.isnan(values)]
-    bad = ~np.isfinite(values)
-    if bad.any():
-        raise ValueError(
-            f"Feature {feature.name!r} must hold finite numbers. Received: {bad.sum():,} that are not, of "
-            f"{len(values):,}, the first of them {values[bad][0]}"
-        )
-    return values
-
-
-def _array(feature: Feature, values: Any) -> np.ndarray:
-    # NumPy's own type of strings cuts NULs off.
-    return np.asarray(values, None if isinstance(values, np.ndarray) or feature.dtype != "string" else object)
-
-
-def _masked(column: tf.Tensor, lengths: tf.Tensor, feature: Feature) -> tf.Tensor:
-    """The column of a sequence, zero behind its length."""
+def masked(column: tf.Tensor, lengths: tf.Tensor, feature: Feature) -> tf.Tensor:
+    """The encoded column of a sequence, [..., L] or [..., L, V], zero behind its length."""
     axes = 1 + len(feature.values_shape)
     real = tf.sequence_mask(lengths, tf.shape(column)[-axes])
     real = tf.reshape(real, tf.concat([tf.shape(real), [1] * (axes - 1)], axis=0))
@@ -328,15 +304,15 @@ def _masked(column: tf.Tensor, lengths: tf.Tensor, feature: Feature) -> tf.Tenso
 def _occurrences(columns: Mapping[str, Any], feature: Feature, features: Features) -> Iterator[np.ndarray]:
     """The values of a feature in a batch: the rows' own and those of real behaviours."""
     if feature.name in columns:
-        column = _array(feature, columns[feature.name])
+        column = as_array(feature, columns[feature.name])
         if feature.max_values and column.ndim == 1:
             # Of a log, a list per row.
-            column = np.concatenate([_array(feature, values)[: feature.max_values] for values in column])
+            column = np.concatenate([as_array(feature, values)[: feature.max_values] for values in column])
         yield column[_real_values(column, columns, feature, feature.name)]
     for sequence in features.all_sequences:
         name = sequence.column(feature.name)
         if name in columns:
-            column = _array(feature, columns[name])
+            column = as_array(feature, columns[name])
             real = _real_values(column, columns, feature, name)
             inside = np.arange(column.shape[1]) < np.reshape(columns[sequence.length], [-1, 1])
             yield column[real & np.reshape(inside, inside.shape + (1,) * (column.ndim - 2))]

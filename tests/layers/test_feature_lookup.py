@@ -369,8 +369,7 @@ def test_lookup_with_age_refuses_columns_without_timestamps() -> None:
 def test_lookup_with_age_refuses_timestamps_that_are_no_integers() -> None:
     raw = _aged_raw()
     raw["history_timestamp"] = raw["history_timestamp"].astype(np.float64)
-    # Keras hands floats on as float32.
-    message = "`history_timestamp` must hold integers that int64 holds. Received: dtype=float32"
+    message = "`history_timestamp` must hold integers that int64 holds. Received: dtype=float64"
     with pytest.raises(TypeError, match=re.escape(message)):
         _aged_lookup()(raw)
 
@@ -481,11 +480,24 @@ def test_call_takes_empty_lists_as_a_history() -> None:
     np.testing.assert_array_equal(encoded["item_id"], [2, 1])
 
 
-@pytest.mark.parametrize(("dtype", "received"), [("float64", "float32"), ("float32", "float32"), ("uint64", "uint64")])
-def test_call_refuses_columns_whose_type_int64_does_not_hold(lookup: FeatureLookup, dtype: str, received: str) -> None:
+@pytest.mark.parametrize("dtype", ["float64", "float32", "uint64"])
+def test_call_refuses_columns_whose_type_int64_does_not_hold(lookup: FeatureLookup, dtype: str) -> None:
     for name in ("user_id", "history_category_id", "history_length"):
         raw = _raw()
         raw[name] = raw[name].astype(dtype)
-        message = f"Column '{name}' must hold integers that int64 holds. Received: dtype={received}"
+        message = f"Column '{name}' must hold integers that int64 holds. Received: dtype={dtype}"
         with pytest.raises(TypeError, match=re.escape(message)):
             lookup(raw)
+
+
+def test_floats_stay_what_they_are_under_mixed_precision() -> None:
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        lookup = FeatureLookup(FEATURES)
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    lookup.adapt(LOG)
+    price = np.array([1234.56, 0.1, 3.0], np.float32)
+    found = lookup({name: tf.constant(values) for name, values in (_raw() | {"price": price}).items()})
+    np.testing.assert_array_equal(found["price"], price)
+    assert FeatureLookup.from_config(lookup.get_config()).get_config() == lookup.get_config()
