@@ -159,16 +159,16 @@ def test_malformed_requests_are_counted_and_kept(model: Path, tmp_path: Path, ca
     requests = make_requests(600, seed=2, most=2)
     requests[3]["history_dwell"] = [*requests[3]["history_dwell"], 1.0]
     requests[599]["user_id"] = None
-    requests[598]["user_id"] = None
+    requests[515]["user_id"] = None
     file = write(tmp_path / "a.parquet", requests, row_group_size=520)
     output = tmp_path / "scores"
     assert run(model, file, output) == 0
     scored = {row["request"] for row in rows_of(output)}
-    assert scored == {request["request"] for request in requests if request["film"]} - {"r3", "r598", "r599"}
+    assert scored == {request["request"] for request in requests if request["film"]} - {"r3", "r515", "r599"}
     letters = pa.parquet.read_table(output / "_dead_letter").to_pylist()
     assert sorted((letter["file"], letter["row"], letter["reason"]) for letter in letters) == [
         (str(file), 3, "history_dwell of another length than history_film"),
-        (str(file), 598, "null user_id"),
+        (str(file), 515, "null user_id"),
         (str(file), 599, "null user_id"),
     ]
     (letter,) = (letter for letter in letters if letter["row"] == 3)
@@ -185,7 +185,7 @@ def test_malformed_requests_are_counted_and_kept(model: Path, tmp_path: Path, ca
     error = capsys.readouterr().err
     assert error.startswith(
         "error: Too many rows are malformed; `max_bad_share` allows 0.40%.\n  all files: 3 of 600 rows, 0.50%\n"
-        'In all files:\n  2 null user_id, e.g. a.parquet: \'row 598: {"user_id": null, '
+        'In all files:\n  2 null user_id, e.g. a.parquet: \'row 515: {"user_id": null, '
     )
     assert error.endswith(f"All of them: {tmp_path}/strict.dead_letter\n")
 
