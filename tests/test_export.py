@@ -21,7 +21,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from keras_eta import Age, Feature, FeatureLookup, Features, Ranker, ops
 from keras_eta.export import export_model
-from keras_eta.export.warmup import WARMUP_CANDIDATES
+from keras_eta.export.signatures import WARMUP_CANDIDATES
 from keras_eta.interest import FullInterest, InnerProductInterest, MatchInterest, PoolingInterest, RecentInterest
 from keras_eta.ops import _counting
 from tests import reference
@@ -576,7 +576,7 @@ def test_a_failed_export_leaves_nothing(small_model, tmp_path, monkeypatch):
         assert path.parents[1].name.startswith(".")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("keras_eta.export.export.write_warmup_requests", fail)
+    monkeypatch.setattr("keras_eta.export.versions.write_warmup_requests", fail)
     with pytest.raises(OSError, match="No space left on device"):
         export_model(small_model, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
-import threading
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from keras_eta.contract import Contract, check_timestamps
-from keras_eta.export.arguments import rename_inputs
 from keras_eta.export.attribute_table import AttributeTable
+from keras_eta.export.joins import lookup_for
 from keras_eta.export.signatures import Signatures
-from keras_eta.export.warmup import write_warmup_requests
+from keras_eta.export.versions import write_version
+from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.models.ranker import Ranker
-from keras_eta.validation import check_positive_integers
-from keras_eta.versions import HIGHEST_VERSION, versions
-
-# Keras can't trace one model in several threads.
-_TRACING = threading.Lock()
 
 
 def export_model(
@@ -85,8 +77,9 @@ def export_model(
         tables: attributes of items or users by id, which the signatures look up: they lack the columns that a table
             gives (of an item's attribute `category`, `history_category` and that of every other sequence), and have its
             key. An attribute that a table does not know of an id is read as out-of-vocabulary (the first such bucket;
-            of several values, one such value), a float as the feature's `mean`, which is scaled to 0, or as 0 where
-            there is no `mean`. What a request with the same attributes gets, one with ids gets to the bit.
+            of several values, one such value), a float as a missing one if the feature is optional, else as its `mean`,
+            which is scaled to 0, or as 0 where there is no `mean`. What a request with the same attributes gets, one
+            with ids gets to the bit.
 
     Returns:
         The path of the version.
@@ -102,55 +95,20 @@ def export_model(
     if not isinstance(model, Ranker):
         raise TypeError(f"`model` must be a keras_eta Ranker. Received: model={model!r}")
     check_timestamps(timestamps)
-    base = Path(base_path)
-    _free_version(base, version)
-    with _TRACING:
+    if tables:
+        lookup_for(model, tables)
+    names = {table.key.name: table.names for table in tables}
+    contract = Contract(model.features, {} if model.lookup is None else vocabularies(model.lookup), timestamps, names)
+
+    def trace() -> Signatures:
         if not model.built:
             model.build()
         model.refresh()
-        signatures = Signatures(model, jit_compile, tables)
-    base.mkdir(parents=True, exist_ok=True)
-    # TF Serving looks at directories with numeric names only, so nobody sees the version before it is whole.
-    temporary = base / f".{uuid.uuid4().hex}"
-    try:
-        tf.saved_model.save(signatures, str(temporary), signatures=signatures.functions)
-        renamed = {argument: name for name, argument in signatures.arguments.items() if argument != name}
-        if renamed:
-            rename_inputs(temporary / "saved_model.pb", renamed)
-        names = {table.key.name: table.names for table in tables}
-        Contract(model.features, _vocabularies(model), timestamps, names).write(temporary)
-        if warmup:
-            write_warmup_requests(temporary / "assets.extra" / "tf_serving_warmup_requests", signatures, base.name)
-        while True:
-            target = base / str(_free_version(base, version))
-            try:
-                return temporary.rename(target)
-            except OSError:
-                # Another export may have taken the version a moment ago.
-                if not target.exists():
-                    raise
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        return Signatures(model, jit_compile, tables)
+
+    return write_version(trace, Path(base_path), version, contract, warmup)
 
 
-def _vocabularies(model: Ranker) -> dict[str, np.ndarray]:
-    """The ids of each vocabulary, ascending; none without a lookup."""
-    if model.lookup is None:
-        return {}
-    return {name: np.sort(table.lookup_table.export()[0].numpy()) for name, table in model.lookup.tables.items()}
-
-
-def _free_version(base: Path, version: int | None) -> int:
-    """The version asked for, or one more than the highest there; refuses one that exists or that no server takes."""
-    present = versions(path.name for path in base.glob("*"))
-    if version is None:
-        version = max(present, default=0) + 1
-    check_positive_integers(version=version)
-    if version > HIGHEST_VERSION:
-        raise ValueError(f"`version` must be at most 2**63 - 1. Received: version={version}")
-    if version in present:
-        raise FileExistsError(
-            f"Version {version} exists: {base / present[version]}. Choose another `version`, or None for the next."
-        )
-    return version
+def vocabularies(lookup: FeatureLookup) -> dict[str, np.ndarray]:
+    """The ids of each vocabulary of a lookup, ascending."""
+    return {name: np.sort(table.lookup_table.export()[0].numpy()) for name, table in lookup.tables.items()}

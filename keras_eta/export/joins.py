@@ -60,7 +60,7 @@ class Joins:
     """
 
     def __init__(self, model: Ranker, tables: Sequence[AttributeTable]) -> None:
-        self._features, self._lookup = model.features, _lookup_for(model, tables)
+        self._features, self._lookup = model.features, lookup_for(model, tables)
         given = {name for table in tables for name in table.names}
         self._encoded_here = dataclasses.replace(
             self._features,
@@ -100,14 +100,15 @@ def _encoded(attribute: Attribute, feature: Feature, lookup: FeatureLookup) -> n
             values = np.where(np.arange(num_values) < attribute.lengths[:, np.newaxis], values, 0)
             unknown = np.append(unknown, np.zeros(num_values - 1, np.int32))
     else:
-        # Which the model scales to 0; a float whose scale is not known is read as it is.
-        values, unknown = attribute.values.copy(), np.array(feature.mean or 0.0, np.float32)
+        # The model scales a mean to 0; a float whose scale is not known is read as it is.
+        absent = np.nan if feature.optional else feature.mean or 0.0
+        values, unknown = attribute.values.copy(), np.array(absent, np.float32)
     values[~attribute.known] = unknown
     return np.concatenate([unknown[np.newaxis], values])
 
 
-def _lookup_for(model: Ranker, tables: Any) -> FeatureLookup:
-    """The model's lookup, once the tables go with the model and with each other."""
+def lookup_for(model: Ranker, tables: Any) -> FeatureLookup:
+    """The model's lookup, if the tables go with the model and with each other; raises what `Joins` does if not."""
     if not isinstance(tables, (list, tuple)):
         raise TypeError(f"`tables` must be a list of AttributeTable objects. Received: {tables!r}")
     wrong = [table for table in tables if not isinstance(table, AttributeTable)]

@@ -30,10 +30,14 @@ from keras_eta.export.columns import (
     sequence_axes_of,
     specs_of,
 )
+from keras_eta.export.examples import make_example
 from keras_eta.export.joins import Joins
 from keras_eta.interest.base import Interest, InterestUnit
 from keras_eta.models.input_checks import specs_of as model_specs_of
 from keras_eta.models.ranker import Inputs, Ranker, Scores
+
+# Enough for `ops.hamming_top_k` to count rather than sort, whatever the length.
+WARMUP_CANDIDATES = 512
 
 
 class Signatures(tf.Module):
@@ -188,26 +192,33 @@ class Signatures(tf.Module):
         functions = {USER_STATE: user_state, RANK_FROM_STATE: rank_from_state, UPDATE_STATE: update_state}
         return {name: function for name, function in functions.items() if name in axes}
 
-    def warmup_inputs(self, signature: str, candidates: int) -> list[dict[str, np.ndarray]]:
+    def warmup_inputs(self, signature: str) -> list[dict[str, np.ndarray]]:
         """Inputs of typical requests to a signature: one, or one for each shape that XLA compiles.
 
+        One row, a full history, `WARMUP_CANDIDATES` candidates.
+
         Args:
-            signature: name of a dense signature.
-            candidates: C.
+            signature: name of a signature.
         """
+        if signature == EXAMPLES:
+            (columns,) = self.warmup_inputs("serving_default")
+            for sequence in self.features.all_sequences:
+                del columns[sequence.length]
+            example = make_example({name: np.ravel(values) for name, values in columns.items()})
+            return [{EXAMPLES: np.array([example.SerializeToString()], object)}]
         lengths = self._compiled_lengths
         if signature == "serving_default":
             lengths = {axis: compiled[-1:] for axis, compiled in lengths.items()}
         count = max(map(len, lengths.values()))
         return [
             self._warmup_inputs(
-                signature, {axis: compiled[min(i, len(compiled) - 1)] for axis, compiled in lengths.items()}, candidates
+                signature, {axis: compiled[min(i, len(compiled) - 1)] for axis, compiled in lengths.items()}
             )
             for i in range(count)
         ]
 
-    def _warmup_inputs(self, signature: str, lengths: dict[str, int], candidates: int) -> dict[str, np.ndarray]:
-        sizes = {"N": 1, "R": 1, "C": candidates, **lengths}
+    def _warmup_inputs(self, signature: str, lengths: dict[str, int]) -> dict[str, np.ndarray]:
+        sizes = {"N": 1, "R": 1, "C": WARMUP_CANDIDATES, **lengths}
         inputs = {}
         for name, axes in self._axes[signature].items():
             shape = [size if isinstance(size, int) else sizes[size] for size in axes]

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
 import tensorflow as tf
 
-from keras_eta.export.columns import EXAMPLES
-from keras_eta.export.examples import make_example
-from keras_eta.export.signatures import Signatures
 
-# Enough for `ops.hamming_top_k` to count rather than sort, whatever the length.
-WARMUP_CANDIDATES = 512
+class ExportedSignatures(Protocol):
+    """What a SavedModel is made of.
+
+    Attributes:
+        functions: the concrete function of each signature.
+        arguments: the argument by which the functions take each column.
+    """
+
+    functions: Mapping[str, Any]
+    arguments: Mapping[str, str]
+
+    def warmup_inputs(self, signature: str) -> list[dict[str, Any]]:
+        """Inputs of typical requests to a signature."""
 
 
-def write_warmup_requests(path: Path, signatures: Signatures, model_name: str) -> None:
-    """Requests for every signature: one row, a full history, `WARMUP_CANDIDATES` candidates."""
+def write_warmup_requests(path: Path, signatures: ExportedSignatures, model_name: str) -> None:
+    """Requests for every signature, those of its `warmup_inputs`."""
     try:
         from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
     except ImportError as error:
@@ -27,18 +36,8 @@ def write_warmup_requests(path: Path, signatures: Signatures, model_name: str) -
     with tf.io.TFRecordWriter(str(path)) as writer:
         for name in signatures.functions:
             request = predict_pb2.PredictRequest(model_spec=model_pb2.ModelSpec(name=model_name, signature_name=name))
-            for inputs in _inputs(signatures, name):
+            for inputs in signatures.warmup_inputs(name):
                 for column, values in inputs.items():
                     request.inputs[column].CopyFrom(tf.make_tensor_proto(values))
                 log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
                 writer.write(log.SerializeToString())
-
-
-def _inputs(signatures: Signatures, name: str) -> list[dict[str, np.ndarray]]:
-    if name != EXAMPLES:
-        return signatures.warmup_inputs(name, WARMUP_CANDIDATES)
-    (columns,) = signatures.warmup_inputs("serving_default", 1)
-    for sequence in signatures.features.all_sequences:
-        del columns[sequence.length]
-    example = make_example({name: np.ravel(values) for name, values in columns.items()})
-    return [{EXAMPLES: np.array([example.SerializeToString()], object)}]

@@ -62,7 +62,7 @@ class Conversations(Calling):
         deadline = self._deadline()
         item_ids, log_probability, version = yield from self._retrieved(history, excluded, deadline)
         candidates: dict[str, Any] = {_ITEM: item_ids}
-        if attributes is not None and len(item_ids):
+        if attributes is not None:
             candidates |= attributes(item_ids)
         rank = self._explain if explain else self._rank
         ranking = yield from rank(candidates, history, user, context, None, sequences, deadline=deadline)

@@ -34,12 +34,14 @@ class Column:
         axis: of what a row holds a list: `CANDIDATES`, or the behaviours of the sequence of this name. `None`: a row
             holds one value.
         max_values: V of a feature of several values, whose values are lists themselves.
+        optional: whether values may be null or NaN, which is missing.
     """
 
     name: str
     dtype: str
     axis: str | None = None
     max_values: int | None = None
+    optional: bool = False
 
     def __str__(self) -> str:
         kinds = {"string": "strings or bytes", "float32": "numbers", "int64": "integers, other than uint64"}
@@ -71,9 +73,9 @@ class Column:
             cell: an Arrow array of one row.
 
         Raises:
-            MalformedRowError: if a value is null or no finite number.
+            MalformedRowError: if a value is null or no finite number, missing ones of an optional column aside.
         """
-        if cell.null_count:
+        if cell.null_count and not (self.optional and self.axis is None):
             raise MalformedRowError(f"null {self.name}")
         if self.axis is not None:
             cell = self._flat(cell)
@@ -96,7 +98,7 @@ class Column:
     def _flat(self, lists: Any) -> Any:
         """What lists hold, one after another."""
         values = lists.flatten() if len(lists) else lists
-        if values.null_count:
+        if values.null_count and not self.optional:
             raise MalformedRowError(f"null in {self.name}")
         return values
 
@@ -111,7 +113,8 @@ class Column:
             return array
         with np.errstate(over="ignore"):
             array = values.to_numpy(zero_copy_only=False).astype(dtype)
-        if not np.isfinite(array).all():
+        finite = np.isfinite(array) | np.isnan(array) if self.optional else np.isfinite(array)
+        if not finite.all():
             raise MalformedRowError(f"non-finite {self.name}")
         return array
 
@@ -121,13 +124,16 @@ def request_columns(contract: Contract) -> tuple[Column, ...]:
 
     Args:
         contract: of the version, with its vocabularies.
+
+    Raises:
+        ValueError: if the version has a table by a column that is no feature of the model.
     """
     features = contract.features
 
     def column(feature: Feature, name: str, axis: str | None = None) -> Column:
         # An export without a lookup has no vocabulary, and reads indices.
         indices = feature.is_id and not contract.vocabularies
-        return Column(name, "int64" if indices else feature.dtype, axis, feature.max_values)
+        return Column(name, "int64" if indices else feature.dtype, axis, feature.max_values, feature.optional)
 
     columns = [column(feature, feature.name) for feature in (*features.user, *features.context)]
     columns += [column(feature, feature.name, CANDIDATES) for feature in features.item_features]
@@ -138,7 +144,12 @@ def request_columns(contract: Contract) -> tuple[Column, ...]:
         columns += [column(feature, sequence.column(feature.name), sequence.name) for feature in of_behaviours]
         if features.age is not None:
             columns.append(Column(sequence.timestamp, "int64", sequence.name))
-    return tuple(columns)
+    unread = [key for key in contract.tables if key not in features.by_column]
+    if unread:
+        raise ValueError(
+            f"The version looks features up by {unread}, which the model does not read: not supported here."
+        )
+    return tuple(column for column in columns if column.name not in contract.joined_columns)
 
 
 class Request(NamedTuple):

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from keras_eta import Feature, Features
 from keras_eta.contract import Contract
 from tests.tfx_pipeline.scoring.requests import FEATURES, SCHEMA, make_requests, write
 from tfx_pipeline.ingestion.values import MalformedRowError
-from tfx_pipeline.scoring.requests import RequestReader
+from tfx_pipeline.scoring.requests import RequestReader, request_columns
 
 VOCABULARIES = {"film": np.array([b"a"], object), "user_id": np.array([1])}
 READER = RequestReader(Contract(FEATURES, VOCABULARIES))
@@ -186,3 +187,30 @@ def test_export_without_a_lookup_reads_indices() -> None:
     reader = RequestReader(Contract(FEATURES, {}))
     types = {column.name: column.dtype for column in reader.columns}
     assert (types["film"], types["device type"], types["price"]) == ("int64", "int64", "float32")
+
+
+def test_missing_values_of_an_optional_float_are_read_as_nan() -> None:
+    price = Feature("price", "float32", optional=True)
+    dwell = Feature("dwell", "float32", optional=True)
+    features = Features(
+        item_id=Feature("film", "string"), item_attributes=(price,), behaviour_attributes=(dwell,), max_history_length=3
+    )
+    floats, texts = pa.list_(pa.float64()), pa.list_(pa.binary())
+    schema = pa.schema([("film", texts), ("price", floats), ("history_film", texts), ("history_price", floats)])
+    schema = schema.append(pa.field("history_dwell", floats))
+    row = {"film": [b"a", b"b"], "price": [None, 2.5], "history_film": [b"c"], "history_price": [float("nan")]}
+    batch = batch_of({**row, "history_dwell": [1.0]}, {**row, "history_dwell": [float("inf")]}, schema=schema)
+    reader = RequestReader(Contract(features, {"film": VOCABULARIES["film"]}))
+    found = reader.read(batch, 0).inputs
+    np.testing.assert_array_equal(found["price"], np.array([np.nan, 2.5], np.float32))
+    np.testing.assert_array_equal(found["history_price"], np.array([np.nan], np.float32))
+    with pytest.raises(MalformedRowError, match="non-finite history_dwell"):
+        reader.read(batch, 1)
+
+
+def test_columns_that_the_version_looks_up_are_no_part_of_requests() -> None:
+    features = Features(item_id=Feature("film", "string"), item_attributes=(Feature("shelf", "string"),))
+    contract = Contract(features, VOCABULARIES, tables={"film": ("shelf",)})
+    assert [column.name for column in request_columns(contract)] == ["film", "history_film"]
+    with pytest.raises(ValueError, match="looks features up by .'user_id'., which the model does not read"):
+        request_columns(Contract(features, VOCABULARIES, tables={"user_id": ("age",)}))
