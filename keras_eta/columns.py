@@ -8,6 +8,7 @@ from typing import Any
 from keras_eta.validation import check_positive_integers, is_integer, is_number
 
 LABEL = "label"
+ITEM_ID = "item_id"
 TIMESTAMP = "timestamp"
 HISTORY = "history"
 HISTORY_LENGTH = "history_length"

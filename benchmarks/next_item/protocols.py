@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_eta.columns import ITEM_ID
 from keras_eta.content import content_vectors
 from keras_eta.datasets import movielens, sequences
-from keras_eta.datasets.columns import ITEM_ID
 from keras_eta.datasets.sequences import LeaveOneOut
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_eta import Feature, FeatureLookup, Features
-from keras_eta.datasets.columns import ITEM_ID
+from keras_eta.columns import ITEM_ID
 from keras_eta.layers.transformer_blocks import EncoderBlock
 from keras_eta.models.optimizers import EmbeddingsAndDense
 from keras_eta.models.trainable import TrainableModel

@@ -8,8 +8,8 @@ import numpy as np
 
 from benchmarks.quality.protocols import Protocol, adapted
 from keras_eta import Feature, Sequence
+from keras_eta.columns import ITEM_ID
 from keras_eta.datasets import cluster_log, regular_snapshots
-from keras_eta.datasets.columns import ITEM_ID
 
 CLUSTERS, SIZE = "clusters", "size"
 # Moments at which the behaviours so far are clustered, evenly over the log.

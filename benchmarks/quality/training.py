@@ -14,8 +14,8 @@ from benchmarks.quality.clustered import with_clusters
 from benchmarks.quality.protocols import Protocol
 from benchmarks.quality.results import Result
 from benchmarks.quality.units import CLUSTERED, USER_ID_DROPOUT, make_ranker, request_milliseconds
+from keras_eta.columns import ITEM_ID
 from keras_eta.datasets.baselines import baseline_scores
-from keras_eta.datasets.columns import ITEM_ID
 from keras_eta.datasets.impressions import Impressions
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from keras_eta.columns import TIMESTAMP
-from keras_eta.datasets.columns import ITEM_ID, USER_ID
+from keras_eta.columns import ITEM_ID, TIMESTAMP
+from keras_eta.datasets.columns import USER_ID
 from keras_eta.validation import check_integers_from_zero, check_positive_integers, check_vectors, exact_integers
 
 SNAPSHOT = "snapshot"

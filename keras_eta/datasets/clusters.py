@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from keras_eta.columns import TIMESTAMP
+from keras_eta.columns import ITEM_ID, TIMESTAMP
 from keras_eta.datasets.clustering import SIZE, SNAPSHOT, Clustering
 from keras_eta.datasets.columns import (
-    ITEM_ID,
     USER_ID,
     Column,
     ValueLists,

@@ -9,12 +9,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from keras_eta.columns import TIMESTAMP
+from keras_eta.columns import ITEM_ID, TIMESTAMP
 from keras_eta.datasets.times import datetime_seconds, iso_seconds
 from keras_eta.validation import exact_integers
 
 USER_ID = "user_id"
-ITEM_ID = "item_id"
 REQUIRED_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP)
 
 

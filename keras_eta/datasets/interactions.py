@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from keras_eta.columns import TIMESTAMP
+from keras_eta.columns import ITEM_ID, TIMESTAMP
 from keras_eta.datasets.columns import (
-    ITEM_ID,
     REQUIRED_COLUMNS,
     USER_ID,
     Column,

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from keras_eta.columns import TIMESTAMP, Feature, Positives
-from keras_eta.datasets.columns import ITEM_ID, USER_ID
+from keras_eta.columns import ITEM_ID, TIMESTAMP, Feature, Positives
+from keras_eta.datasets.columns import USER_ID
 from keras_eta.datasets.delimited import WRONG_COLUMNS, parse_lines
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions, Rejection

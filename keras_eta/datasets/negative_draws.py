@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 
-from keras_eta.datasets.columns import ITEM_ID, USER_ID, id_numbers
+from keras_eta.columns import ITEM_ID
+from keras_eta.datasets.columns import USER_ID, id_numbers
 from keras_eta.datasets.interactions import Interactions
 
 # The column of impressions that tells how probable a draw of the item was.

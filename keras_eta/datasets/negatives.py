@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_eta.columns import TIMESTAMP
-from keras_eta.datasets.columns import ITEM_ID, REQUIRED_COLUMNS, USER_ID
+from keras_eta.columns import ITEM_ID, TIMESTAMP
+from keras_eta.datasets.columns import REQUIRED_COLUMNS, USER_ID
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions
 from keras_eta.datasets.negative_draws import (

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from keras_eta.columns import TIMESTAMP
-from keras_eta.datasets.columns import ITEM_ID, USER_ID
+from keras_eta.columns import ITEM_ID, TIMESTAMP
+from keras_eta.datasets.columns import USER_ID
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions
 

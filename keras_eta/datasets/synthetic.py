@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from keras_eta.columns import TIMESTAMP, Feature
-from keras_eta.datasets.columns import ITEM_ID, USER_ID
+from keras_eta.columns import ITEM_ID, TIMESTAMP, Feature
+from keras_eta.datasets.columns import USER_ID
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions
 from keras_eta.features import Features

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from keras_eta.columns import TIMESTAMP, Feature
-from keras_eta.datasets.columns import ITEM_ID, USER_ID, Column, id_numbers, parse_column
+from keras_eta.columns import ITEM_ID, TIMESTAMP, Feature
+from keras_eta.datasets.columns import USER_ID, Column, id_numbers, parse_column
 from keras_eta.datasets.delimited import WRONG_COLUMNS, parse_lines
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.datasets.interactions import Interactions, Rejection

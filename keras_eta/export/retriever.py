@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_eta.columns import Sequence
+from keras_eta.columns import ITEM_ID, Sequence
 from keras_eta.contract import Contract
-from keras_eta.datasets.columns import ITEM_ID
 from keras_eta.export.arguments import concrete
 from keras_eta.export.checks import checked
 from keras_eta.export.columns import EXAMPLES, RANK_AXES, Axes, dtypes_of, sequence_axes_of, specs_of

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_eta.columns import Feature
-from keras_eta.datasets.columns import ITEM_ID
+from keras_eta.columns import ITEM_ID, Feature
 from keras_eta.features import Features
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.ops.trie import trie_children, trie_keys

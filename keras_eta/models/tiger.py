@@ -7,8 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.columns import HISTORY_LENGTH, history_name
-from keras_eta.datasets.columns import ITEM_ID
+from keras_eta.columns import HISTORY_LENGTH, ITEM_ID, history_name
 from keras_eta.distribution import sum_over_replicas
 from keras_eta.features import Features
 from keras_eta.layers.feature_lookup import FeatureLookup

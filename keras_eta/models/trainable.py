@@ -29,7 +29,8 @@ class TrainableModel(tfrs.Model):
     _training_state = None
 
     def __init__(self, *, part_names: Sequence[str] = (), **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        # Under mixed precision Keras would round raw floats, which models scale in float32, to 16 bits.
+        super().__init__(**{"autocast": False, **kwargs})
         # Every replica's step returns what holds for all; the default would sum it over workers once more.
         self.distribute_reduction_method = "first"
         self._part_names = tuple(part_names)

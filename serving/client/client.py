@@ -131,8 +131,8 @@ class RankingClient(Conversations):
             sequences: further sequences of behaviours by name, for the ranker.
             excluded: ids of items that must not be found. `None`: those of the history, where nobody wants them twice.
                 `()`: none.
-            attributes: gives the ranker's further columns of candidates, by name, C values each, of their ids [C], which
-                may be none. `None`: it reads no further ones, or its version looks them up.
+            attributes: gives the ranker's further columns of candidates, by name, C values each, of their ids [C]; C
+                may be 0. `None`: it reads no further ones, or its version looks them up.
             explain: whether to explain the ranking.
 
         Returns:

@@ -51,6 +51,20 @@ def test_outliers_are_cut_off_at_ten_deviations() -> None:
     assert (model(_batch([6.9, -2.9], [2.0, 2.0, 7.0, 0.0])).numpy() != expected.numpy()).all()
 
 
+def test_floats_are_scaled_before_they_are_rounded_to_16_bits() -> None:
+    """In bfloat16 1,001.5 is 1,000."""
+    policy = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        model = _model(mean=1000.0, std=1.0)
+    finally:
+        tf.keras.mixed_precision.set_global_policy(policy)
+    batch = _batch([1001.5, 998.5], [1000.0, 1000.0, 1001.5, 0.0])
+    scored = model.score(model.batch_columns(batch)).logits[:, 0]
+    np.testing.assert_array_equal(model(batch), scored)
+    assert (model(batch).numpy() != model(_batch([1000.0] * 2, [1000.0] * 4)).numpy()).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "received"),
     [

@@ -13,10 +13,9 @@ import pandas as pd
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from keras_eta.columns import TIMESTAMP, Feature
+from keras_eta.columns import ITEM_ID, TIMESTAMP, Feature
 from keras_eta.datasets.clustering import SIZE, SNAPSHOT
 from keras_eta.datasets.clusters import tie_keys
-from keras_eta.datasets.columns import ITEM_ID
 from keras_eta.datasets.item_vectors import item_rows, load_item_vectors
 from tfx_pipeline.behaviours import ClusterSequence
 from tfx_pipeline.ingestion.impressions import ClusteredLog, UserLog

@@ -146,9 +146,7 @@ def request_columns(contract: Contract) -> tuple[Column, ...]:
             columns.append(Column(sequence.timestamp, "int64", sequence.name))
     unread = [key for key in contract.tables if key not in features.by_column]
     if unread:
-        raise ValueError(
-            f"The version looks features up by {unread}, which the model does not read: not supported here."
-        )
+        raise ValueError(f"The version looks features up by {unread}, which its model does not read: not supported.")
     return tuple(column for column in columns if column.name not in contract.joined_columns)
 
 
