@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "retrieval.md"
 
 
 @pytest.mark.slow
-def test_films_get_semantic_ids(
+def test_films_get_semantic_ids_and_are_retrieved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -34,3 +34,9 @@ def test_films_get_semantic_ids(
     for name in ("k-means", "RQ-VAE"):
         assert min(reports[name].usage) >= 0.8, reports[name]
     assert len(np.unique(names["more"].codes, axis=0)) == len(names["films"]) + 1
+
+    found = names["model"].table.raw_ids_by_row()[names["found"].rows].ravel().tolist()
+    assert len(set(found)) == 5
+    assert set(found) <= {title.encode() for title in names["films"]["item_id"]}
+    assert not {b"Toy Story (1995)", b"Aladdin (1992)"} & set(found)
+    assert (tmp_path / "models" / "tiger" / "1" / "saved_model.pb").exists()
