@@ -11,7 +11,7 @@ _runtime.select_legacy_keras()
 
 if TYPE_CHECKING:
     from keras_eta import calibration, content, interest, layers, metrics, models, ops, quantization
-    from keras_eta.columns import Age, Feature, Positives, Sequence
+    from keras_eta.columns import Age, Calendar, Feature, Positives, Sequence
     from keras_eta.features import Features
     from keras_eta.layers import FeatureLookup
     from keras_eta.models import ETA, RQVAE, TIGER, Ranker
@@ -24,6 +24,7 @@ __all__ = [
     "RQVAE",
     "TIGER",
     "Age",
+    "Calendar",
     "Feature",
     "FeatureLookup",
     "Features",
@@ -44,6 +45,7 @@ __all__ = [
 _MODULES = {
     "ETA": "models",
     "Age": "columns",
+    "Calendar": "columns",
     "Feature": "columns",
     "FeatureLookup": "layers",
     "Features": "features",

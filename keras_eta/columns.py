@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from keras_eta.time_units import UNIT_STARTS
 from keras_eta.validation import check_positive_integers, is_integer, is_number
 
 LABEL = "label"
@@ -14,6 +15,8 @@ HISTORY = "history"
 HISTORY_LENGTH = "history_length"
 HISTORY_TIMESTAMP = "history_timestamp"
 HISTORY_AGE = "history_age"
+HOUR = "timestamp_hour"
+WEEKDAY = "timestamp_weekday"
 
 ID_DTYPES = ("int64", "string")
 DTYPES = (*ID_DTYPES, "float32")
@@ -173,6 +176,44 @@ class Age:
     def num_indices(self) -> int:
         """Rows of the embedding table: padding, and one more bucket than there are boundaries."""
         return len(self.boundaries) + 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Calendar:
+    """The hour of the day and the day of the week of an impression, made of its timestamp and embedded.
+
+    Args:
+        unit: of the timestamps, moments since 1970 in UTC: `"seconds"`, `"milliseconds"`, `"microseconds"` or
+            `"nanoseconds"`.
+        utc_offset: hours by which the users' time is ahead of UTC, e.g. 1, 5.5 or -8.
+        embedding_dim: width of either embedding.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    unit: str = "seconds"
+    utc_offset: float = 0.0
+    embedding_dim: int = 8
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNIT_STARTS:
+            raise ValueError(f"`unit` must be one of {list(UNIT_STARTS)}. Received: unit={self.unit!r}")
+        if not is_number(self.utc_offset) or not -24 < self.utc_offset < 24:
+            raise ValueError(
+                f"`utc_offset` must be a number of hours between -24 and 24. Received: utc_offset={self.utc_offset!r}"
+            )
+        check_positive_integers(embedding_dim=self.embedding_dim)
+
+    @property
+    def num_indices(self) -> dict[str, int]:
+        """Rows of the embedding table of each column; row 0 is not used."""
+        return {HOUR: 25, WEEKDAY: 8}
+
+    @property
+    def offset_seconds(self) -> int:
+        """`utc_offset` in seconds."""
+        return round(3_600 * self.utc_offset)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from keras_eta.columns import (
     LABEL,
     TIMESTAMP,
     Age,
+    Calendar,
     Feature,
     Positives,
     Sequence,
@@ -33,12 +34,13 @@ class Features:
     | `behaviour_attributes` | | `history_<name>` |
     | `user`, `context` | `<name>` | |
     | `age` | `timestamp` | `history_timestamp` |
+    | `calendar` | `timestamp` | |
 
     Every sequence holds the behaviours strictly before the impression, most recent first; those of `sequences` have
     the names of their own in place of `history`. These are the raw columns, of logs, tf.Examples and serving requests.
     The encoded ones, which a `FeatureLookup` makes and the model reads, have the same names, but for the timestamps: in
-    their place comes the bucket `history_age` of each behaviour. A feature of several values is one column of indices
-    then, padded with 0, and needs no length.
+    their place come `timestamp_hour` and `timestamp_weekday`, and the bucket `history_age` of each behaviour. A feature
+    of several values is one column of indices then, padded with 0, and needs no length.
 
     Args:
         item_id: the item's id. Its embedding is hashed.
@@ -50,6 +52,7 @@ class Features:
             of theirs. Empty: the item id alone.
         max_history_length: L, the number of most recent behaviours that the model reads.
         age: how the age of each behaviour is cut into buckets. `None`: the model reads no timestamps.
+        calendar: how the hour and the weekday of the impression are read. `None`: they are not.
         sequences: sequences of behaviours beside the history.
         positives: which behaviours of the history speak for their item, for tasks that need to know. `None`: all.
 
@@ -67,6 +70,7 @@ class Features:
     hashed: tuple[str, ...] = ()
     max_history_length: int = 512
     age: Age | None = None
+    calendar: Calendar | None = None
     sequences: tuple[Sequence, ...] = ()
     positives: Positives | None = None
 
@@ -86,6 +90,8 @@ class Features:
                 raise TypeError(f"`{role}` must hold {what}. Received: {wrong}")
         if self.age is not None and not isinstance(self.age, Age):
             raise TypeError(f"`age` must be a keras_eta.Age or None. Received: age={self.age!r}")
+        if self.calendar is not None and not isinstance(self.calendar, Calendar):
+            raise TypeError(f"`calendar` must be a keras_eta.Calendar or None. Received: calendar={self.calendar!r}")
         if self.positives is not None and not isinstance(self.positives, Positives):
             raise TypeError(
                 f"`positives` must be a keras_eta.Positives or None. Received: positives={self.positives!r}"
@@ -188,9 +194,15 @@ class Features:
 
     @property
     def row_names(self) -> tuple[str, ...]:
-        """Raw columns with one entry per impression: user, context, candidate; with `age`, the timestamp."""
+        """Raw columns with one entry per impression: user, context, candidate, and the timestamp where it is read."""
+        names = [feature.name for feature in self.row_features]
         lengths = [length_name(feature.name) for feature in self.row_features if feature.max_values]
-        return (*self.encoded_row_names, *lengths, *([] if self.age is None else [TIMESTAMP]))
+        return (*names, *lengths, *([TIMESTAMP] if self.reads_timestamp else []))
+
+    @property
+    def reads_timestamp(self) -> bool:
+        """Whether the moment of the impression is among the raw columns: for ages or the calendar."""
+        return self.age is not None or self.calendar is not None
 
     @property
     def history_names(self) -> tuple[str, ...]:
@@ -222,7 +234,12 @@ class Features:
     @property
     def encoded_row_names(self) -> tuple[str, ...]:
         """Columns with one entry per impression, as the model reads them."""
-        return tuple(feature.name for feature in self.row_features)
+        return (*(feature.name for feature in self.row_features), *self.calendar_names)
+
+    @property
+    def calendar_names(self) -> tuple[str, ...]:
+        """The encoded columns of the calendar, if there is one."""
+        return () if self.calendar is None else tuple(self.calendar.num_indices)
 
     def encoded_sequence_names(self, sequence: Sequence) -> tuple[str, ...]:
         """Columns with one entry per behaviour of a sequence, as the model reads them."""
@@ -270,12 +287,14 @@ class Features:
         roles = ("item_attributes", "behaviour_attributes", "user", "context")
         # Older descriptions lack these.
         age, sequences, positives = values.get("age"), values.get("sequences", ()), values.get("positives")
+        calendar = values.get("calendar")
         return cls(
             item_id=Feature(**values["item_id"]),
             **{role: tuple(Feature(**feature) for feature in values[role]) for role in roles},
             hashed=tuple(values["hashed"]),
             max_history_length=values["max_history_length"],
             age=None if age is None else Age(**age),
+            calendar=None if calendar is None else Calendar(**calendar),
             sequences=tuple(
                 Sequence(**{**sequence, "attributes": tuple(Feature(**feature) for feature in sequence["attributes"])})
                 for sequence in sequences

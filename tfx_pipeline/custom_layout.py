@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from keras_eta.columns import DTYPES, HISTORY, Age, Feature, Positives
+from keras_eta.columns import DTYPES, HISTORY, Age, Calendar, Feature, Positives
 from keras_eta.columns import Sequence as BehaviourSequence
 from keras_eta.datasets.clustering import SIZE
 from keras_eta.datasets.negative_draws import Period, Weighting
@@ -32,6 +32,8 @@ def custom(
     context: Sequence[str] = (),
     slice_columns: Sequence[str] = (),
     age_boundaries: Sequence[int] = AGE_BOUNDARIES,
+    calendar: str | None = None,
+    utc_offset: float = 0.0,
     file_format: str = CSV,
     separator: str = ",",
     header: Sequence[str] = (),
@@ -74,6 +76,9 @@ def custom(
         slice_columns: columns that evaluation slices by, whether the model reads them or not.
         age_boundaries: of the age of a behaviour, ascending, in the units of the log's timestamps. Empty: the model
             does not read ages.
+        calendar: the unit of the timestamps, e.g. `"seconds"`, whose hour and weekday the model reads. `None`: it does
+            not.
+        utc_offset: of the hours, by which the users' time is ahead of UTC.
         file_format: `"csv"` or `"parquet"`.
         separator: between two values of a CSV row.
         header: names of a CSV file's columns, where its first line is data.
@@ -114,6 +119,8 @@ def custom(
             "`snapshot_period` and `group_by` must go with `clusters`. "
             f"Received: snapshot_period={snapshot_period!r}, group_by={group_by!r}"
         )
+    if utc_offset and calendar is None:
+        raise ValueError(f"`utc_offset` must go with `calendar`. Received: utc_offset={utc_offset!r}")
     sampling = None
     if negatives:
         sampling = NegativeSampling(negatives, tuple(negatives_same), negatives_by, negatives_from)
@@ -138,6 +145,7 @@ def custom(
         user=tuple(map(_feature, user)),
         context=tuple(_feature(text, embedding_dim=8) for text in context),
         age=Age(tuple(age_boundaries)) if age_boundaries else None,
+        calendar=None if calendar is None else Calendar(calendar, utc_offset),
         max_history_length=max_history_length,
         sequences=tuple(BehaviourSequence(name, tuple(of), max_history_length) for name, of in attributes.items()),
         positives=_positives(positives, own) if positives else None,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from keras_eta.datasets.negative_draws import Period, Weighting
+from keras_eta.time_units import UNIT_STARTS
 from tfx_pipeline.config import Evaluation, PipelineConfig, Split, Training
 from tfx_pipeline.custom_layout import custom
 from tfx_pipeline.layouts import CSV, PARQUET, Label, Layout, movielens, taobao
@@ -74,6 +75,18 @@ _LAYOUT_FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
             "type": int,
             "metavar": "AGE",
             "help": "between the buckets of a behaviour's age, in the log's units; none: ages are not read",
+        },
+    ),
+    "calendar": (
+        "calendar",
+        {"choices": tuple(UNIT_STARTS), "help": "unit of the timestamps: the model reads their hour and weekday"},
+    ),
+    "utc_offset": (
+        "utc_offset",
+        {
+            "type": float,
+            "metavar": "HOURS",
+            "help": "with it: by how much local time is ahead of UTC (default: 0)",
         },
     ),
     "first_timestamp": (

@@ -208,10 +208,10 @@ class Layout:
                 f"`group_by` of the clusters must name a feature of numbers, among {numbers}. "
                 f"Received: group_by={clusters.group_by!r}"
             )
-        floats = [feature.name for feature in features if feature.dtype == "float32"]
+        floats = [feature.name for feature in features if feature.dtype == "float32" and not feature.optional]
         if not {*clusters.means} <= {*floats}:
             raise ValueError(
-                f"`means` of the clusters must name float32 features, among {floats}. Received: means={clusters.means}"
+                f"`means` of the clusters must name float32 features that are not optional, among {floats}. Received: means={clusters.means}"
             )
 
     @property
@@ -223,7 +223,8 @@ class Layout:
     @property
     def row_columns(self) -> tuple[str, ...]:
         """The contract's columns with one value an impression, besides label and history."""
-        names = (USER_ID, TIMESTAMP, *self.features.encoded_row_names, *self.slice_columns)
+        features = (feature.name for feature in self.features.row_features)
+        names = (USER_ID, TIMESTAMP, *features, *self.slice_columns)
         return tuple(dict.fromkeys(names))
 
     @property

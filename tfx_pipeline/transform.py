@@ -16,6 +16,7 @@ from keras_eta.columns import LABEL, TIMESTAMP, Feature, Sequence, length_name
 from keras_eta.features import Features
 from keras_eta.names import scope_name
 from keras_eta.ops import age_bucket
+from keras_eta.ops.calendar import calendar_columns
 from tfx_pipeline.config import PipelineConfig
 
 
@@ -89,7 +90,9 @@ def preprocessing_fn(
             # One behaviour a row, since the function takes a timestamp for each row.
             buckets = age_bucket(timestamp, moments.flat_values[:, tf.newaxis], features.age.boundaries)[:, 0]
             outputs[sequence.age] = moments.with_flat_values(tf.cast(buckets, tf.int64)).to_sparse()
-    if features.age is not None:
+    moments = {TIMESTAMP: tf.reshape(inputs[TIMESTAMP], [-1])}
+    outputs |= {name: tf.cast(column, tf.int64) for name, column in calendar_columns(features, moments).items()}
+    if features.reads_timestamp:
         # Not for the model: exports carry the range of the training part's.
         outputs[TIMESTAMP] = tf.reshape(inputs[TIMESTAMP], [-1])
     outputs[LABEL] = tf.cast(tf.reshape(inputs[LABEL], [-1]), tf.int64)

@@ -14,6 +14,7 @@ from keras_eta.datasets.columns import Column, ValueLists
 from keras_eta.datasets.histories import Histories
 from keras_eta.features import Features
 from keras_eta.ops import age_bucket
+from keras_eta.ops.calendar import calendar_columns
 
 PREFETCHED = 2
 
@@ -52,7 +53,9 @@ def make_dataset(
         now = tf.gather(timestamp, row)
         for sequence in sequences:
             inputs |= sequence(row, now)
-        if features.age is not None and lookup is None:
+        if lookup is not None:
+            inputs |= calendar_columns(features, {TIMESTAMP: now})
+        elif features.reads_timestamp:
             inputs[TIMESTAMP] = now
         return RawColumns(inputs) if lookup is None else inputs, tf.gather(label, row)
 

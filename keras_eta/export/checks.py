@@ -12,6 +12,7 @@ from keras_eta.export.columns import Axes, behaviours_axis, static_shape
 from keras_eta.features import Features
 from keras_eta.models.ranker import Inputs
 from keras_eta.ops import age_bucket
+from keras_eta.ops.calendar import calendar_columns
 
 _AXIS_NAMES = {"N": "rows", "R": "rows", "C": "candidates"}
 
@@ -155,6 +156,7 @@ def index_guard(features: Features) -> Callable[[Inputs], dict[str, tf.Tensor]]:
 
     def guard(inputs: Inputs) -> dict[str, tf.Tensor]:
         outputs = {name: guarded(name, feature, inputs) for name, feature in features.by_column.items()}
+        outputs |= calendar_columns(features, inputs)
         for sequence in features.all_sequences:
             outputs[sequence.length] = tf.cast(inputs[sequence.length], tf.int32)
             if features.age is not None:

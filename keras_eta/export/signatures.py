@@ -150,7 +150,8 @@ class Signatures(tf.Module):
         rank: dict[str, Axes] = {name: axes for name, axes in of_rank.items() if name not in history or name in others}
         if not others:
             # Nothing else reads a sequence, or the moment from which ages count.
-            rank = {name: axes for name, axes in rank.items() if name in features.row_names and name != TIMESTAMP}
+            read = {*features.row_names} - ({TIMESTAMP} if features.calendar is None else set())
+            rank = {name: axes for name, axes in rank.items() if name in read}
         signatures = {USER_STATE: {**moment, **history}, RANK_FROM_STATE: {**rank, **states}}
         if all(unit.updates_state for unit in with_state):
             signatures[UPDATE_STATE] = {**moment, **history, **states}

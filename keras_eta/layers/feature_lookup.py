@@ -14,6 +14,7 @@ from keras_eta.columns import TIMESTAMP, Feature, length_name
 from keras_eta.features import Features
 from keras_eta.names import scope_name
 from keras_eta.ops import age_bucket
+from keras_eta.ops.calendar import calendar_columns
 from keras_eta.raw_values import as_array, finite, raw_ids
 
 
@@ -207,6 +208,7 @@ class FeatureLookup(tf.keras.layers.Layer):
         if missing:
             raise ValueError(f"Columns are missing: {missing}. Received: {sorted(inputs)}")
         outputs = {feature.name: self._encoded(feature, feature.name, inputs) for feature in features.row_features}
+        outputs |= calendar_columns(features, inputs)
         for sequence in features.all_sequences:
             outputs[sequence.length] = lengths = tf.cast(_int64_column(sequence.length, inputs), tf.int32)
             for feature in features.sequence_features(sequence):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from keras_eta.columns import HISTORY_AGE, Feature
+from keras_eta.columns import HISTORY_AGE
 from keras_eta.features import Features
 from keras_eta.interest.base import Columns, Tables, Tensors
 from keras_eta.names import scope_name
@@ -46,6 +46,9 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         sizes = {feature.name: (feature.num_indices, feature.embedding_dim) for feature in needed if feature.is_id}
         if features.age is not None:
             sizes[HISTORY_AGE] = (features.age.num_indices, features.age.embedding_dim)
+        if features.calendar is not None and sequence is None:
+            dim = features.calendar.embedding_dim
+            sizes |= {name: (rows, dim) for name, rows in features.calendar.num_indices.items()}
         for name, (rows, dim) in sizes.items():
             if name not in self.tables:
                 self.tables[name] = tf.keras.layers.Embedding(
@@ -84,9 +87,10 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         width = tf.shape(columns[self.features.item_id.name])[1]
         return Columns(columns, tf.sequence_mask(inputs[sequence.length], width), self.embed, self.compute_dtype)
 
-    def rows(self, features: Sequence[Feature], inputs: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
-        """The vectors [R, width] of columns with one value per row."""
-        vectors = self.embed({feature.name: inputs[feature.name] for feature in features}).values()
+    def rows(self, inputs: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
+        """The vectors [R, width] of users, contexts and the calendar: what all candidates of a request share."""
+        names = [feature.name for feature in (*self.features.user, *self.features.context)]
+        vectors = self.embed({name: inputs[name] for name in (*names, *self.features.calendar_names)}).values()
         return [tf.cast(vector, self.compute_dtype) for vector in vectors]
 
     def embed(self, columns: Tensors) -> Tensors:

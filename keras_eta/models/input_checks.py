@@ -88,6 +88,7 @@ def checked_columns(inputs: Mapping[str, Any], features: Features) -> Mapping[st
     sizes = {name: feature.num_indices for name, feature in features.by_column.items() if feature.is_id}
     if features.age is not None:
         sizes |= {sequence.age: features.age.num_indices for sequence in features.all_sequences}
+    sizes |= {} if features.calendar is None else features.calendar.num_indices
     columns = {name: tf.convert_to_tensor(inputs[name]) for name in names}
     indices = {name: columns[name] for name in names if name in sizes}
     if isinstance(inputs, RawColumns):
@@ -105,7 +106,7 @@ def batch_columns(inputs: Mapping[str, Any], features: Features) -> dict[str, tf
     """The columns of a batch as `checked_columns` gives them, one value or one set of values a row: [N] or [N, V]."""
     columns = dict(checked_columns(inputs, features))
     shapes = {feature.name: feature.values_shape for feature in features.row_features}
-    shapes |= {sequence.length: () for sequence in features.all_sequences}
+    shapes |= dict.fromkeys([*features.calendar_names, *(sequence.length for sequence in features.all_sequences)], ())
     return columns | {name: tf.reshape(columns[name], [-1, *shape]) for name, shape in shapes.items()}
 
 

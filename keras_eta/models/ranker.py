@@ -77,7 +77,8 @@ class Ranker(UserStates, TrainableModel):
     Call arguments:
         inputs: dict of indices and floats: `user`, `context` and item columns [N] or [N, 1], `history_*` [N, L] most
             recent first, and `history_length` [N]. Only the first `features.max_history_length` behaviours are read.
-            With `features.age`, `history_age` [N, L] is among them, the buckets that `keras_eta.ops.age_bucket` gives.
+            With `features.age`, `history_age` [N, L] is among them, the buckets that `keras_eta.ops.age_bucket` gives;
+            with `features.calendar`, `timestamp_hour` and `timestamp_weekday` [N], of `keras_eta.ops.hour_and_weekday`.
             A feature of V values has an axis of V more. The columns of `features.sequences` are like the history's.
         return_scores: whether to return the `Scores` of [N, 1] candidates in place of the logits.
 
@@ -219,7 +220,7 @@ class Ranker(UserStates, TrainableModel):
     def _logits(self, inputs: Inputs, parts: Sequence[tf.Tensor]) -> tf.Tensor:
         """Logits [R, C] of candidates, by their own vectors and their interest vectors, [R, C, D] each."""
         shape = tf.shape(parts[0])
-        rows = self.feature_embedding.rows((*self.features.user, *self.features.context), inputs)
+        rows = self.feature_embedding.rows(inputs)
         of_rows = [tf.broadcast_to(x[:, tf.newaxis, :], [shape[0], shape[1], x.shape[-1]]) for x in rows]
         x0 = x = tf.concat([*parts, *of_rows], axis=-1)
         for cross in self.cross:

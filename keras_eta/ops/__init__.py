@@ -1,7 +1,8 @@
-"""Pure functions of fingerprints, distances, ages, matches and columns of several values. Stock TensorFlow ops only."""
+"""Pure functions of fingerprints, distances, times, matches and several values. Stock TensorFlow ops only."""
 
 from keras_eta import _runtime
 from keras_eta.ops.ages import age_bucket
+from keras_eta.ops.calendar import hour_and_weekday
 from keras_eta.ops.hamming_top_k import TopK, hamming_top_k, history_buckets
 from keras_eta.ops.hashing import (
     WORD_BITS,
@@ -24,6 +25,7 @@ __all__ = [
     "hamming_distance",
     "hamming_top_k",
     "history_buckets",
+    "hour_and_weekday",
     "inverted_index",
     "matches",
     "mean_of_values",

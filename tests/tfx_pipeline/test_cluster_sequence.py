@@ -255,7 +255,10 @@ def test_refused_arguments(arguments: dict[str, Any], text: str) -> None:
             "Sequence 'purchases' of clusters must have an attribute 'size' of dtype 'float32'. "
             "Received: attributes=()",
         ),
-        ({"means": ("genres",)}, "must name float32 features, among ['played']. Received: means=('genres',)"),
+        (
+            {"means": ("genres",)},
+            "must name float32 features that are not optional, among ['played']. Received: means=('genres',)",
+        ),
         ({"means": ("size",)}, "`means` must not name ['size']. Received: means=('size',)"),
         ({"max_size": 0}, "`max_size` must be a positive integer. Received: max_size=0"),
         ({"item_vectors": ""}, "`item_vectors` must name a file. Received: item_vectors=''"),

@@ -103,7 +103,7 @@ def test_custom_layout_is_read_from_flags() -> None:
         (["--data", "d", "--layout", "custom", "--schema", "s"], "--layout custom needs --pattern, --label_column."),
         ([*CUSTOM, "--column", "user_id"], "--column must be written NAME=COLUMN. Received: ['user_id']"),
         ([*CUSTOM, "--column", "nothing=x"], "`columns` must map columns of the model"),
-        ([*CUSTOM, "--item_attribute", "a:int8"], "A feature must be written `name`, `name:dtype` or"),
+        ([*CUSTOM, "--item_attribute", "a:int8"], "A feature must be written `name`, `name:dtype`"),
         ([*CUSTOM, "--label_minimum", "1", "--label_positives", "a"], "Give a label either a `minimum` or `positives`"),
         (["--data", "d", "--max_history_length", "513"], "The schema of --layout movielens allows histories of 512."),
         (["--data", "d", "--epochs", "0"], "`epochs` must be a positive integer. Received: epochs=0"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from keras_eta import Age, Feature, Features, Positives
+from keras_eta import Age, Calendar, Feature, Features, Positives
 from tfx_pipeline.custom_layout import custom
 from tfx_pipeline.layouts import AGE_BOUNDARIES, ItemTable, Label, Layout, movielens, taobao
 
@@ -56,6 +56,14 @@ def test_custom_takes_names_with_spaces_and_colons():
         ("device type", "int64"),
         ("a:b", "float32"),
     ]
+
+
+def test_custom_reads_hours_and_weekdays_where_asked():
+    layout = custom("log.csv", Label("clicked"), calendar="milliseconds", utc_offset=-8)
+    assert layout.features.calendar == Calendar("milliseconds", -8)
+    assert custom("log.csv", Label("clicked")).features.calendar is None
+    with pytest.raises(ValueError, match=r"`utc_offset` must go with `calendar`\. Received: utc_offset=2\.0"):
+        custom("log.csv", Label("clicked"), utc_offset=2.0)
 
 
 def test_custom_without_age_boundaries_reads_no_ages():

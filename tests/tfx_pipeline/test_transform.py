@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from keras_eta import Age, Feature, FeatureLookup, Features
+from keras_eta import Age, Calendar, Feature, FeatureLookup, Features
 from keras_eta.columns import HISTORY_AGE, HISTORY_LENGTH, LABEL, TIMESTAMP, history_name
 from keras_eta.names import scope_name
 from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transform
@@ -23,6 +24,7 @@ from tfx_pipeline.transform import preprocessing_fn, read_scales
 LONGEST, L = 10, 6
 LARGE = 2**62
 BOUNDARIES = (60, 3600)
+INDIA = datetime.timezone(datetime.timedelta(hours=5.5))
 ITEMS = [0, 7, 9, 10, 11, LARGE, LARGE + 1, *range(100, 130)]
 CATEGORIES = [b"a b", b"\xff\xfe", b"caf\xc3\xa9", b" b", b"b", b"zero\0"]
 
@@ -33,6 +35,7 @@ FEATURES = Features(
     user=(Feature("user_id", "string", vocabulary_size=5, num_oov_indices=3, min_count=45),),
     context=(Feature("page"), Feature("row", "float32")),
     age=Age(BOUNDARIES),
+    calendar=Calendar("seconds", 5.5),
     max_history_length=L,
 )
 
@@ -194,6 +197,8 @@ def test_columns_equal_a_plain_reference(run: Run, split: str) -> None:
             expected[name] = [encoded(feature, value) for value in impression[name][:L]]
         ages = [impression["timestamp"] - moment for moment in impression["history_timestamp"][:L]]
         expected[HISTORY_AGE] = [1 + (age >= 60) + (age >= 3600) for age in ages]
+        local = datetime.datetime.fromtimestamp(impression["timestamp"], INDIA)
+        expected |= {"timestamp_hour": [1 + local.hour], "timestamp_weekday": [1 + local.weekday()]}
         expected[HISTORY_LENGTH] = [min(len(impression["history_item_id"]), L)]
         assert rows[number] == expected
 

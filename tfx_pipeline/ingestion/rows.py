@@ -57,7 +57,8 @@ class Interaction(NamedTuple):
 
 def value_names(layout: Layout) -> tuple[str, ...]:
     """The contract's columns of an interaction besides user, timestamp and label: item, context, behaviour, slices."""
-    names = dict.fromkeys([*layout.features.encoded_row_names, *layout.behaviour_columns, *layout.slice_columns])
+    features = (feature.name for feature in layout.features.row_features)
+    names = dict.fromkeys([*features, *layout.behaviour_columns, *layout.slice_columns])
     return tuple(name for name in names if name not in (USER_ID, TIMESTAMP))
 
 

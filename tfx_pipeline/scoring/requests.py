@@ -137,7 +137,7 @@ def request_columns(contract: Contract) -> tuple[Column, ...]:
 
     columns = [column(feature, feature.name) for feature in (*features.user, *features.context)]
     columns += [column(feature, feature.name, CANDIDATES) for feature in features.item_features]
-    if features.age is not None:
+    if features.reads_timestamp:
         columns.append(Column(TIMESTAMP, "int64"))
     for sequence in features.all_sequences:
         of_behaviours = features.sequence_features(sequence)

@@ -76,6 +76,9 @@ def warm_start(model: Ranker, serving_dir: str) -> int | None:
     if model.features.age is not None:
         buckets = np.arange(model.features.age.num_indices)
         rows[HISTORY_AGE] = _Rows(buckets, buckets)
+    if model.features.calendar is not None:
+        for name, size in model.features.calendar.num_indices.items():
+            rows[name] = _Rows(np.arange(size), np.arange(size))
     ours, theirs = accumulators(model), saved_accumulators(path)
     for embedding in (model.feature_embedding, *model.own_embeddings.values()):
         for feature_name, table in embedding.tables.items():
