@@ -211,7 +211,8 @@ class Layout:
         floats = [feature.name for feature in features if feature.dtype == "float32" and not feature.optional]
         if not {*clusters.means} <= {*floats}:
             raise ValueError(
-                f"`means` of the clusters must name float32 features that are not optional, among {floats}. Received: means={clusters.means}"
+                f"`means` of the clusters must name float32 features that are not optional, among {floats}. "
+                f"Received: means={clusters.means}"
             )
 
     @property
