@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
-import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-
 from serving import tls
 from serving.client import RankingClient
-from serving.client.answers import Attention, Explanation, Metadata, Ranking, ServingError, Signature, VersionStatus
+from serving.client.answers import Ranking, ServingError, Signature
 from serving.client.page import check_page_path, explanation_page, write_page
-from serving.client.request_files import read_csv, read_items, read_json, read_state, write_state
-from serving.client.requests import shape_text
+from serving.client.request_files import (
+    read_attributes,
+    read_csv,
+    read_items,
+    read_json,
+    read_state,
+    shown_id,
+    write_state,
+)
+from serving.client.tables import print_answer, print_metadata, print_status
 
 _EXAMPLES = """\
 examples:
@@ -53,6 +55,17 @@ examples:
   JSON
 
 For several users at once, put a list around every value of the JSON."""
+_RECOMMEND_EXAMPLES = """\
+examples:
+  python -m serving.client {command} --retriever tiger --model_name eta --top 10 --request - <<'JSON'
+  {{"history": {{"item_id": [318, 50], "rating": [5, 4]}}, "excluded": [318, 50, 260]}}
+  JSON
+
+  # films.csv: item_id,genre
+  #            318,drama
+  python -m serving.client {command} --request request.json --attributes films.csv --html recommended.html
+
+Items of the history are left out unless `excluded` names others."""
 _PLAIN_EXAMPLES = """\
 examples:
   python -m serving.client {command}
@@ -60,6 +73,10 @@ examples:
 _EXIT_CODES = """
 
 exit codes: 0, an answer; 1, no answer, for the reason on stderr; 2, the command can't be understood"""
+
+_RECOMMEND = "recommend"
+_EXPLAINING = ("explain", _RECOMMEND)
+_RANKING = ("rank", *_EXPLAINING)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,40 +86,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 for an answer, 1 where there is none.
     """
     flags = _flags(argv)
-    page = Path(flags.html) if flags.command == "explain" and flags.html is not None else None
+    page = Path(flags.html) if flags.command in _EXPLAINING and flags.html is not None else None
     try:
         if page is not None:
             check_page_path(page)
             items = None if flags.item_names is None else read_items(flags.item_names)
         with RankingClient(
-            flags.target, flags.model_name, timeout=flags.timeout, credentials=tls.credentials(flags)
+            flags.target,
+            flags.model_name,
+            retriever=flags.retriever if flags.command == _RECOMMEND else None,
+            timeout=flags.timeout,
+            credentials=tls.credentials(flags),
         ) as client:
-            if flags.command in ("rank", "explain"):
-                request = _read_request(flags, client)
-                answer: Any
-                if flags.command == "explain":
-                    answer = client.explain(**request)
-                elif flags.state:
-                    state = read_state(flags.state)
-                    answer = client.rank_from_state(**request, state=state, any_version=flags.any_version)
-                else:
-                    answer = client.rank(**request)
+            if flags.command in _RANKING:
+                answer, request = _ranked_answer(flags, client)
                 if page is not None:
                     made = datetime.datetime.now(datetime.timezone.utc)
                     shown = {"model_name": flags.model_name, "made": made, "items": items}
                     write_page(page, explanation_page(answer, **request, **shown))
                     print(f"Wrote {page}", file=sys.stderr)
                 if page is None or flags.json:
-                    _print_answer(answer, request, flags.top, flags.json)
+                    print_answer(answer, request, flags.top, flags.json)
             elif flags.command == "user-state":
                 request = read_json(flags.request or "-", command=flags.command)
                 state = client.user_state(**request)
                 write_state(flags.output, state)
                 print(f"Wrote {flags.output}: {len(state)} by version {state.model_version}", file=sys.stderr)
             elif flags.command == "status":
-                _print_status(client.status(), flags.json)
+                print_status(client.status(), flags.json)
             else:
-                _print_metadata(client.metadata(), flags.json)
+                print_metadata(client.metadata(), flags.json)
     except (ServingError, ValueError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
@@ -143,6 +156,14 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         "--state", metavar="FILE", help="with --request: user states, by `user-state`, in place of the history"
     )
     from_state.add_argument("--any_version", action="store_true", help="with it: whichever version they are of")
+    recommending = argparse.ArgumentParser(add_help=False)
+    recommending.add_argument("--request", metavar="FILE", help="the request as JSON; -, the default: stdin")
+    recommending.add_argument("--retriever", default="tiger", metavar="NAME", help="which model finds (default: tiger)")
+    recommending.add_argument(
+        "--attributes", metavar="FILE", help="CSV, a line for each item: item_id and what the ranker reads beside it"
+    )
+    recommending.add_argument("--explain", action="store_true", help="say what each score rests on; so does --html")
+    recommending.add_argument("--top", type=int, metavar="N", help="print the N best items only")
     keeping = argparse.ArgumentParser(add_help=False)
     keeping.add_argument("--request", metavar="FILE", help="the history as JSON; -, the default: stdin")
     keeping.add_argument("--output", metavar="FILE", required=True, help="the .npz file to write")
@@ -150,11 +171,13 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, parents, text in (
         ("rank", [shared, asking, from_state], "score the candidates and print them best first"),
         ("explain", [shared, asking, showing], "rank, with the behaviours that each score rests on"),
+        (_RECOMMEND, [shared, recommending, showing], "find items by a retriever, and rank or explain them"),
         ("user-state", [shared, keeping], "write what depends on the users alone to a file, for `rank --state`"),
         ("status", [shared], "print the state of every version"),
         ("metadata", [shared], "print what the signatures take and give"),
     ):
         examples = _EXAMPLES if asking in parents else _STATE_EXAMPLES if keeping in parents else _PLAIN_EXAMPLES
+        examples = _RECOMMEND_EXAMPLES if recommending in parents else examples
         commands.add_parser(
             name,
             parents=parents,
@@ -165,13 +188,13 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     flags = parser.parse_args(argv)
     tls.check_flags(parser, flags)
+    if flags.command in _RANKING and flags.top is not None and flags.top < 1:
+        parser.error(f"--top must be a positive integer. Received: {flags.top}")
+    if flags.command in _EXPLAINING and flags.item_names is not None and flags.html is None:
+        parser.error("--item_names goes with --html.")
     if flags.command in ("rank", "explain"):
-        if flags.top is not None and flags.top < 1:
-            parser.error(f"--top must be a positive integer. Received: {flags.top}")
         if bool(flags.candidates) != bool(flags.history) or (flags.user + flags.context and not flags.candidates):
             parser.error("--candidates and --history go together, and --user and --context go with them.")
-        if flags.command == "explain" and flags.item_names is not None and flags.html is None:
-            parser.error("--item_names goes with --html.")
         if flags.command == "rank" and flags.state and flags.candidates:
             parser.error("--state goes with --request.")
         if flags.command == "rank" and flags.any_version and not flags.state:
@@ -181,122 +204,37 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     return flags
 
 
+def _ranked_answer(flags: argparse.Namespace, client: RankingClient) -> tuple[Any, dict[str, Any]]:
+    """The answer to a command that ranks, and the request that it answers."""
+    if flags.command == _RECOMMEND:
+        return _recommended(flags, client)
+    request = _read_request(flags, client)
+    if flags.command == "explain":
+        return client.explain(**request), request
+    if flags.state:
+        return client.rank_from_state(**request, state=read_state(flags.state), any_version=flags.any_version), request
+    return client.rank(**request), request
+
+
+def _recommended(flags: argparse.Namespace, client: RankingClient) -> tuple[Ranking, dict[str, Any]]:
+    request = read_json(flags.request or "-", command=flags.command)
+    attributes = None
+    if flags.attributes is not None:
+        signature = client.metadata().signatures.get("rank", Signature({}, {}))
+        attributes = read_attributes(flags.attributes, "item_id", signature)
+    found = client.recommend(**request, attributes=attributes, explain=flags.explain or flags.html is not None)
+    candidates: dict[str, Any] = {"item_id": list(map(shown_id, found.item_ids.tolist()))}
+    candidates |= {} if attributes is None else attributes(found.item_ids)
+    request.pop("excluded", None)
+    return found.ranking, {**request, "candidates": candidates}
+
+
 def _read_request(flags: argparse.Namespace, client: RankingClient) -> dict[str, Any]:
     if not flags.candidates:
         from_state = flags.command == "rank" and flags.state is not None
         return read_json(flags.request or "-", command=flags.command, from_state=from_state)
     signature = client.metadata().signatures.get(flags.command, Signature({}, {}))
     return read_csv(flags.candidates, flags.history, flags.user, flags.context, signature)
-
-
-def _requests(answer: Ranking, request: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The answer and the columns of each request, whether one was sent or several."""
-    if answer.probability.ndim == 1:
-        yield answer, request
-        return
-    for row in range(len(answer.probability)):
-        columns: dict[str, Any] = {
-            role: {name: values[row] for name, values in request[role].items()}
-            for role in ("candidates", "history")
-            if role in request
-        }
-        yield _row(answer, row), columns
-
-
-def _row(answer: Any, row: int) -> Any:
-    """One request of an answer to several."""
-    fields = {}
-    for field in dataclasses.fields(answer):
-        value = getattr(answer, field.name)
-        if isinstance(value, np.ndarray):
-            fields[field.name] = value[row]
-        elif isinstance(value, Mapping):
-            fields[field.name] = {
-                name: part[row] if isinstance(part, np.ndarray) else _row(part, row) for name, part in value.items()
-            }
-    return dataclasses.replace(answer, **fields)
-
-
-def _ranked(answer: Any, request: dict[str, Any], top: int | None) -> list[dict[str, Any]]:
-    """The candidates, best first, each with its columns, its probability and the behaviours retrieved for it."""
-    ranked = []
-    for candidate in answer.order[:top]:
-        entry = {name: values[candidate] for name, values in request["candidates"].items()}
-        entry["probability"] = float(answer.probability[candidate])
-        if isinstance(answer, Explanation):
-            entry |= {f"{name}_count": counts[candidate].item() for name, counts in answer.counts.items()}
-            entry["retrieved"] = _retrieved(answer, candidate, request["history"])
-            if answer.others:
-                entry["others"] = {
-                    unit: _retrieved(attention, candidate, request["history"])
-                    for unit, attention in answer.others.items()
-                }
-        ranked.append(entry)
-    return ranked
-
-
-def _retrieved(attention: Attention, candidate: int, history: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The behaviours that a unit attends to for one candidate, each with its columns, its score and its weight."""
-    retrieved = []
-    for place, position in enumerate(attention.positions[candidate]):
-        if position >= 0:
-            behaviour = {"position": int(position), **{name: values[position] for name, values in history.items()}}
-            if attention.scores is not None:
-                behaviour[str(attention.score_label)] = attention.scores[candidate, place].item()
-            retrieved.append({**behaviour, "weight": float(attention.weights[candidate, place])})
-    return retrieved
-
-
-def _print_answer(answer: Ranking, request: dict[str, Any], top: int | None, as_json: bool) -> None:
-    rankings = [_ranked(one, columns, top) for one, columns in _requests(answer, request)]
-    if as_json:
-        print(json.dumps({"model_version": answer.model_version, "rankings": rankings}))
-        return
-    for number, ranking in enumerate(rankings, start=1):
-        title = f"version {answer.model_version}" + (f", request {number}" if len(rankings) > 1 else "")
-        explained = [
-            (f"{place}. rests on" + (f", by {unit}" if unit else ""), retrieved)
-            for place, entry in enumerate(ranking, start=1)
-            for unit, retrieved in [("", entry.pop("retrieved", None)), *entry.pop("others", {}).items()]
-            if retrieved is not None
-        ]
-        _print_table(title, ranking)
-        for heading, retrieved in explained:
-            _print_table(heading, retrieved)
-
-
-def _print_status(statuses: list[VersionStatus], as_json: bool) -> None:
-    rows = [dataclasses.asdict(status) for status in statuses]
-    if as_json:
-        print(json.dumps(rows))
-    else:
-        _print_table("versions", rows)
-
-
-def _print_metadata(metadata: Metadata, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(dataclasses.asdict(metadata)))
-        return
-    for name, signature in metadata.signatures.items():
-        rows = [
-            {"": side, "name": tensor, "dtype": spec.dtype, "shape": _shape(spec.shape)}
-            for side, specs in (("in", signature.inputs), ("out", signature.outputs))
-            for tensor, spec in specs.items()
-        ]
-        _print_table(f"{name}, version {metadata.model_version}", rows)
-
-
-def _shape(shape: Sequence[int | None] | None) -> str:
-    return "any" if shape is None else shape_text(shape)
-
-
-def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    table = Table(title=title, title_justify="left")
-    for name in rows[0] if rows else ["nothing"]:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ _COLUMNS = ("candidates", "history", "user", "context", "sequences")
 _RANKING = {"candidates", "history"}, {"user", "context", "history_length", "sequences"}
 _FROM_STATE = {"candidates"}, {"user", "context", "history", "history_length", "sequences"}
 _STATE = {"history"}, {"context", "history_length", "sequences"}
+_RECOMMENDING = {"history"}, {"user", "context", "sequences", "excluded"}
 
 
 def read_json(path: str, *, command: str, from_state: bool = False) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def read_json(path: str, *, command: str, from_state: bool = False) -> dict[str,
 
     Args:
         path: of the file.
-        command: `rank`, `explain` or `user-state`.
+        command: `rank`, `explain`, `user-state` or `recommend`.
         from_state: whether a state stands for the history.
 
     Raises:
@@ -40,7 +41,8 @@ def read_json(path: str, *, command: str, from_state: bool = False) -> dict[str,
         request = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    needed, more = _STATE if command == "user-state" else _FROM_STATE if from_state else _RANKING
+    others = {"user-state": _STATE, "recommend": _RECOMMENDING}
+    needed, more = others.get(command, _FROM_STATE if from_state else _RANKING)
     if not isinstance(request, dict) or not needed <= set(request) <= needed | more:
         found = sorted(request) if isinstance(request, dict) else type(request).__name__
         needs = " and ".join(f"`{role}`" for role in sorted(needed))
@@ -121,6 +123,44 @@ def read_items(path: str) -> dict[str, list[str]]:
         OSError: if it can't be read.
     """
     return _read_columns(path, Signature({}, {}), str)
+
+
+def read_attributes(path: str, item_id: str, signature: Signature) -> Callable[[np.ndarray], dict[str, list[Any]]]:
+    """What a ranker reads of candidates beside their ids, from a CSV file with a line per item.
+
+    Args:
+        path: of the file, whose header has the item's id and the further columns.
+        item_id: name of the id.
+        signature: of the ranker; text becomes numbers where it wants numbers.
+
+    Returns:
+        A function of ids, which gives the columns by name; it raises ValueError for an id that the file lacks.
+
+    Raises:
+        ValueError: as `read_items`; or if the file lacks the id, or has one twice.
+        OSError: if it can't be read.
+    """
+    columns = _read_columns(path, signature, str)
+    if item_id not in columns:
+        raise ValueError(f"{path} must have the column {item_id!r}. Received: {list(columns)}")
+    lines = {shown_id(id_): line for line, id_ in enumerate(columns[item_id])}
+    if len(lines) < len(columns[item_id]):
+        raise ValueError(f"{path} must have one line per item. Received: {len(columns[item_id]) - len(lines)} twice")
+
+    def attributes(ids: np.ndarray) -> dict[str, list[Any]]:
+        names = list(map(shown_id, ids.tolist()))
+        unknown = [name for name in names if name not in lines]
+        if unknown:
+            raise ValueError(f"{path} lacks the item {unknown[0]!r}, which was retrieved.")
+        found = [lines[name] for name in names]
+        return {name: [column[line] for line in found] for name, column in columns.items() if name != item_id}
+
+    return attributes
+
+
+def shown_id(id_: Any) -> str:
+    """An id as text."""
+    return id_.decode(errors="backslashreplace") if isinstance(id_, bytes) else str(id_)
 
 
 def _read_columns(path: str, signature: Signature, input_name: Callable[[str], str]) -> dict[str, list[Any]]:

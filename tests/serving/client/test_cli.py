@@ -320,14 +320,16 @@ def test_server_refuses(run: Callable[..., Any]) -> None:
     assert run("status", "--model_name", "no\npe")[2].count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["rank", "explain", "user-state", "status", "metadata"])
+@pytest.mark.parametrize("command", ["rank", "explain", "recommend", "user-state", "status", "metadata"])
 def test_help_has_examples(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
     examples = capsys.readouterr().out.partition("examples:")[2]
     assert f"  python -m serving.client {command}" in examples
-    assert ('"candidates": {"item_id": [260, 1193, 2571]}' in examples) == (command not in ("status", "metadata"))
+    assert ('"candidates": {"item_id": [260, 1193, 2571]}' in examples) == (
+        command in ("rank", "explain", "user-state")
+    )
 
 
 @pytest.mark.e2e

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +17,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from keras_eta import TIGER, Feature, Features, SemanticIds
 from keras_eta.export import export_model, export_retriever
 from serving.client import AsyncRankingClient, Explanation, RankingClient, Recommendation, ServingError
+from serving.client.__main__ import main
 from serving.server.embedded import EmbeddedServer
 from tests.paper import paper_eta
 
@@ -121,3 +124,47 @@ def test_refusals_name_the_model(server: EmbeddedServer) -> None:
             client.recommend({"item_id": [[4], [5]]}, excluded=[[1], [2]])
         with pytest.raises(ValueError, match="Missing: shelf"):
             client.recommend(HISTORY)
+
+
+@pytest.fixture
+def shelves(tmp_path: Path) -> Path:
+    path = tmp_path / "shelves.csv"
+    path.write_text("item_id,shelf\n" + "".join(f"{item},{item % 3 + 1}\n" for item in ITEMS))
+    return path
+
+
+def test_command_line(
+    server: EmbeddedServer, client: RankingClient, shelves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"history": HISTORY, "excluded": [4, 9, 2]}))
+    command = ["recommend", "--target", server.address, "--request", str(request), "--attributes", str(shelves)]
+    assert main([*command, "--json", "--top", "3"]) == 0
+    found = client.recommend(HISTORY, attributes=_shelves, excluded=[4, 9, 2])
+    (ranking,) = json.loads(capsys.readouterr().out)["rankings"]
+    assert [entry["item_id"] for entry in ranking] == [str(item) for item in found.best_first[:3]]
+    assert [entry["shelf"] for entry in ranking] == (found.best_first[:3] % 3 + 1).tolist()
+    assert "retrieved" not in ranking[0]
+    assert main([*command, "--explain", "--top", "1"]) == 0
+    assert "1. rests on" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert main([*command, "--html", str(page)]) == 0
+    assert "history" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("shelf\n1\n", "must have the column 'item_id'. Received: ['shelf']"),
+        ("item_id,shelf\n4,1\n4,2\n", "must have one line per item. Received: 1 twice"),
+        ("item_id,shelf\n4,1\n", "which was retrieved."),
+    ],
+)
+def test_command_line_refuses_attributes_that_do_not_fit(
+    server: EmbeddedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    (tmp_path / "shelves.csv").write_text(text)
+    (tmp_path / "request.json").write_text(json.dumps({"history": HISTORY}))
+    files = ["--request", str(tmp_path / "request.json"), "--attributes", str(tmp_path / "shelves.csv")]
+    assert main(["recommend", "--target", server.address, *files]) == 1
+    assert message in capsys.readouterr().err
