@@ -18,10 +18,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.next_item.protocols import LOADERS
 from benchmarks.quality.results import read_results, write_results
 from keras_eta.quiet import quiet_imports
 
+DATA_SETS = ("movielens", "sequences")
 METHODS = (
     "popularity",
     "co-occurrence",
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.next_item"
     )
-    parser.add_argument("data_set", choices=LOADERS)
+    parser.add_argument("data_set", choices=DATA_SETS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument("--epochs", type=int, default=50, help="at most (default: 50)")
@@ -95,8 +95,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="results, read first and written after each run")
     flags = parser.parse_args()
 
+    # These take seconds: not for --help.
     from benchmarks.next_item.contestants import CONTESTANTS
     from benchmarks.next_item.counting import item_rows
+    from benchmarks.next_item.protocols import LOADERS
 
     data = LOADERS[flags.data_set](flags.data)
     parts = data.parts

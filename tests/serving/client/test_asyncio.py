@@ -62,7 +62,7 @@ def test_the_same_methods_and_arguments() -> None:
         }
 
     assert public(AsyncRankingClient) == public(RankingClient)
-    assert len(public(RankingClient)) == 11
+    assert len(public(RankingClient)) == 12
 
 
 def test_tasks_get_their_own_answers(contract_servers: dict[str, str]) -> None:
