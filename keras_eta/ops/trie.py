@@ -53,5 +53,6 @@ def trie_children(keys: tf.Tensor, nodes: tf.Tensor, size: int) -> tf.Tensor:
     wanted = nodes[..., tf.newaxis] * size + tf.range(size, dtype=tf.int64)
     place = tf.reshape(tf.searchsorted(keys, tf.reshape(wanted, [-1]), out_type=tf.int64), tf.shape(wanted))
     place = tf.minimum(place, tf.size(keys, tf.int64) - 1)
-    exists = tf.equal(tf.gather(keys, place), wanted) & (nodes[..., tf.newaxis] >= 0)
+    # No key is below 0, as those of nodes below 0 are.
+    exists = tf.equal(tf.gather(keys, place), wanted)
     return tf.where(exists, place, tf.constant(-1, tf.int64))
