@@ -90,11 +90,12 @@ def preprocessing_fn(
             # One behaviour a row, since the function takes a timestamp for each row.
             buckets = age_bucket(timestamp, moments.flat_values[:, tf.newaxis], features.age.boundaries)[:, 0]
             outputs[sequence.age] = moments.with_flat_values(tf.cast(buckets, tf.int64)).to_sparse()
-    moments = {TIMESTAMP: tf.reshape(inputs[TIMESTAMP], [-1])}
-    outputs |= {name: tf.cast(column, tf.int64) for name, column in calendar_columns(features, moments).items()}
     if features.reads_timestamp:
+        moments = tf.reshape(inputs[TIMESTAMP], [-1])
+        calendar = calendar_columns(features, {TIMESTAMP: moments})
+        outputs |= {name: tf.cast(column, tf.int64) for name, column in calendar.items()}
         # Not for the model: exports carry the range of the training part's.
-        outputs[TIMESTAMP] = tf.reshape(inputs[TIMESTAMP], [-1])
+        outputs[TIMESTAMP] = moments
     outputs[LABEL] = tf.cast(tf.reshape(inputs[LABEL], [-1]), tf.int64)
     return outputs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from benchmarks.next_item.protocols import Protocol
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.quantization import ResidualKMeans, fingerprint_codes, random_codes
 from keras_eta.semantic_ids import SemanticIds
-
-if TYPE_CHECKING:
-    pass
 
 LEVELS, CODEBOOK_SIZE, NUM_BEAMS, BATCH_SIZE, PATIENCE = 3, 256, 50, 256, 2
 

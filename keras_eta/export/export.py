@@ -43,7 +43,8 @@ def export_model(
     A `probability` is what `model.probabilities` makes of the logit: calibrated where the model has a `calibrator`.
 
     Ids are raw where the model has a `lookup`, else indices, those out of range counting as out-of-vocabulary. A model
-    with `features.age` takes `timestamp` int64, as a context column, and `history_timestamp` int64 in any case.
+    with `features.age` takes `timestamp` int64, as a context column, and `history_timestamp` int64 in any case; one
+    with `features.calendar` the former.
 
     `explain` exists where an interest unit attends to behaviours. `positions` index the history (0 = most recent), and
     the unit's scores, by which it retrieves, go by their meaning: `distances` of `ETAInterest`, `inner_products` ...

@@ -81,11 +81,15 @@ class SemanticIdTable(tf.keras.layers.Layer):
         """Tokens of all levels, without 0."""
         return sum(self.sizes)
 
+    @property
+    def first_tokens(self) -> np.ndarray:
+        """The token of code 0 of each level, int32 [T]."""
+        first: np.ndarray = np.cumsum([1, *self.sizes[:-1]]).astype(np.int32)
+        return first
+
     def call(self, rows: tf.Tensor) -> tf.Tensor:
-        first = np.cumsum([1, *self.sizes[:-1]]).astype(np.int32)
         known = (rows >= _NO_ITEMS)[..., tf.newaxis]
-        codes = tf.gather(self.codes, tf.maximum(rows - _NO_ITEMS, 0))
-        return tf.where(known, codes + first, 0)
+        return tf.where(known, self.targets(rows) + self.first_tokens, 0)
 
     def targets(self, rows: tf.Tensor) -> tf.Tensor:
         """The codes [..., T] of rows that have some; of others those of any item."""

@@ -192,7 +192,7 @@ class TIGER(TrainableModel):
             )
         memories = self._memories(inputs, training=False)
         requests = tf.shape(inputs[HISTORY_LENGTH])[0]
-        first = [1, *(1 + sum(self.table.sizes[:level]) for level in range(1, len(self.table.sizes)))]
+        first = self.table.first_tokens
 
         def step(level: int, codes: tf.Tensor | None, caches: Any) -> tuple[tf.Tensor, Any]:
             x = self.starts(tf.fill([requests, 1] if codes is None else tf.shape(codes), level + 1))
