@@ -2,9 +2,11 @@
 
     python -m benchmarks.next_item movielens --methods popularity sasrec tiger-rq-vae --seeds 0 --json next_item.json
 
-The last interaction of each user is the test, the last but one the validation. Every method ranks, or finds among, all
-items; those of the user's history are left out. Models train until the validation loss no longer falls. Results are in
-the JSON file, and a run that was interrupted goes on where it stopped.
+leave-one-out: the last interaction of each user is the test, the last but one the validation. temporal: training is the
+first 80 % of the log in time, without 5 % of the items, and the test 10,000 interactions of the last 10 %; how many of
+the items that training never saw are found is judged apart. Every method ranks, or finds among, all items; those of the
+user's history are left out. Models train until the validation loss no longer falls, which is looked at after every
+100,000 rows. Results are in the JSON file, and a run that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -31,7 +34,10 @@ METHODS = (
     "tiger-fingerprints",
     "tiger-random",
 )
-MEASURES = ("recall_5", "ndcg_5", "recall_10", "ndcg_10")
+PROTOCOLS = ("leave-one-out", "temporal")
+MEASURES = ("recall_5", "ndcg_5", "recall_10", "ndcg_10", "recall_50")
+COLD_MEASURES = ("cold_recall_10", "cold_recall_50")
+RESULTS = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,42 +46,53 @@ class Result:
 
     Args:
         data: name of the data set.
+        protocol: of `PROTOCOLS`.
         method: of `METHODS`.
         seed: of initial weights, ids and the order of batches.
-        users: number of test impressions.
+        rows: test impressions.
+        cold_rows: those of them whose item training never had to find.
         train_rows: training impressions.
-        recall_5: share of users whose item is among the first 5.
-        ndcg_5: mean of 1 / log2(1 + rank) over users, 0 beyond rank 5.
+        recall_5: share of rows whose item is among the first 5.
+        ndcg_5: mean of 1 / log2(1 + rank) over rows, 0 beyond rank 5.
         recall_10: as `recall_5`.
         ndcg_10: as `ndcg_5`.
+        recall_50: as `recall_5`.
+        cold_recall_10: `recall_10` of the cold rows; `None` if there are none.
+        cold_recall_50: likewise.
         seconds: of training, ids included.
     """
 
     data: str
+    protocol: str
     method: str
     seed: int
-    users: int
+    rows: int
+    cold_rows: int
     train_rows: int
     recall_5: float
     ndcg_5: float
     recall_10: float
     ndcg_10: float
+    recall_50: float
+    cold_recall_10: float | None
+    cold_recall_50: float | None
     seconds: float
 
 
-def measures(found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    """Recall and NDCG at 5 and 10.
+def measures(found: np.ndarray, wanted: np.ndarray, cold: np.ndarray) -> dict[str, Any]:
+    """Recall, and NDCG, at 5, 10 and 50.
 
     Args:
-        found: integers [n, 10], the best first.
+        found: integers [n, 50], the best first.
         wanted: integers [n].
+        cold: bool [n], whether training never had to find the item.
     """
     hits = found == wanted[:, np.newaxis]
     gains = hits / np.log2(np.arange(2, found.shape[1] + 2))
-    values = {}
-    for k in (5, 10):
-        values[f"recall_{k}"] = float(hits[:, :k].any(axis=1).mean())
-        values[f"ndcg_{k}"] = float(gains[:, :k].sum(axis=1).mean())
+    values: dict[str, Any] = {f"recall_{k}": float(hits[:, :k].any(axis=1).mean()) for k in (5, 10, 50)}
+    values |= {f"ndcg_{k}": float(gains[:, :k].sum(axis=1).mean()) for k in (5, 10)}
+    for k in (10, 50):
+        values[f"cold_recall_{k}"] = float(hits[cold, :k].any(axis=1).mean()) if cold.any() else None
     return values
 
 
@@ -85,9 +102,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.next_item"
     )
     parser.add_argument("data_set", choices=DATA_SETS)
+    parser.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help=f"default: {PROTOCOLS[0]}")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
-    parser.add_argument("--epochs", type=int, default=50, help="at most (default: 50)")
+    parser.add_argument("--rounds", type=int, default=50, help="of 100,000 rows, at most (default: 50)")
     parser.add_argument(
         "--max_rows", type=int, metavar="N", help="training impressions, for a quick look; default: all"
     )
@@ -97,28 +115,28 @@ def main() -> None:
 
     # These take seconds: not for --help.
     from benchmarks.next_item.contestants import CONTESTANTS
-    from benchmarks.next_item.counting import item_rows
     from benchmarks.next_item.protocols import LOADERS
 
-    data = LOADERS[flags.data_set](flags.data)
+    data = LOADERS[flags.data_set](flags.data, flags.protocol)
     parts = data.parts
     if flags.max_rows is not None:
         train = parts.train.sample(min(flags.max_rows, len(parts.train)))
         data = dataclasses.replace(data, parts=parts._replace(train=train))
     results = read_results(flags.json, Result) if flags.json else []
     console, shown = Console(), list[Result]()
-    wanted = item_rows(data, parts.test)
+    test = parts.test
+    wanted, cold = data.places(test.columns["item_id"]), data.cold
     for seed in flags.seeds:
         for method in flags.methods:
-            setting = data.name, method, seed, len(data.parts.train)
-            known = [x for x in results if (x.data, x.method, x.seed, x.train_rows) == setting]
+            setting = data.name, flags.protocol, method, seed, len(data.parts.train)
+            known = [x for x in results if (x.data, x.protocol, x.method, x.seed, x.train_rows) == setting]
             if not known:
                 console.print(f"{method}, seed {seed}")
                 start = time.perf_counter()
-                find = CONTESTANTS[method](data, seed, flags.epochs)
+                find = CONTESTANTS[method](data, seed, flags.rounds)
                 seconds = time.perf_counter() - start
-                found = measures(find(parts.test, 10), wanted)
-                known = [Result(data.name, method, seed, len(wanted), len(data.parts.train), **found, seconds=seconds)]
+                found = measures(find(test, RESULTS), wanted, cold)
+                known = [Result(*setting[:4], len(wanted), int(cold.sum()), setting[4], **found, seconds=seconds)]
                 results += known
                 if flags.json:
                     write_results(flags.json, results)
@@ -129,12 +147,15 @@ def main() -> None:
 def print_table(results: list[Result]) -> None:
     """A row per method: the mean over seeds and their spread."""
     table = Table(title="the next item, of all", caption="mean ± standard deviation over seeds")
-    for name in ("method", "seeds", *MEASURES, "training"):
-        table.add_column(name.replace("_", "@"), justify="left" if name == "method" else "right")
+    shown = [name for name in (*MEASURES, *COLD_MEASURES) if getattr(results[0], name) is not None]
+    for name in ("method", "seeds", *shown, "training"):
+        table.add_column(
+            "@".join(name.rsplit("_", 1)).replace("_", " "), justify="left" if name == "method" else "right"
+        )
     for method in dict.fromkeys(result.method for result in results):
         own = [result for result in results if result.method == method]
         cells = []
-        for name in MEASURES:
+        for name in shown:
             values = [getattr(result, name) for result in own]
             spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.4f}{spread}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,17 +10,21 @@ from typing import Any
 import numpy as np
 
 import keras_eta
-from benchmarks.next_item.counting import co_occurrence, log_rows, popularity
+from benchmarks.next_item.counting import co_occurrence, popularity
 from benchmarks.next_item.protocols import Protocol
+from keras_eta.columns import ITEM_ID
 from keras_eta.datasets.impressions import Impressions
 from keras_eta.quantization import ResidualKMeans, fingerprint_codes, random_codes
 from keras_eta.semantic_ids import SemanticIds
 
 LEVELS, CODEBOOK_SIZE, NUM_BEAMS, BATCH_SIZE, PATIENCE = 3, 256, 50, 256, 2
 
+# A round of training ends with a look at the validation loss; of large data it is a part of an epoch.
+ROUND_ROWS = 100_000
+
 # Finds the best `k` items, places int64 [n, k], after each history of the part; those of the history are left out.
 Finder = Callable[[Impressions, int], np.ndarray]
-Train = Callable[[Protocol, int, int], Finder]
+Train = Callable[[Protocol, int, int], Finder]  # of the data, a seed and the most rounds
 
 
 def by_scores(data: Protocol, scores: Callable[[Impressions], Iterable[np.ndarray]]) -> Finder:
@@ -47,7 +52,7 @@ def by_scores(data: Protocol, scores: Callable[[Impressions], Iterable[np.ndarra
 
 def seen_items(data: Protocol, part: Impressions) -> list[np.ndarray]:
     """The places of the items of each history."""
-    rows = log_rows(data)
+    rows = data.places(part.log[ITEM_ID])
     return [rows[start:end] for start, end in zip(part.start, part.end, strict=True)]
 
 
@@ -83,14 +88,14 @@ def semantic_ids(data: Protocol, kind: str, seed: int) -> SemanticIds:
 def train_tiger(kind: str) -> Train:
     """TIGER with the ids of a kind."""
 
-    def train(data: Protocol, seed: int, max_epochs: int) -> Finder:
+    def train(data: Protocol, seed: int, rounds: int) -> Finder:
         import tensorflow as tf
 
         ids = semantic_ids(data, kind, seed)
         print(ids.report(data.content))
         tf.keras.utils.set_random_seed(seed)
         model = keras_eta.models.TIGER(ids)
-        _fit(model, data, seed, max_epochs)
+        _fit(model, data.parts.train, data.parts.validation, seed, rounds)
 
         def find(part: Impressions, k: int) -> np.ndarray:
             seen = seen_items(data, part)
@@ -115,15 +120,15 @@ def train_tiger(kind: str) -> Train:
     return train
 
 
-def train_sasrec(data: Protocol, seed: int, max_epochs: int) -> Finder:
+def train_sasrec(data: Protocol, seed: int, rounds: int) -> Finder:
     """SASRec with the cross-entropy over all items."""
     import tensorflow as tf
 
-    from benchmarks.next_item.sasrec import SASRec
+    from benchmarks.next_item.sasrec import SASRec, windows
 
     tf.keras.utils.set_random_seed(seed)
     model = SASRec(data.item_ids)
-    _fit(model, data, seed, max_epochs)
+    _fit(model, windows(data.parts.train, model.features.max_history_length), data.parts.validation, seed, rounds)
 
     def scores(part: Impressions) -> Iterable[np.ndarray]:
         batches = part.to_dataset(model.features, BATCH_SIZE, lookup=model.lookup)
@@ -132,23 +137,30 @@ def train_sasrec(data: Protocol, seed: int, max_epochs: int) -> Finder:
     return by_scores(data, scores)
 
 
-def _fit(model: Any, data: Protocol, seed: int, max_epochs: int) -> None:
+def _fit(model: Any, train: Impressions, validation: Impressions, seed: int, rounds: int) -> None:
     """Trains until the validation loss no longer falls, and gives the model its best weights."""
     import tensorflow as tf
 
     model.compile()
-    batches = data.parts.train.to_dataset(model.features, BATCH_SIZE, lookup=model.lookup, shuffle=True, seed=seed)
-    validation = data.parts.validation.to_dataset(model.features, 4 * BATCH_SIZE, lookup=model.lookup)
+    batches = train.to_dataset(model.features, BATCH_SIZE, lookup=model.lookup, shuffle=True, seed=seed)
+    steps = min(len(batches), math.ceil(ROUND_ROWS / BATCH_SIZE))
+    judged = validation.to_dataset(model.features, 4 * BATCH_SIZE, lookup=model.lookup)
     best = tf.keras.callbacks.EarlyStopping("val_loss", patience=PATIENCE, restore_best_weights=True)
-    verbose = 1 if sys.stdout.isatty() else 2
-    model.fit(batches, validation_data=validation, epochs=max_epochs, callbacks=[best], verbose=verbose)
+    model.fit(
+        batches.repeat(),
+        steps_per_epoch=steps,
+        validation_data=judged,
+        epochs=rounds,
+        callbacks=[best],
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
     if best.best_weights is not None:
         model.set_weights(best.best_weights)
 
 
 CONTESTANTS: dict[str, Train] = {
-    "popularity": lambda data, seed, epochs: by_scores(data, lambda part: popularity(data, part)),
-    "co-occurrence": lambda data, seed, epochs: by_scores(data, lambda part: co_occurrence(data, part)),
+    "popularity": lambda data, seed, rounds: by_scores(data, lambda part: popularity(data, part)),
+    "co-occurrence": lambda data, seed, rounds: by_scores(data, lambda part: co_occurrence(data, part)),
     "sasrec": train_sasrec,
     "tiger-rq-vae": train_tiger("rq-vae"),
     "tiger-k-means": train_tiger("k-means"),

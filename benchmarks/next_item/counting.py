@@ -7,22 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.next_item.protocols import Protocol
+from keras_eta.columns import ITEM_ID
 from keras_eta.datasets.impressions import Impressions
 
 _BATCH_SIZE = 256
-
-
-def item_rows(data: Protocol, impressions: Impressions) -> np.ndarray:
-    """The places int64 [n] of the impressions' items among `item_ids`."""
-    order = np.argsort(data.item_ids)
-    return order[np.searchsorted(data.item_ids[order], np.asarray(impressions.columns["item_id"]))]
-
-
-def log_rows(data: Protocol) -> np.ndarray:
-    """The places int64 [n] of the items of the whole log, in its order."""
-    log = data.parts.train.log
-    order = np.argsort(data.item_ids)
-    return order[np.searchsorted(data.item_ids[order], log["item_id"])]
 
 
 def popularity(data: Protocol, part: Impressions) -> Iterator[np.ndarray]:
@@ -37,13 +25,19 @@ def co_occurrence(data: Protocol, part: Impressions) -> Iterator[np.ndarray]:
 
     Of items that followed as often, the more popular goes first.
     """
-    items, rows, train = len(data.item_ids), log_rows(data), data.parts.train
-    pairs = rows[train.end - 1] * items + item_rows(data, train)
+    items = len(data.item_ids)
+    pairs = _last(data, data.parts.train) * items + data.places(data.parts.train.columns[ITEM_ID])
     followed = np.bincount(pairs, minlength=items**2).reshape(items, items)
-    popular = _popularity(data)
+    popular, last = _popularity(data), _last(data, part)
     for start in range(0, len(part), _BATCH_SIZE):
-        yield followed[rows[part.end[start : start + _BATCH_SIZE] - 1]] + popular / (popular.max() + 1)
+        yield followed[last[start : start + _BATCH_SIZE]] + popular / (popular.max() + 1)
+
+
+def _last(data: Protocol, part: Impressions) -> np.ndarray:
+    """The place int64 [n] of each user's last item."""
+    return data.places(part.log[ITEM_ID])[part.end - 1]
 
 
 def _popularity(data: Protocol) -> np.ndarray:
-    return np.bincount(item_rows(data, data.parts.train), minlength=len(data.item_ids))[np.newaxis].astype(float)
+    taken = data.places(data.parts.train.columns[ITEM_ID])
+    return np.bincount(taken, minlength=len(data.item_ids))[np.newaxis].astype(float)

@@ -1,4 +1,4 @@
-"""The data sets of the benchmark."""
+"""The data sets of the benchmark, and the ways to part them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from keras_eta.columns import ITEM_ID
 from keras_eta.content import content_vectors
-from keras_eta.datasets import movielens, sequences
+from keras_eta.datasets import Interactions, movielens, sequences
+from keras_eta.datasets.impressions import Impressions, temporal_split
 from keras_eta.datasets.sequences import LeaveOneOut
+
+# Of the temporal protocol: the share of items that training must not see, and the most impressions that are judged.
+COLD_SHARE, MAX_VALIDATION, MAX_TEST = 0.05, 5_000, 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Protocol:
 
     Args:
         name: of the data set.
-        parts: every user's last interaction to test, the last but one to validate.
+        parts: training, validation and test, all of label 1.
         item_ids: all items [items], which are ranked.
         content: float32 [items, dim], their content vectors.
     """
@@ -30,21 +35,66 @@ class Protocol:
     item_ids: np.ndarray
     content: np.ndarray
 
+    def places(self, items: np.ndarray) -> np.ndarray:
+        """The places int64 [n] of items among `item_ids`."""
+        return pd.Index(self.item_ids).get_indexer(np.asarray(items))
 
-def load_movielens(path: str | None) -> Protocol:
+    @property
+    def cold(self) -> np.ndarray:
+        """Bool [test], whether an item of the test part is none that training had to find."""
+        return ~np.isin(self.places(self.parts.test.columns[ITEM_ID]), self.places(self.parts.train.columns[ITEM_ID]))
+
+
+def temporal(log: Interactions) -> LeaveOneOut:
+    """Trains on the first 80 % of a log in time, and judges on the last 10 %: each interaction there is a row to find.
+
+    Few items are new in so short a time. So a share of all items, drawn once and for all, is kept out of the training
+    and validation parts, histories included, as if it appeared in the test period only.
+
+    Args:
+        log: the interactions.
+    """
+    items = np.unique(log[ITEM_ID])
+    draws = np.random.default_rng(0)
+    held_out = draws.choice(items, round(COLD_SHARE * len(items)), replace=False)
+    known = ~pd.Series(np.asarray(log[ITEM_ID])).isin(held_out).to_numpy()
+    past = Interactions.from_columns({name: column[known] for name, column in log.columns.items()})
+    # The parts end at the same moments, though their logs differ.
+    train, validation, _ = temporal_split(_impressions(past), timestamps=log.timestamps)
+    *_, test = temporal_split(_impressions(log))
+    return LeaveOneOut(
+        train,
+        validation.sample(min(MAX_VALIDATION, len(validation))),
+        test.sample(min(MAX_TEST, len(test))),
+    )
+
+
+def _impressions(log: Interactions) -> Impressions:
+    return Impressions.from_interactions(log, label=lambda log: np.ones(len(log), "int64"), min_history=1)
+
+
+PROTOCOLS: dict[str, Callable[[Interactions], LeaveOneOut]] = {
+    "leave-one-out": sequences.leave_one_out,
+    "temporal": temporal,
+}
+
+
+def load_movielens(path: str | None, protocol: str) -> Protocol:
     """MovieLens-1M: every rating is an interaction; content is title, decade and genres."""
     data = movielens.load(path)
     log = data.interactions
     items = movielens.item_table(data)
     items = items[items[ITEM_ID].isin(log[ITEM_ID])]
     vectors = content_vectors(items, text=("title",), categories=("decade", "genres"))
-    return Protocol("movielens", sequences.leave_one_out(log), items[ITEM_ID].to_numpy(), vectors)
+    return Protocol("movielens", PROTOCOLS[protocol](log), items[ITEM_ID].to_numpy(), vectors)
 
 
-def load_sequences(path: str | None) -> Protocol:
+def load_sequences(path: str | None, protocol: str) -> Protocol:
     """A file of one line per user, with `<name>_item2attributes.json` beside it for the content."""
     if path is None:
         raise ValueError("sequences needs --data: the path of a file with one line per user, e.g. Beauty.txt.")
+    if protocol != "leave-one-out":
+        raise ValueError(f"Lines of items have no times, which the {protocol} protocol needs.")
     file = Path(path)
     log = sequences.load(file)
     items = sequences.load_attributes(file.with_name(f"{file.stem}_item2attributes.json"))
@@ -56,4 +106,4 @@ def load_sequences(path: str | None) -> Protocol:
     return Protocol(file.stem.lower(), sequences.leave_one_out(log), items[ITEM_ID].to_numpy(object), vectors)
 
 
-LOADERS: dict[str, Callable[[str | None], Protocol]] = {"movielens": load_movielens, "sequences": load_sequences}
+LOADERS: dict[str, Callable[[str | None, str], Protocol]] = {"movielens": load_movielens, "sequences": load_sequences}

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
 from keras_eta import Feature, FeatureLookup, Features
 from keras_eta.columns import ITEM_ID
+from keras_eta.datasets.impressions import Impressions
 from keras_eta.layers.transformer_blocks import EncoderBlock
 from keras_eta.models.optimizers import EmbeddingsAndDense
 from keras_eta.models.trainable import TrainableModel
@@ -17,11 +19,19 @@ from keras_eta.models.trainable import TrainableModel
 Inputs = Mapping[str, tf.Tensor]
 
 
+def windows(impressions: Impressions, length: int) -> Impressions:
+    """Of each user the last impression and, from it back, every `length`-th: their histories cover the log once."""
+    counts = pd.Series(impressions.history_counts)
+    back = counts.groupby(impressions.start).transform("max") - counts
+    return impressions[np.flatnonzero(back % length == 0)]
+
+
 class SASRec(TrainableModel):
     """Self-attention over the last items; each position predicts the next one among all.
 
-    A row of training is a history and the item after it; the loss is that of this item alone, as TIGER's is. With all
-    rows of a log every position is learned. The item embeddings are the output's weights as well.
+    A row of training is a history and the item after it, and the loss is the mean over all positions of all rows. So
+    one row for every `max_history_length` items of a user is enough: see `windows`. The item embeddings are the
+    output's weights as well.
 
     Args:
         item_ids: all items [items].
@@ -73,6 +83,13 @@ class SASRec(TrainableModel):
         self.built = True
 
     def call(self, inputs: Inputs, training: bool | None = None) -> tf.Tensor:
+        return self._logits(self._encoded(inputs, training)[:, 0])
+
+    def _logits(self, encoded: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(encoded, self.items.embeddings[2:], transpose_b=True)
+
+    def _encoded(self, inputs: Inputs, training: bool | None) -> tf.Tensor:
+        """What each position [N, L, D] knows of itself and of what was before it."""
         rows = inputs["history_item_id"]
         length = tf.shape(rows)[1]
         x = self.scale * self.items(rows) + self.positions(tf.range(length))
@@ -84,12 +101,19 @@ class SASRec(TrainableModel):
         mask = (real & causal) | tf.eye(length, batch_shape=[1], dtype=tf.bool)
         for block in self.blocks:
             x = block(x, mask, training=training)
-        return tf.matmul(self.norm(x[:, 0]), self.items.embeddings[2:], transpose_b=True)
+        return self.norm(x)
 
     def compute_losses(self, inputs: tuple[Any, ...], training: bool = False) -> dict[str, tf.Tensor]:
-        features, _, *_ = inputs
-        rows = tf.reshape(features[ITEM_ID], [-1])
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(rows - 2, self(features, training=training))
+        features, *_ = inputs
+        history = features["history_item_id"]
+        # Most recent first: what follows a behaviour stands before it.
+        targets = tf.concat([tf.reshape(features[ITEM_ID], [-1, 1]), history[:, :-1]], axis=1)
+        real = tf.sequence_mask(tf.reshape(features["history_length"], [-1]), tf.shape(history)[1])
+        if not training:
+            # What the model is judged by is what follows the whole history.
+            real &= tf.range(tf.shape(history)[1]) == 0
+        logits = self._logits(tf.boolean_mask(self._encoded(features, training), real))
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.boolean_mask(targets, real) - 2, logits)
         return {"loss": tf.reduce_mean(losses)}
 
     def default_optimizer(self, embedding_learning_rate: Any = 1e-3, dense_learning_rate: Any = 1e-3) -> Any:
