@@ -232,7 +232,7 @@ class TIGER(TrainableModel):
         total = sum_over_replicas(tf.reduce_sum(weight))
         return {"loss": tf.math.divide_no_nan(tf.reduce_sum(weight * loss), total)}
 
-    def default_optimizer(self, embedding_learning_rate: Any = 1e-3, dense_learning_rate: Any = 1e-3) -> Any:
+    def default_optimizer(self, embedding_learning_rate: Any = 3e-3, dense_learning_rate: Any = 3e-3) -> Any:
         """Adam for all weights, with clipped gradients.
 
         Args:
