@@ -28,6 +28,7 @@ _MODULES = [
     "tfx_pipeline.score",
     "benchmarks.memory",
     "benchmarks.next_item",
+    "benchmarks.two_stages",
     "benchmarks.peers",
     "benchmarks.pipeline",
     "benchmarks.quality",

@@ -56,11 +56,12 @@ def seen_items(data: Protocol, part: Impressions) -> list[np.ndarray]:
     return [rows[start:end] for start, end in zip(part.start, part.end, strict=True)]
 
 
-def semantic_ids(data: Protocol, kind: str, seed: int) -> SemanticIds:
+def semantic_ids(item_ids: np.ndarray, content: np.ndarray, kind: str, seed: int) -> SemanticIds:
     """The ids of a kind, of three levels and a collision token.
 
     Args:
-        data: the data set.
+        item_ids: all items [items].
+        content: float32 [items, dim], their content vectors.
         kind: `"rq-vae"`, `"k-means"`, `"fingerprints"` or `"random"`.
         seed: of whatever is drawn.
     """
@@ -69,20 +70,40 @@ def semantic_ids(data: Protocol, kind: str, seed: int) -> SemanticIds:
     sizes = (CODEBOOK_SIZE,) * LEVELS
     tf.keras.utils.set_random_seed(seed)
     if kind == "rq-vae":
-        model = keras_eta.models.RQVAE(data.content.shape[1], levels=LEVELS, codebook_size=CODEBOOK_SIZE)
+        model = keras_eta.models.RQVAE(content.shape[1], levels=LEVELS, codebook_size=CODEBOOK_SIZE)
         model.compile()
-        model.fit(data.content, epochs=200, batch_size=1024, verbose=0)
-        codes = model.codes(data.content)
+        model.fit(content, epochs=200, batch_size=1024, verbose=0)
+        codes = model.codes(content)
     elif kind == "k-means":
-        codes = ResidualKMeans(LEVELS, CODEBOOK_SIZE, seed=seed).fit(data.content).codes(data.content)
+        codes = ResidualKMeans(LEVELS, CODEBOOK_SIZE, seed=seed).fit(content).codes(content)
     elif kind == "fingerprints":
         num_bits = LEVELS * int(np.log2(CODEBOOK_SIZE))
         hash_ = keras_eta.layers.SimHash(num_bits, seed)
-        codes = fingerprint_codes(hash_(tf.constant(data.content)).numpy(), num_bits, LEVELS)
+        codes = fingerprint_codes(hash_(tf.constant(content)).numpy(), num_bits, LEVELS)
     else:
-        codes = random_codes(len(data.item_ids), sizes, seed)
+        codes = random_codes(len(item_ids), sizes, seed)
     most = int(np.unique(codes, axis=0, return_counts=True)[1].max())
-    return SemanticIds.from_codes(data.item_ids, codes, sizes, max_collisions=most)
+    return SemanticIds.from_codes(item_ids, codes, sizes, max_collisions=most)
+
+
+def fit_tiger(
+    ids: SemanticIds, train: Impressions, validation: Impressions, seed: int, rounds: int
+) -> keras_eta.models.TIGER:
+    """A trained TIGER of the default sizes.
+
+    Args:
+        ids: the items.
+        train: impressions with label 1.
+        validation: likewise, by which training stops.
+        seed: of initial weights and the order of batches.
+        rounds: the most, of `ROUND_ROWS`.
+    """
+    import tensorflow as tf
+
+    tf.keras.utils.set_random_seed(seed)
+    model = keras_eta.models.TIGER(ids)
+    _fit(model, train, validation, seed, rounds)
+    return model
 
 
 def train_tiger(kind: str) -> Train:
@@ -91,11 +112,9 @@ def train_tiger(kind: str) -> Train:
     def train(data: Protocol, seed: int, rounds: int) -> Finder:
         import tensorflow as tf
 
-        ids = semantic_ids(data, kind, seed)
+        ids = semantic_ids(data.item_ids, data.content, kind, seed)
         print(ids.report(data.content))
-        tf.keras.utils.set_random_seed(seed)
-        model = keras_eta.models.TIGER(ids)
-        _fit(model, data.parts.train, data.parts.validation, seed, rounds)
+        model = fit_tiger(ids, data.parts.train, data.parts.validation, seed, rounds)
 
         def find(part: Impressions, k: int) -> np.ndarray:
             seen = seen_items(data, part)

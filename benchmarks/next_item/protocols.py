@@ -80,13 +80,16 @@ PROTOCOLS: dict[str, Callable[[Interactions], LeaveOneOut]] = {
 
 
 def load_movielens(path: str | None, protocol: str) -> Protocol:
-    """MovieLens-1M: every rating is an interaction; content is title, decade and genres."""
-    data = movielens.load(path)
-    log = data.interactions
-    items = movielens.item_table(data)
-    items = items[items[ITEM_ID].isin(log[ITEM_ID])]
-    vectors = content_vectors(items, text=("title",), categories=("decade", "genres"))
-    return Protocol("movielens", PROTOCOLS[protocol](log), items[ITEM_ID].to_numpy(), vectors)
+    """MovieLens-1M: every rating is an interaction."""
+    films = movielens.load(path)
+    return Protocol("movielens", PROTOCOLS[protocol](films.interactions), *film_content(films))
+
+
+def film_content(films: movielens.MovieLens) -> tuple[np.ndarray, np.ndarray]:
+    """The ids [items] of all rated films, and float32 [items, dim] vectors of title, decade and genres."""
+    items = movielens.item_table(films)
+    items = items[items[ITEM_ID].isin(films.interactions[ITEM_ID])]
+    return items[ITEM_ID].to_numpy(), content_vectors(items, text=("title",), categories=("decade", "genres"))
 
 
 def load_sequences(path: str | None, protocol: str) -> Protocol:

@@ -13,7 +13,7 @@ from keras_eta.features import Features
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.layers.semantic_id_table import SemanticIdTable
 from keras_eta.layers.transformer_blocks import DecoderBlock, EncoderBlock, Memory
-from keras_eta.models.beam_search import Beams, beam_search
+from keras_eta.models.beam_search import Beams, Step, beam_search
 from keras_eta.models.optimizers import EmbeddingsAndDense, check_rates
 from keras_eta.models.trainable import TrainableModel
 from keras_eta.semantic_ids import SemanticIds
@@ -192,28 +192,34 @@ class TIGER(TrainableModel):
             )
         memories = self._memories(inputs, training=False)
         requests = tf.shape(inputs[HISTORY_LENGTH])[0]
-        first = self.table.first_tokens
+        # With one that excludes nothing, so that there is one.
+        rows = tf.zeros([requests, 1], tf.int64)
+        if excluded is not None:
+            rows = tf.concat([rows, tf.cast(excluded, tf.int64)], axis=1)
+        found = beam_search(self._speller(memories, requests), self.table, requests, num_beams, rows)
+        missing = [[0, 0], [0, max(num_results - found.rows.shape[1], 0)]]
+        return Beams(
+            tf.pad(found.rows, missing)[:, :num_results],
+            tf.pad(found.log_probability, missing, constant_values=-float("inf"))[:, :num_results],
+        )
+
+    def _speller(self, memories: list[Memory], requests: tf.Tensor) -> Step:
+        """The step of a beam search: keys and values of the tokens so far are kept, so each token is read once."""
 
         def step(level: int, codes: tf.Tensor | None, caches: Any) -> tuple[tf.Tensor, Any]:
-            x = self.starts(tf.fill([requests, 1] if codes is None else tf.shape(codes), level + 1))
-            if codes is not None:
-                x += self.tokens(codes + first[level - 1])
+            x = self._last_token(level, codes, requests)
             new = []
             for number, (block, memory) in enumerate(zip(self.decoder, memories, strict=True)):
                 x, cache = block.step(x, memory, None if caches is None else caches[number])
                 new.append(cache)
             return self.heads[level](self.decoder_norm(x)), new
 
-        # With one that excludes nothing, so that there is one.
-        rows = tf.zeros([requests, 1], tf.int64)
-        if excluded is not None:
-            rows = tf.concat([rows, tf.cast(excluded, tf.int64)], axis=1)
-        found = beam_search(step, self.table, requests, num_beams, rows)
-        missing = [[0, 0], [0, max(num_results - found.rows.shape[1], 0)]]
-        return Beams(
-            tf.pad(found.rows, missing)[:, :num_results],
-            tf.pad(found.log_probability, missing, constant_values=-float("inf"))[:, :num_results],
-        )
+        return step
+
+    def _last_token(self, level: int, codes: tf.Tensor | None, requests: tf.Tensor) -> tf.Tensor:
+        """Float [R, B, D], what the decoder reads before it spells the token of a level."""
+        x = self.starts(tf.fill([requests, 1] if codes is None else tf.shape(codes), level + 1))
+        return x if codes is None else x + self.tokens(codes + self.table.first_tokens[level - 1])
 
     def compute_losses(self, inputs: tuple[Any, ...], training: bool = False) -> dict[str, tf.Tensor]:
         """The cross-entropy of all tokens, the mean over rows with label 1 whose item has an id, by sample weights."""

@@ -1,0 +1,1 @@
+"""Benchmarks of retrieval and ranking together."""

@@ -1,0 +1,57 @@
+"""`retrieve` of one user with and without the decoder's cache."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+import keras_eta
+from benchmarks.timing import measure, summary, table
+from benchmarks.two_stages.uncached import UncachedTIGER
+from keras_eta.export import export_retriever
+from keras_eta.quantization import random_codes
+from keras_eta.semantic_ids import SemanticIds
+from serving.client import RankingClient
+from serving.models_config import models_config
+from serving.process import ServerProcess
+
+ITEMS, LEVELS, CODEBOOK_SIZE = 3_706, 3, 256
+
+
+def latency(flags: argparse.Namespace) -> int:
+    """Serves both decoders with the same random weights, and prints their times by width of the beam."""
+    sizes = (CODEBOOK_SIZE,) * LEVELS
+    items = np.arange(1, ITEMS + 1)
+    ids = SemanticIds.from_codes(items, random_codes(ITEMS, sizes, seed=0), sizes, max_collisions=16)
+    cached, uncached = keras_eta.models.TIGER(ids), UncachedTIGER(ids)
+    for model in (cached, uncached):
+        model.build()
+    uncached.set_weights(cached.get_weights())
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        models = {}
+        for beams in flags.beams:
+            for name, model in (("cache", cached), ("no_cache", uncached)):
+                path = models[f"{name}_{beams}"] = Path(folder, f"{name}_{beams}")
+                export_retriever(model, path, num_results=beams, num_beams=beams)
+        config = Path(folder, "models.config")
+        config.write_text(models_config(models), encoding="utf-8")
+        flag = f"--model_config_file={config}"
+        address = stack.enter_context(ServerProcess(flag, log=Path(folder, "server.log"))).address
+        history = np.random.default_rng(0).choice(items, (1, cached.max_history_length))
+        inputs = {"history_item_id": history, "excluded_item_id": history}
+        inputs |= {name: np.array([history.shape[1]]) for name in ("history_length", "excluded_length")}
+        clients = {name: stack.enter_context(RankingClient(address, model_name=name)) for name in models}
+        answers = {name: client.predict(inputs, "retrieve")["item_id"] for name, client in clients.items()}
+        for beams in flags.beams:
+            if not np.array_equal(answers[f"cache_{beams}"], answers[f"no_cache_{beams}"]):
+                raise ValueError(f"With {beams} beams the two decoders find different items.")
+            names = [f"cache_{beams}", f"no_cache_{beams}"]
+            calls = {name: lambda client=clients[name]: client.predict(inputs, "retrieve") for name in names}
+            times = measure(calls, flags.rounds)
+            Console().print(table(f"retrieve, one user, {beams} beams", summary(times, names[0]), names[0]))
+    return 0
