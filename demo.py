@@ -4,7 +4,8 @@
 
 Trains a short-history model and ETA on MovieLens-1M until validation stops, compares them on later impressions, exports
 ETA, starts a model server, and asks it over gRPC for the films that one user would like, with the past films that each
-score rests on.
+score rests on. Then asks once more in two stages: TIGER, trained on liked films and served beside ETA, finds
+candidates, and ETA ranks these alone.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from benchmarks.quality.protocols import Protocol, movielens_protocol
 from benchmarks.quality.results import Result, print_table
 from benchmarks.quality.training import judged, predict, train
 from benchmarks.quality.units import SHORT_HISTORY, make_ranker
+from benchmarks.two_stages.retriever import liked_films_retriever
 from keras_eta.columns import HISTORY_LENGTH
 from keras_eta.datasets import movielens
 from keras_eta.quiet import quiet_imports
-from serving.client import Explanation, RankingClient
+from serving.client import Explanation, RankingClient, Recommendation
+from serving.models_config import models_config
 from serving.process import ServerProcess
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 HISTORY_BUCKETS = ((5, 20), (20, 50), (50, 100), (100, 200), (200, 10_000))
 DESCRIPTIONS = {"recent": "target attention over the last 16", "eta": "ETA: 48 of the last 512 besides"}
 EPOCHS = 2
+RETRIEVER_ROUNDS = 2
+FILMS_RETRIEVED = 200
 FILMS_SHOWN = 10
 FILMS_EXPLAINED = 3
 BEHAVIOURS_SHOWN = 6
@@ -54,6 +59,11 @@ class Request:
     user_id: int
     history: dict[str, list[Any]]
     candidates: dict[str, list[str]]
+
+    def attributes(self, films: np.ndarray) -> dict[str, list[str]]:
+        """The genres of some of the candidates, whose titles come as bytes."""
+        genres = dict(zip(self.candidates["item_id"], self.candidates["genre"], strict=True))
+        return {"genre": [genres[film.decode()] for film in films]}
 
 
 def plot(path: Path, data: Protocol, logits: dict[str, np.ndarray], eta: Ranker) -> None:
@@ -160,20 +170,32 @@ def show_answer(request: Request, explanation: Explanation) -> None:
         console.print(table)
 
 
-def ask(base_path: Path, request: Request, output: Path) -> None:
-    """Serves the newest version under `base_path`, ranks films for one user over gRPC, and prints the answer."""
-    flags = ("--model_name", base_path.name, "--model_base_path", str(base_path))
+def ask(base_paths: dict[str, Path], request: Request, output: Path) -> None:
+    """Serves the newest version of both models, ranks films for one user over gRPC, and prints the answers.
+
+    Args:
+        base_paths: of the ranker and the retriever, by name.
+        request: of the user.
+        output: where the server's log, its configuration and the request go.
+    """
+    ranker, retriever = base_paths
+    config = output / "models.config"
+    config.write_text(models_config(base_paths), encoding="utf-8")
     with (
-        ServerProcess(*flags, log=output / "server.log") as server,
-        RankingClient(server.address, model_name=base_path.name, timeout=60) as client,
+        ServerProcess(f"--model_config_file={config}", log=output / "server.log") as server,
+        RankingClient(server.address, model_name=ranker, retriever=retriever, timeout=60) as client,
     ):
-        console.print(f"Serving {base_path} over gRPC at {server.address}; status: {client.status()}")
+        console.print(f"Serving {ranker} and {retriever} over gRPC at {server.address}; status: {client.status()}")
         asked: dict[str, Any] = {"candidates": request.candidates, "history": request.history}
         client.rank(**asked)
         start = time.perf_counter()
         ranking = client.rank(**asked)
         milliseconds = 1e3 * (time.perf_counter() - start)
         explanation = client.explain(**asked)
+        client.recommend(request.history, attributes=request.attributes)
+        start = time.perf_counter()
+        recommended = client.recommend(request.history, attributes=request.attributes)
+        in_two_stages = 1e3 * (time.perf_counter() - start)
     if not np.array_equal(ranking.order[:FILMS_SHOWN], explanation.order[:FILMS_SHOWN]):
         raise RuntimeError("The signatures `rank` and `explain` disagree on the best films.")
     console.print(
@@ -181,8 +203,26 @@ def ask(base_path: Path, request: Request, output: Path) -> None:
         f"in {milliseconds:.0f} ms, model version {ranking.model_version}"
     )
     show_answer(request, explanation)
+    show_two_stages(request, explanation, recommended)
+    console.print(f"recommend: {len(recommended.item_ids)} films retrieved and ranked in {in_two_stages:.0f} ms")
     # The same request as a file, for `python -m serving.client`.
     (output / "request.json").write_text(json.dumps(asked))
+
+
+def show_two_stages(request: Request, explanation: Explanation, recommended: Recommendation) -> None:
+    """Prints the best of what was retrieved, with the place of each among all films and in what was retrieved."""
+    place_of = {request.candidates["item_id"][place]: rank for rank, place in enumerate(explanation.order, start=1)}
+    found = {film: rank for rank, film in enumerate(recommended.item_ids, start=1)}
+    best = recommended.best_first[:FILMS_SHOWN]
+    table = Table(title=f"User {request.user_id}: the best of {len(found)} films retrieved")
+    for name in ("", "film", "P(rating of 4 or 5)", "among all", "retrieved as"):
+        table.add_column(name, justify="left" if name == "film" else "right")
+    for rank, (film, place) in enumerate(zip(best, recommended.ranking.order, strict=False), start=1):
+        probability = f"{recommended.ranking.probability[place]:.3f}"
+        table.add_row(str(rank), film.decode(), probability, str(place_of[film.decode()]), str(found[film]))
+    kept = sum(place_of[film.decode()] <= FILMS_SHOWN for film in best)
+    console.print(table)
+    console.print(f"Of the {FILMS_SHOWN} best of all films, these are {kept}.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -201,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # TensorFlow, which takes seconds: not for --help.
     import tensorflow as tf
 
-    from keras_eta.export import export_model
+    from keras_eta.export import export_model, export_retriever
 
     start = time.monotonic()
     output = flags.output / "demo"
@@ -223,10 +263,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plot(figure, data, logits, models["eta"])
     console.print(f"Figure: {figure}")
 
+    console.rule("training: TIGER, which finds candidates")
+    retriever = liked_films_retriever(films, data, flags.seed, RETRIEVER_ROUNDS)
+
     console.rule("export, serve, ask")
-    base_path = flags.output / "serving" / "eta"
-    console.print(f"Exported: {export_model(models['eta'], base_path)}")
-    ask(base_path, make_request(films, data, flags.seed), output)
+    base_paths = {name: flags.output / "serving" / name for name in ("eta", "tiger")}
+    console.print(f"Exported: {export_model(models['eta'], base_paths['eta'])}")
+    console.print(f"Exported: {export_retriever(retriever, base_paths['tiger'], num_results=FILMS_RETRIEVED)}")
+    ask(base_paths, make_request(films, data, flags.seed), output)
 
     console.print(
         f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Next: `make serve`, and in another shell\n"

@@ -48,7 +48,16 @@ def test_demo_trains_exports_serves_and_ranks(tmp_path):
     assert not set(request["candidates"]["item_id"]) & set(request["history"]["item_id"])
     assert printed.count("rests on") == 3
     assert (tmp_path / "demo" / "long_history.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "serving" / "eta" / "1" / "saved_model.pb").exists()
+    for name in ("eta", "tiger"):
+        assert (tmp_path / "serving" / name / "1" / "saved_model.pb").exists()
+    # Of the films retrieved, each at the place that it has among all films.
+    retrieved = re.findall(r"^│ +(\d+) │ (.+?) +│ +(0\.\d{3}) │ +(\d+) │ +(\d+) │$", printed, re.MULTILINE)
+    assert [int(rank) for rank, *_ in retrieved] == list(range(1, 11))
+    among_all = [int(place) for *_, place, _ in retrieved]
+    assert among_all == sorted(among_all)
+    kept = {film for _, film, *_ in retrieved} & {film for _, film, _ in best}
+    assert f"Of the 10 best of all films, these are {len(kept)}." in printed
+    assert "recommend: 200 films retrieved and ranked in" in printed
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.next_item.contestants import fit_tiger, semantic_ids
-from benchmarks.next_item.protocols import film_content
 from benchmarks.quality.protocols import movielens_protocol
+from benchmarks.two_stages.retriever import liked_films_retriever
 from keras_eta.columns import ITEM_ID
 from keras_eta.datasets import movielens
 from keras_eta.export import export_retriever
-from keras_eta.models import TIGER
 from serving.client import RankingClient
 from serving.models_config import models_config
 from serving.process import ServerProcess
@@ -59,7 +57,7 @@ def kept(flags: argparse.Namespace) -> int:
         model = tf.keras.models.load_model(flags.retriever)
     else:
         console.print(f"There is no {flags.retriever}: training one.")
-        model = liked_films(films, SEED, flags.rounds)
+        model = liked_films_retriever(films, movielens_protocol(films), SEED, flags.rounds)
         flags.retriever.parent.mkdir(parents=True, exist_ok=True)
         model.save(flags.retriever)
 
@@ -106,13 +104,6 @@ def kept(flags: argparse.Namespace) -> int:
     if flags.plot:
         _draw(rows, everything, flags.plot)
     return 0
-
-
-def liked_films(films: movielens.MovieLens, seed: int, rounds: int) -> TIGER:
-    """A retriever of the films that users liked in the training period of the quality benchmark."""
-    data = movielens_protocol(films)
-    train, validation = (part[np.flatnonzero(part.label == 1)] for part in (data.train, data.validation))
-    return fit_tiger(semantic_ids(*film_content(films), "k-means", seed), train, validation, seed, rounds)
 
 
 def histories(films: movielens.MovieLens, users: int) -> list[dict[str, list[Any]]]:
