@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ class SemanticIdTable(tf.keras.layers.Layer):
         keys, items = trie_keys(ids.codes, ids.sizes)
         table = cls(lookup, ids.sizes, [len(of_depth) for of_depth in keys])
         table.build()
+        table.vocabulary.assign(_digest(ids.item_ids))
         table.codes.assign(ids.codes)
         table.items.assign(items)
         for variable, of_depth in zip(table.keys, keys, strict=True):
@@ -71,6 +73,8 @@ class SemanticIdTable(tf.keras.layers.Layer):
         def constant(name: str, shape: Sequence[int], dtype: str) -> tf.Variable:
             return self.add_weight(name=name, shape=shape, dtype=dtype, initializer="zeros", trainable=False)
 
+        # Tells weights of other items apart, whose sizes may be the same.
+        self.vocabulary = constant("vocabulary", [], "int64")
         self.codes = constant("codes", [self.num_nodes[-1], len(self.sizes)], "int32")
         self.items = constant("items", [self.num_nodes[-1]], "int64")
         self.keys = [constant(f"keys_{depth}", [size], "int64") for depth, size in enumerate(self.num_nodes, 1)]
@@ -117,3 +121,9 @@ class SemanticIdTable(tf.keras.layers.Layer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SemanticIdTable:
         return cls(**{**config, "lookup": tf.keras.utils.deserialize_keras_object(config["lookup"])})
+
+
+def _digest(item_ids: np.ndarray) -> int:
+    """What tells items in their order apart from others, int64."""
+    listed = "\0".join(map(str, item_ids)).encode()
+    return int.from_bytes(hashlib.sha256(listed).digest()[:8], "little", signed=True)

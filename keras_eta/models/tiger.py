@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_eta.columns import HISTORY_LENGTH, ITEM_ID, history_name
@@ -254,6 +255,22 @@ class TIGER(TrainableModel):
 
     def embedding_variables(self) -> list[tf.Variable]:
         return [table.embeddings for table in (self.tokens, self.positions, self.starts)]
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> Any:
+        """Reads weights, as `tf.keras.Model.load_weights` does.
+
+        Raises:
+            ValueError: if they are of other items, or of other semantic ids. The model stays as it was.
+        """
+        weights, ids = self.get_weights(), self.table.get_weights()
+        status = super().load_weights(*args, **kwargs)
+        if not all(map(np.array_equal, ids, self.table.get_weights())):
+            self.set_weights(weights)
+            raise ValueError(
+                "The weights are of other items or other semantic ids than the model's. Make the model of the ids that "
+                f"they were saved with. Received: arguments={args}"
+            )
+        return status
 
     def get_config(self) -> dict[str, Any]:
         table = tf.keras.utils.serialize_keras_object(self.table)

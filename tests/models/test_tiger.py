@@ -175,6 +175,23 @@ def test_graph_and_xla_retrieve_as_eager_does_and_so_does_a_reloaded_model(
     np.testing.assert_allclose(found.log_probability, expected.log_probability, rtol=1e-5)
 
 
+@pytest.mark.parametrize("suffix", [".weights.h5", ".ckpt"])
+def test_weights_of_other_items_are_refused_and_change_nothing(tmp_path: Path, suffix: str) -> None:
+    other = _model(_ids(ITEMS + 1))
+    other.set_weights([w + 2 if w.dtype.kind == "f" else w for w in other.get_weights()])
+    other.save_weights(tmp_path / f"other{suffix}")
+    model = _model(dropout=0.0)
+    model.save_weights(tmp_path / f"own{suffix}")
+    before = model.get_weights()
+    model.set_weights([w + 1 if w.dtype.kind == "f" else w for w in before])
+    model.load_weights(tmp_path / f"own{suffix}")
+    for _ in range(2):
+        for weight, expected in zip(model.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(weight, expected)
+        with pytest.raises(ValueError, match="The weights are of other items or other semantic ids than the model's"):
+            model.load_weights(tmp_path / f"other{suffix}")
+
+
 def test_rows_that_are_negative_or_of_unknown_items_say_nothing() -> None:
     model = _model(dropout=0.0)
     inputs = {**_histories(model), "item_id": tf.constant([5, 1, 9, 7])}
