@@ -276,14 +276,22 @@ def test_needle_reports_units_by_depth(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_needle_lies_where_it_is_said_to_lie() -> None:
     data = needle.make_data(30, seed=3)
+    users = [set(part.columns["user_id"]) for part in (data.train, data.validation, data.test)]
+    assert [len(of_part) for of_part in users] == [800, 100, 100]
+    assert len(set.union(*users)) == 1_000
     for part in (data.train, data.test):
         columns, label = next(iter(part.to_dataset(data.features, 64)))
-        history = columns["history_category"].numpy()
-        assert history.shape[1] == 38
-        liked = history[:, -1]
-        # The oldest eight are of the taste; a candidate is of it if and only if it is a positive.
-        assert (history[:, 30:] == liked[:, np.newaxis]).all()
-        np.testing.assert_array_equal(columns["category"].numpy() == liked, label.numpy() == 1)
+        history, candidate, label = columns["history_category"].numpy(), columns["category"].numpy(), label.numpy()
+        assert history.shape[1] == 40
+        sessions = history[:, ::10]
+        # A session is of one group; the oldest is of the taste, which no other has.
+        np.testing.assert_array_equal(history, np.repeat(sessions, 10, axis=1))
+        taste, current = sessions[:, -1], sessions[:, 0]
+        assert not (sessions[:, :-1] == taste[:, np.newaxis]).any()
+        # A candidate is of the taste or of the last session if and only if it is liked; of the latter none is judged.
+        np.testing.assert_array_equal((candidate == taste) | (candidate == current), label == 1)
+        assert (candidate == taste).any()
+        assert (candidate == current).any() == (part is data.train)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import jinja2
 from matplotlib import rc_context
@@ -12,9 +13,10 @@ from matplotlib.figure import Figure
 
 from tfx_pipeline.config import HISTORY_BUCKET
 from tfx_pipeline.evaluation import AUC, COMPARED, GROUPED_AUC
-from tfx_pipeline.results import Results, Slice, Tenth
+from tfx_pipeline.results import Results, Slice
 
 _MAX_SLICES_SHOWN = 100
+_MAX_SLICES_DRAWN = 8
 
 
 def report_page(results: Results) -> str:
@@ -35,23 +37,44 @@ def report_page(results: Results) -> str:
         results=results,
         compared=COMPARED,
         slices=results.slices[:_MAX_SLICES_SHOWN],
-        calibration_plot=calibration_plot(results.reliability),
+        calibration_plot=calibration_plot(results.slices),
         history_plot=history_plot(histories),
     )
 
 
-def calibration_plot(tenths: Sequence[Tenth]) -> str:
-    """Mean label over mean probability of each tenth, as SVG, with a line where they are equal."""
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.add_subplot()
-    probabilities = [tenth.mean_probability for tenth in tenths]
-    axes.plot(probabilities, [tenth.mean_label for tenth in tenths], "o-", label="tenths of the impressions")
-    if tenths:
-        ends = [min(probabilities), max(probabilities)]
-        axes.plot(ends, ends, color="grey", linestyle=":", label="calibrated")
-    axes.set(xlabel="mean probability", ylabel="mean label")
-    axes.legend()
+def calibration_plot(slices: Sequence[Slice]) -> str:
+    """Mean label over mean probability of each tenth, as SVG: a panel per column, with its largest slices.
+
+    Args:
+        slices: overall first, the others of a column by falling size.
+    """
+    overall, *others = slices
+    columns: dict[str, list[Slice]] = {"": []}
+    for part in others:
+        columns.setdefault(part.name.partition("=")[0], []).append(part)
+    figure = Figure(figsize=(4.5 * len(columns), 4), layout="constrained")
+    for axes, (column, parts) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True):
+        for part in parts[:_MAX_SLICES_DRAWN]:
+            _draw_tenths(axes, part, linewidth=1, markersize=3, label=_escaped(part.name.partition("=")[2]))
+        _draw_tenths(axes, overall, linewidth=2, markersize=5, color="black", label=f"all {overall.count:,}")
+        if overall.reliability:
+            ends = [pick(tenth.mean_probability for tenth in overall.reliability) for pick in (min, max)]
+            axes.plot(ends, ends, color="grey", linestyle=":", label="calibrated")
+        axes.set(
+            xlabel="mean probability", ylabel="mean label", title=_escaped(column) if column else "all impressions"
+        )
+        axes.legend(fontsize="small")
     return _svg(figure)
+
+
+def _draw_tenths(axes: Any, part: Slice, **style: Any) -> None:
+    tenths = part.reliability
+    axes.plot([x.mean_probability for x in tenths], [x.mean_label for x in tenths], "o-", **style)
+
+
+def _escaped(text: str) -> str:
+    """As matplotlib shows it as it is: without mathematics, and not hidden from the legend."""
+    return text.replace("$", r"\$").lstrip("_") or "-"
 
 
 def history_plot(slices: Sequence[Slice]) -> str:

@@ -30,6 +30,14 @@ Artifact: TypeAlias = Any
 OVERALL = "overall"
 
 
+class Tenth(NamedTuple):
+    """A tenth of the impressions, by their probability."""
+
+    impressions: int
+    mean_probability: float
+    mean_label: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Slice:
     """Metrics of one slice of the eval part.
@@ -38,24 +46,18 @@ class Slice:
         name: `"overall"` or `"<column>=<value>"`.
         count: impressions in it.
         values: metric -> value; NaN where it has none.
+        reliability: by tenth of its probabilities; those without impressions are left out.
     """
 
     name: str
     count: int
     values: Mapping[str, float]
+    reliability: Sequence[Tenth] = ()
 
     @property
     def one_class(self) -> bool:
         """Whether all its labels are equal, so that nothing can be ranked."""
         return self.values[MEAN_LABEL] in (0.0, 1.0)
-
-
-class Tenth(NamedTuple):
-    """A tenth of the impressions, by their probability."""
-
-    impressions: int
-    mean_probability: float
-    mean_label: float
 
 
 class HistoryLengths(NamedTuple):
@@ -79,7 +81,6 @@ class Results:
         baselines: metrics of those, likewise.
         gates: what was asked of the model, and whether it passed.
         calibration: what the Trainer fitted to the validation part; `None`: nothing.
-        reliability: of the model, by tenth of its probabilities; those without impressions are left out.
         timings: of the components.
         artifacts: "component: output" -> URIs.
     """
@@ -92,7 +93,6 @@ class Results:
     baselines: Mapping[str, Measured]
     gates: Sequence[Gate]
     calibration: Mapping[str, Any] | None
-    reliability: Sequence[Tenth]
     timings: Sequence[Timing]
     artifacts: Mapping[str, Sequence[str]]
 
@@ -133,7 +133,6 @@ def read_results(config: PipelineConfig, timings: Sequence[Timing]) -> Results:
         baselines=baselines,
         gates=gates(result.config, validation, slices[0].values, last, baselines, config.evaluation),
         calibration=training["calibration"],
-        reliability=_reliability(result),
         timings=timings,
         artifacts={
             f"{component}: {key}": [artifact.uri for artifact in found]
@@ -172,7 +171,7 @@ def read_slices(result: Any) -> list[Slice]:
         for by_metric in outputs[""].values():
             values.update({name: _number(value) for name, value in by_metric.items() if "arrayValue" not in value})
         name = ", ".join(f"{column}={value}" for column, value in key) or OVERALL
-        slices.append(Slice(name, int(values.pop(EXAMPLE_COUNT)), values))
+        slices.append(Slice(name, int(values.pop(EXAMPLE_COUNT)), values, _reliability(outputs[""][""])))
     first = [OVERALL, *(f"{HISTORY_BUCKET}={bucket}" for bucket in HISTORY_BUCKETS)]
     order = {name: place for place, name in enumerate(first)}
     return sorted(slices, key=lambda part: (order.get(part.name, len(first)), -part.count, part.name))
@@ -182,9 +181,8 @@ def _number(value: Mapping[str, Any]) -> float:
     return float(value["doubleValue"]) if "doubleValue" in value else math.nan
 
 
-def _reliability(result: Any) -> list[Tenth]:
-    (overall,) = (outputs for key, outputs in result.slicing_metrics if not key)
-    values = overall[""][""][RELIABILITY]["arrayValue"]["float64Values"]
+def _reliability(metrics: Mapping[str, Any]) -> list[Tenth]:
+    values = metrics[RELIABILITY]["arrayValue"]["float64Values"]
     tenths = zip(*(values[column::3] for column in range(3)), strict=True)
     return [Tenth(int(count), probability, label) for count, probability, label in tenths if count]
 

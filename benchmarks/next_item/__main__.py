@@ -146,7 +146,7 @@ def main() -> None:
 
 def print_table(results: list[Result]) -> None:
     """A row per method: the mean over seeds and their spread."""
-    table = Table(title="the next item, of all", caption="mean ± standard deviation over seeds")
+    table = Table(title="the next item, of all", caption="recall R and NDCG N; mean ± standard deviation over seeds")
     shown = [name for name in (*MEASURES, *COLD_MEASURES) if getattr(results[0], name) is not None]
     for name in ("method", "seeds", *shown, "training"):
         table.add_column(
@@ -161,7 +161,7 @@ def print_table(results: list[Result]) -> None:
             cells.append(f"{np.mean(values):.4f}{spread}")
         seconds = np.mean([result.seconds for result in own])
         table.add_row(method, str(len(own)), *cells, f"{seconds:,.0f} s")
-    Console().print(table)
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

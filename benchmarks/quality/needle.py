@@ -1,8 +1,9 @@
 """A needle in a haystack: can a unit use the one stretch of the history that tells what a user likes?
 
-Every user has a taste, one of many groups of items. Behaviours are of any group at random, but for a few of the user's
-taste at a known depth: so many behaviours back. A candidate is of the taste or of another group, and nothing else tells
-which it is. Beyond its reach a unit can only guess: AUC .5.
+Users take items by sessions of one group each. One session, at a known depth, is of the user's lasting taste, which no
+other session has. Liked candidates are of the last session's group or of the taste, others of further groups. So what
+belongs together can be learned from the recent sessions; what is judged is whether the candidates of the taste stand
+above those of further groups, for users whom training never saw. Beyond its reach a unit can only guess: AUC .5.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from keras_eta import Feature, FeatureLookup, Features, metrics
 from keras_eta.datasets import Impressions, Interactions
 
 DEPTHS = (100, 1_000, 10_000)
-NEEDLE, GROUPS, ITEMS_PER_GROUP = 8, 50, 20
-USERS, IMPRESSIONS_PER_USER = 300, 40
+SESSION, GROUPS, ITEMS_PER_GROUP = 10, 50, 20
+USERS, IMPRESSIONS_PER_USER = 1_000, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Find:
 
     Args:
         unit: of `benchmarks.quality.units.UNITS`.
-        depth: behaviours between the needle and the impression.
+        depth: how many behaviours back the needle begins, less its own.
         seed: of the data, initial weights and the order of batches.
-        auc: of the test part.
+        auc: of the test part, without the candidates of the last session's group.
         epochs: passes over the training part up to the best.
         seconds: of training.
     """
@@ -50,33 +51,39 @@ class Find:
 
 
 def make_data(depth: int, seed: int) -> Protocol:
-    """The impressions of users whose taste lies `depth` behaviours back; test users are seen in training as well.
+    """The impressions of users whose taste lies `depth` behaviours back; users are of one part each.
 
     Args:
-        depth: behaviours after the needle.
+        depth: behaviours after the needle, a multiple of `SESSION`.
         seed: of the draws.
     """
     rng = np.random.default_rng(seed)
-    length = depth + NEEDLE
     taste = rng.integers(0, GROUPS, USERS)
-    group = rng.integers(0, GROUPS, (USERS, length))
-    group[:, :NEEDLE] = taste[:, np.newaxis]
-    item = group * ITEMS_PER_GROUP + rng.integers(0, ITEMS_PER_GROUP, group.shape)
+    # Any groups but the taste.
+    session = (taste[:, np.newaxis] + rng.integers(1, GROUPS, (USERS, 1 + depth // SESSION))) % GROUPS
+    session[:, 0] = taste
+    group = np.repeat(session, SESSION, axis=1)
+    length = group.shape[1]
     log = Interactions.from_columns(
         {
             "user_id": np.repeat(np.arange(USERS), length),
-            "item_id": item.ravel(),
+            "item_id": _items(group, rng).ravel(),
             "category": group.ravel(),
             "timestamp": np.tile(np.arange(length), USERS),
         }
     )
     user = np.repeat(np.arange(USERS), IMPRESSIONS_PER_USER)
     label = rng.integers(0, 2, len(user))
-    other = (taste[user] + rng.integers(1, GROUPS, len(user))) % GROUPS
-    wanted = np.where(label == 1, taste[user], other)
+    current = session[user, -1]
+    of_taste = rng.random(len(user)) < 0.5
+    # Any groups but these two.
+    further = rng.integers(1, GROUPS - 1, len(user))
+    further += further >= (current - taste[user]) % GROUPS
+    other = (taste[user] + further) % GROUPS
+    wanted = np.where(label == 1, np.where(of_taste, taste[user], current), other)
     columns = {
         "user_id": user,
-        "item_id": wanted * ITEMS_PER_GROUP + rng.integers(0, ITEMS_PER_GROUP, len(user)),
+        "item_id": _items(wanted, rng),
         "category": wanted,
         "timestamp": np.full(len(user), length),
     }
@@ -88,9 +95,16 @@ def make_data(depth: int, seed: int) -> Protocol:
     )
     lookup = FeatureLookup(features)
     lookup.adapt({"item_id": log["item_id"], "category": log["category"]})
-    parts = np.split(rng.permutation(len(impressions)), [int(0.8 * len(user)), int(0.9 * len(user))])
-    train_part, validation, test = (impressions[np.sort(rows)] for rows in parts)
-    return Protocol(f"needle-{depth}", train_part, validation, test, lookup, category="category", long_history=length)
+    part = user * 10 // USERS
+    test = (part == 9) & (wanted != current)
+    train_part, validation, test_part = (impressions[rows] for rows in (part < 8, part == 8, test))
+    return Protocol(f"needle-{depth}", train_part, validation, test_part, lookup, "category", long_history=length)
+
+
+def _items(group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An item of each group."""
+    items: np.ndarray = group * ITEMS_PER_GROUP + rng.integers(0, ITEMS_PER_GROUP, group.shape)
+    return items
 
 
 def find(data: Protocol, unit: str, depth: int, seed: int, max_epochs: int) -> Find:

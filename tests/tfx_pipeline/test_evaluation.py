@@ -288,6 +288,10 @@ def test_a_refusal_by_the_last_model_says_how_far_below_it(columns, data, models
         read_slices(found)[0] for found in (result, tfma.load_eval_result(str(tmp_path), model_name=tfma.BASELINE_KEY))
     )
     assert overall.values[GROUPED_AUC] == pytest.approx(fall[1], abs=1e-12)
+    for part in read_slices(result):
+        assert sum(tenth.impressions for tenth in part.reliability) == part.count
+        labels = sum(tenth.impressions * tenth.mean_label for tenth in part.reliability)
+        assert labels / part.count == pytest.approx(part.values[MEAN_LABEL])
     assert last.values[GROUPED_AUC] == pytest.approx(fall[0], abs=1e-12)
     found = gates(result.config, validation, overall.values, last.values, {}, config.evaluation)
     lasts = [metrics.auc(columns["label"], score), fall[0], last.values[LONGEST_BUCKET_AUC]]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from rich.console import Console
 
+from tfx_pipeline import report_page as report_page_module
 from tfx_pipeline.components.baselines import Measured
 from tfx_pipeline.evaluation import COMPARED, MEAN_LABEL, Gate
 from tfx_pipeline.progress import Timing
@@ -16,13 +19,20 @@ from tfx_pipeline.results import HistoryLengths, Results, Slice, Tenth
 from tfx_pipeline.summary import METRICS, comparison_table, metrics_table
 
 
-def part(name: str, count: int, mean_label: float, *values: float) -> Slice:
-    return Slice(name, count, {MEAN_LABEL: mean_label, **dict(zip(COMPARED, values, strict=True))})
+def part(name: str, count: int, mean_label: float, *values: float, tenths: Sequence[Tenth] = ()) -> Slice:
+    return Slice(name, count, {MEAN_LABEL: mean_label, **dict(zip(COMPARED, values, strict=True))}, tenths)
 
 
 SLICES = [
-    part("overall", 1_234_567, 0.25, *[0.7531] * 4, 0.002),
-    part("history_bucket=0-9", 1_000_000, 0.25, 0.7111, 0.6111, 0.5, 1.0, 0.0),
+    part(
+        "overall",
+        1_234_567,
+        0.25,
+        *[0.7531] * 4,
+        0.002,
+        tenths=[Tenth(600_000, 0.0125, 0.01), Tenth(634_567, 0.5, 0.48)],
+    ),
+    part("history_bucket=0-9", 1_000_000, 0.25, 0.7111, 0.6111, 0.5, 1.0, 0.0, tenths=[Tenth(1_000_000, 0.2, 0.25)]),
     part("category=a very long name of a category that nobody would read to its end", 9, 0.5, *[0.5] * 5),
     part("genre=Noir", 3, 1.0, math.nan, math.nan, 0.61, 1.02, 0.0),
     part("genre=<b>None</b>", 2, 0.0, math.nan, math.nan, 0.61, math.nan, 0.0),
@@ -72,7 +82,6 @@ def results_of(**changes: Any) -> Results:
             "mean_probability": [0.333333, 0.25],
             "calibrator": {"class_name": "PlattCalibrator", "config": {"slope": 0.75, "intercept": -1.5}},
         },
-        "reliability": [Tenth(600_000, 0.0125, 0.01), Tenth(634_567, 0.5, 0.48)],
         "timings": [Timing("Trainer", 12.34, 2**31, False), Timing("Transform", 0.1, 2**30, True)],
         "artifacts": {"Trainer: model": ["out/model/6"]},
     }
@@ -169,11 +178,35 @@ def test_page_escapes_what_the_log_holds_and_loads_nothing() -> None:
 
 def test_page_of_a_first_run_that_was_refused() -> None:
     ingestion = {**INGESTION, "malformed": {}, "malformed_by_file": {"1.csv": {"rows_read": 80, "malformed": 0}}}
-    page = report_page(results_of(outcome="The model was not pushed.", last=None, reliability=[], ingestion=ingestion))
+    page = report_page(results_of(outcome="The model was not pushed.", last=None, ingestion=ingestion))
     assert '<p class="refused">The model was not pushed.</p>' in page
     assert "No row was malformed." in page
     assert not rows_of(page, "1.csv")
     assert not rows_of(page, "last blessed")
+
+
+def test_calibration_is_drawn_by_slice_of_each_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(report_page_module, "_svg", figures.append)
+    many = [part(f"_price=${n}", 9 - n, 0.5, *[0.5] * 5, tenths=[Tenth(1, n / 10, 0.5)]) for n in range(9)]
+    report_page_module.calibration_plot([*SLICES, *many])
+    (figure,) = figures
+    assert [axes.get_title() for axes in figure.axes] == [
+        "all impressions",
+        "history_bucket",
+        "category",
+        "genre",
+        "price",
+    ]
+    lines = [[(line.get_label(), line.get_xydata().tolist()) for line in axes.lines] for axes in figure.axes]
+    everything = [
+        ("all 1,234,567", [[0.0125, 0.01], [0.5, 0.48]]),
+        ("calibrated", [[0.0125, 0.0125], [0.5, 0.5]]),
+    ]
+    assert lines[0] == everything
+    assert lines[1] == [("0-9", [[0.2, 0.25]]), *everything]
+    # The eight largest.
+    assert lines[4] == [*((rf"\${n}", [[n / 10, 0.5]]) for n in range(8)), *everything]
 
 
 def test_smaller_slices_are_counted() -> None:
