@@ -58,9 +58,19 @@ def test_every_public_name_is_there_and_no_other() -> None:
     assert (hidden, other) == ([], False)
 
 
-def test_import_loads_neither_tfx_nor_serving_nor_plotting() -> None:
-    loaded = _run_json("import json, sys; from keras_eta import ETA; print(json.dumps(sorted(sys.modules)))")
-    roots = {name.partition(".")[0] for name in loaded}
+@pytest.fixture(scope="module")
+def imported() -> Any:
+    """After the package and TensorFlow: which Keras is asked for, and which tf.keras is; then what a model loads."""
+    code = (
+        "import json, os, sys, keras_eta, tensorflow as tf; "
+        "keras = [os.environ['TF_USE_LEGACY_KERAS'], tf.keras.Model.__module__.partition('.')[0]]; "
+        "from keras_eta import ETA; print(json.dumps([keras, sorted(sys.modules)]))"
+    )
+    return _run_json(code)
+
+
+def test_import_loads_neither_tfx_nor_serving_nor_plotting(imported: Any) -> None:
+    roots = {name.partition(".")[0] for name in imported[1]}
     assert {"keras_eta", "tensorflow", "tf_keras"} <= roots
     assert {"apache_beam", "grpc", "matplotlib", "serving", "tensorflow_serving", "tfx", "tfx_bsl"} & roots == set()
 
@@ -73,19 +83,18 @@ def test_import_works_without_pandas() -> None:
 
 def test_import_takes_under_a_second_beyond_tensorflow() -> None:
     code = (
-        "import time, tensorflow; start = time.perf_counter(); from keras_eta import ETA; "
-        "print(time.perf_counter() - start)"
+        "import time, tensorflow; start = time.process_time(); from keras_eta import ETA; "
+        "print(time.process_time() - start)"
     )
-    seconds = [_run_json(code, legacy_keras="1") for _ in range(3)]
-    assert min(seconds) < 1.0, f"Seconds of three imports: {seconds}"
+    seconds: list[float] = []
+    # Again, as a busy machine takes more of its processors' time too.
+    while len(seconds) < 3 and min(seconds, default=1.0) >= 1.0:
+        seconds.append(_run_json(code, legacy_keras="1"))
+    assert min(seconds) < 1.0, f"Seconds of {len(seconds)} imports: {seconds}"
 
 
-def test_import_makes_tf_keras_legacy_keras() -> None:
-    code = (
-        "import json, os, keras_eta, tensorflow as tf; "
-        "print(json.dumps([os.environ['TF_USE_LEGACY_KERAS'], tf.keras.Model.__module__.partition('.')[0]]))"
-    )
-    assert _run_json(code) == ["1", "tf_keras"]
+def test_import_makes_tf_keras_legacy_keras(imported: Any) -> None:
+    assert imported[0] == ["1", "tf_keras"]
 
 
 def test_import_after_tensorflow_whose_keras_is_untouched_works() -> None:

@@ -66,6 +66,15 @@ class TrainableModel(tfrs.Model):
         """
         arguments = inspect.signature(tf.keras.Model.fit).bind(self, *args, **kwargs).arguments
         check_callbacks(self.optimizer, arguments.get("callbacks"))
+        try:
+            return super().fit(*args, **kwargs)
+        except Exception:
+            # A function whose first trace failed can never create the optimiser's variables.
+            self.train_function = None
+            raise
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """What `fit` and `train_on_batch` run for a step, as in Keras; all variables are created first."""
         if not self.built:
             # Built inside the step, layers with moving averages would take in the zeros that they are built with, and
             # the step would be traced twice.
@@ -73,12 +82,7 @@ class TrainableModel(tfrs.Model):
                 self.build()
         # Variables that the first step creates make TensorFlow trace the step twice.
         self._build_optimizer()
-        try:
-            return super().fit(*args, **kwargs)
-        except Exception:
-            # A function whose first trace failed can never create the optimiser's variables.
-            self.train_function = None
-            raise
+        return super().make_train_function(force)
 
     def default_optimizer(self, embedding_learning_rate: Any = 0.1, dense_learning_rate: Any = 1e-3) -> Any:
         """Adagrad for embeddings, whose steps move only the rows that a batch touches, and Adam for the rest.

@@ -109,9 +109,10 @@ def test_loss_of_an_epoch_is_not_that_of_its_last_batch(impressions: Impressions
     assert every == pytest.approx((60 * first + last) / 61, rel=1e-5)
 
 
+@pytest.mark.parametrize("by", ["fit", "train_on_batch"])
 @pytest.mark.parametrize("name", ["default", "adam"])
 def test_a_step_is_traced_once(
-    impressions: Impressions, lookup: FeatureLookup, monkeypatch: pytest.MonkeyPatch, name: str
+    impressions: Impressions, lookup: FeatureLookup, monkeypatch: pytest.MonkeyPatch, name: str, by: str
 ) -> None:
     model = _model(lookup, None if name == "default" else tf.keras.optimizers.Adam(), run_eagerly=False)
     traces: list[int] = []
@@ -122,7 +123,12 @@ def test_a_step_is_traced_once(
         return step(inputs)
 
     monkeypatch.setattr(model, "train_step", train_step)
-    model.fit(_batches(impressions, lookup), epochs=2, verbose=0)
+    batches = _batches(impressions, lookup)
+    if by == "fit":
+        model.fit(batches, epochs=2, verbose=0)
+    else:
+        ((columns, label),) = batches.take(1)
+        model.train_on_batch(columns, label)
     assert len(traces) == 1
 
 

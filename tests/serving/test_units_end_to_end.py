@@ -7,10 +7,11 @@ Those whose states are of one kind share a ranker, since most of the time goes i
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from keras_eta.export import export_model
 from keras_eta.export.examples import make_example
 from keras_eta.interest import AttentionUnit, InterestUnit, TopKUnit
 from keras_eta.models.ranker import Scores
-from serving.client import Attention, RankingClient, UserState
+from serving.client import Attention, Explanation, RankingClient, UserState
 from serving.process import ServerProcess
 from tests.interest.test_units import UNITS
 
@@ -48,27 +49,55 @@ COLUMNS = {sequence.name: FEATURES.sequence_names(sequence) for sequence in FEAT
 NUM_USERS, MAX_RATINGS, NUM_FILMS = 80, 24, 250
 CANDIDATES = 5
 TOLERANCE = 1e-5
+# All candidates of all users in one call, and in parts.
+LIMITS: tuple[dict[str, Any], ...] = ({}, {"max_candidates": 3, "max_rows": 2})
+
+
+def _kind(unit: InterestUnit) -> str:
+    """What a ranker's units must have in common."""
+    if not unit.state_names:
+        return "no_state"
+    return "updated_state" if unit.updates_state else "state"
+
+
 # The last row of each class, whose unit has the most to export: snapshots, tables of its own.
 ROWS = {type(make()): name for name, (make, _) in UNITS.items()}.values()
+KINDS = {name: _kind(UNITS[name][0]()) for name in ROWS}
 
 
 Arrays = dict[str, np.ndarray]
 
 
 class Served(NamedTuple):
-    """What answers to one row of `UNITS`.
+    """A ranker of all units of one kind.
 
     Attributes:
-        model: the ranker, as it was exported.
-        unit: the unit in it.
+        model: as it was exported.
+        units: those in it, by their rows of `UNITS`.
         address: of the server.
         model_name: of the ranker on the server.
     """
 
     model: Ranker
-    unit: InterestUnit
+    units: dict[str, InterestUnit]
     address: str
     model_name: str
+
+
+class Asked(NamedTuple):
+    """A request, what the model makes of it, and what the client got.
+
+    Attributes:
+        request: arguments of the client's methods.
+        scores: by the model, in this process.
+        expected: the probabilities [R, C] of these.
+        explanations: of all candidates of all users in one call, and in parts; none where no unit explains.
+    """
+
+    request: dict[str, Any]
+    scores: Scores
+    expected: np.ndarray
+    explanations: list[Explanation]
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +125,17 @@ def impressions(log: Interactions) -> Impressions:
 def served(
     log: Interactions, impressions: Impressions, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Served]]:
-    """By the name of the row of `UNITS`; one server process of all rankers."""
+    """By their kind; one server process of all rankers."""
     folder = tmp_path_factory.mktemp("units")
     lookup = FeatureLookup(FEATURES)
     lookup.adapt({name: log[name] for name in ("item_id", "category_id", "action", "occupation")})
     dataset = impressions.to_dataset(FEATURES, 128, lookup=lookup).cache()
-    kinds: dict[Any, dict[str, InterestUnit]] = defaultdict(dict)
-    for name in ROWS:
-        unit = UNITS[name][0]()
-        kinds[bool(unit.state_names), unit.updates_state][name] = unit
-    rankers: dict[str, tuple[Ranker, InterestUnit, str]] = {}
+    kinds: dict[str, dict[str, InterestUnit]] = defaultdict(dict)
+    for name, kind in KINDS.items():
+        kinds[kind][name] = UNITS[name][0]()
+    rankers: dict[str, Ranker] = {}
     config = model_server_config_pb2.ModelServerConfig()
-    for number, units in enumerate(kinds.values()):
+    for number, (kind, units) in enumerate(kinds.items()):
         tf.keras.utils.set_random_seed(number)
         model = Ranker(lookup=lookup, interests=list(units.values()), hidden_units=(6,))
         # Built before, a model's training step is traced once.
@@ -115,12 +143,12 @@ def served(
         model.compile()
         model.fit(dataset, verbose=0)
         # Warm-up is asked of one: it takes longest where most units are.
-        base_path = export_model(model, folder / f"ranker_{number}", warmup=number > 0).parent
-        config.model_config_list.config.add(name=base_path.name, base_path=str(base_path), model_platform="tensorflow")
-        rankers |= {name: (model, unit, base_path.name) for name, unit in units.items()}
+        base_path = export_model(model, folder / kind, warmup=number > 0).parent
+        config.model_config_list.config.add(name=kind, base_path=str(base_path), model_platform="tensorflow")
+        rankers[kind] = model
     (folder / "models.config").write_text(text_format.MessageToString(config))
     with ServerProcess("--model_config_file", str(folder / "models.config"), log=folder / "server.log") as server:
-        yield {name: Served(model, unit, server.address, base) for name, (model, unit, base) in rankers.items()}
+        yield {kind: Served(model, kinds[kind], server.address, kind) for kind, model in rankers.items()}
 
 
 @pytest.fixture(scope="module")
@@ -183,45 +211,66 @@ def test_every_unit_has_a_row() -> None:
     assert known - {InterestUnit, AttentionUnit, TopKUnit} <= {type(make()) for make, _ in UNITS.values()}
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_unit_over_grpc(served: dict[str, Served], rows: Arrays, name: str) -> None:
-    model, unit, address, model_name = served[name]
-    scores = model.score(encoded(model, rows))
-    expected = tf.sigmoid(scores.logits).numpy()
-    assert expected.std() > 1e-3
+@pytest.fixture(scope="module")
+def ask(served: dict[str, Served], rows: Arrays) -> Callable[[str], Asked]:
+    """Asks a kind's ranker, once."""
     candidates = {column: rows[column] for column in ("item_id", "category_id")}
     users = {"user": {"occupation": rows["occupation"]}, "context": {"timestamp": rows["timestamp"]}}
     request = {"candidates": candidates, "history": sequence_of(rows), **users}
     request["sequences"] = {"clusters": sequence_of(rows, "clusters")}
-    # All candidates of all users in one call, and in parts.
-    parts: dict[str, Any] = {"max_candidates": 3, "max_rows": 2}
-    for limits in ({}, parts):
+
+    @functools.cache
+    def asked(kind: str) -> Asked:
+        model, units, address, model_name = served[kind]
+        scores = model.score(encoded(model, rows))
+        explanations = []
+        for limits in LIMITS if any(unit.explains for unit in units.values()) else ():
+            with RankingClient(address, model_name, timeout=60, **limits) as client:
+                explanations.append(client.explain(**request))
+        return Asked(request, scores, tf.sigmoid(scores.logits).numpy(), explanations)
+
+    return asked
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS.values())))
+def test_ranker_over_grpc(served: dict[str, Served], ask: Callable[[str], Asked], rows: Arrays, kind: str) -> None:
+    model, _, address, model_name = served[kind]
+    request, _, expected, explanations = ask(kind)
+    assert expected.std() > 1e-3
+    explaining = [unit.name for unit in model.interests if unit.explains]
+    assert len(explanations) == (len(LIMITS) if explaining else 0)
+    for explanation in explanations:
+        np.testing.assert_allclose(explanation.probability, expected, atol=TOLERANCE)
+        assert {*explanation.others} == {*explaining[:-1]}
+    for limits in LIMITS:
         with RankingClient(address, model_name, timeout=60, **limits) as client:
             np.testing.assert_allclose(client.rank(**request).probability, expected, atol=TOLERANCE)
-            check_explanation(client, request, model, unit, scores)
             check_states(client, request, model, rows, expected)
+            if not explaining:
+                with pytest.raises(ValueError, match="has no signature 'explain'"):
+                    client.explain(**request)
     with RankingClient(address, model_name, timeout=60) as client:
         check_examples(client, rows, expected)
 
 
-def check_explanation(
-    client: RankingClient, request: dict[str, Any], model: Ranker, unit: InterestUnit, scores: Scores
-) -> None:
-    explaining = [other for other in model.interests if other.explains]
-    if not explaining:
-        with pytest.raises(ValueError, match="has no signature 'explain'"):
-            client.explain(**request)
-        return
-    explanation = client.explain(**request)
-    np.testing.assert_allclose(explanation.probability, tf.sigmoid(scores.logits), atol=TOLERANCE)
-    assert {*explanation.others} == {other.name for other in explaining[:-1]}
+@pytest.mark.parametrize("name", ROWS)
+def test_unit_over_grpc(served: dict[str, Served], ask: Callable[[str], Asked], name: str) -> None:
+    model, units, _, _ = served[KINDS[name]]
+    _, scores, _, explanations = ask(KINDS[name])
+    assert explanations or not units[name].explains
+    for explanation in explanations:
+        check_explanation(explanation, model, units[name], scores)
+
+
+def check_explanation(explanation: Explanation, model: Ranker, unit: InterestUnit, scores: Scores) -> None:
     for name, count in (scores.interests[unit.name].matches or {}).items():
         np.testing.assert_array_equal(explanation.counts[f"{unit.name}_{name}"], count)
         # Nobody rates a film twice, but many of a genre.
         assert count.numpy().any() == (name == "category_id")
     if not unit.explains:
         return
-    attention: Attention = explanation if unit is explaining[-1] else explanation.others[unit.name]
+    last = [other for other in model.interests if other.explains][-1]
+    attention: Attention = explanation if unit is last else explanation.others[unit.name]
     assert attention.score_name == unit.score_name
     retrieved: Any = scores.interests[unit.name].retrieved
     weights = tf.reduce_mean(scores.interests[unit.name].weights, axis=2).numpy()

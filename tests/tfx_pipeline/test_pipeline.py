@@ -1,18 +1,20 @@
-"""The whole pipeline on a slice of MovieLens-1M, run by its command in processes of their own, faults included.
+"""The whole pipeline on a slice of MovieLens-1M, faults included.
 
-The tests share one output directory and run in their order: each goes on from what the ones before it left.
+The tests share one output directory and run in their order: each goes on from what the ones before it left. The first
+run and those that are killed are commands in processes of their own; the others need not import everything again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,12 @@ from keras_eta.datasets import movielens
 from keras_eta.datasets.counting import BASELINES
 from serving.client import RankingClient
 from serving.server.embedded import EmbeddedServer
+from tfx_pipeline import run, tune
 from tfx_pipeline.components.infra_validator import serving_requests
 from tfx_pipeline.config import EVAL
 from tfx_pipeline.exclusive import exclusive
 from tfx_pipeline.flags import config_from_flags
 from tfx_pipeline.results import artifacts_of_latest_run
-from tfx_pipeline.run import main, parser
 from tfx_pipeline.training.batches import transformed_batches
 from tfx_pipeline.training.trainer import TRAINING_REPORT, load_trained_model
 
@@ -45,7 +47,8 @@ NUM_USERS = 110
 FLAGS = ["--max_history_length", "64", "--batch_size", "128", "--min_auc", "0.55", "--max_auc_drop", "0.03"]
 # So few users and epochs lose to the popularity of films.
 FLAGS += ["--epochs", "2", "--min_auc_lead", "-1"]
-FIRST_RUN = ["--bulk_inference", "--calibrate", "platt"]
+CALIBRATED = ["--calibrate", "platt"]
+FIRST_RUN = ["--bulk_inference", *CALIBRATED]
 NUM_COMPARED = 1_000
 
 
@@ -70,9 +73,16 @@ class Workspace:
         where = ["--data", str(self.data), "--output", str(self.output), "--serving_dir", str(self.serving_dir)]
         return [sys.executable, "-m", "tfx_pipeline.run", "--layout", "movielens", *where, *FLAGS, *flags]
 
-    def run(self, *flags: str) -> subprocess.CompletedProcess[str]:
-        """Runs the pipeline to its end."""
+    def run_command(self, *flags: str) -> subprocess.CompletedProcess[str]:
+        """Runs the pipeline to its end, in a process of its own."""
         return subprocess.run(self.command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+    def run(self, *flags: str, main: Callable[[list[str]], int] = run.main) -> subprocess.CompletedProcess[str]:
+        """Runs the pipeline, or the `main` of another command, to its end in this process."""
+        command = self.command(*flags)
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
+            code = main(command[3:])
+        return subprocess.CompletedProcess(command, code, out.getvalue(), errors.getvalue())
 
     def run_until(self, text: str, *flags: str) -> str:
         """Runs the pipeline until it prints `text`, kills it with all its children, and returns what it printed."""
@@ -134,7 +144,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def test_first_run_pushes_a_version_and_reports(workspace: Workspace) -> None:
-    finished = workspace.run(*FIRST_RUN)
+    finished = workspace.run_command(*FIRST_RUN)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     [version] = workspace.versions
     assert f"Pushed: {workspace.serving_dir / str(version)}" in finished.stdout
@@ -196,7 +206,7 @@ def test_every_way_to_score_an_impression_agrees(workspace: Workspace) -> None:
 
 def test_unchanged_data_is_not_trained_on_again(workspace: Workspace) -> None:
     before = workspace.versions
-    finished = workspace.run(*FIRST_RUN)
+    finished = workspace.run(*CALIBRATED)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert {"ImpressionGen", "StatisticsGen", "Transform", "Trainer", "LocalInfraValidator"} <= workspace.cached
     assert workspace.versions == before
@@ -208,9 +218,7 @@ def test_unchanged_data_is_not_trained_on_again(workspace: Workspace) -> None:
 
 
 def test_search_trains_on_what_the_run_made(workspace: Workspace) -> None:
-    command = workspace.command("--epochs", "1", "--search", "top_k=4,8", "--trials", "2")
-    command[2] = "tfx_pipeline.tune"
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    finished = workspace.run("--epochs", "1", "--search", "top_k=4,8", "--trials", "2", main=tune.main)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     content = json.loads((workspace.output / "tuning" / "trials.json").read_text())
     assert content["trials"][0]["values"] == {"top_k": "48"}
@@ -224,7 +232,7 @@ def test_search_trains_on_what_the_run_made(workspace: Workspace) -> None:
 
 def test_second_run_at_once_is_refused(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     with exclusive(workspace.output):
-        assert main(workspace.command()[3:]) == 1
+        assert run.main(workspace.command()[3:]) == 1
     assert f"Another run is using {workspace.output} (process {os.getpid()})" in capsys.readouterr().err
 
 
@@ -304,7 +312,7 @@ def _served(workspace: Workspace) -> Iterator[RankingClient]:
 
 def _keras_scores(workspace: Workspace) -> np.ndarray:
     """Probabilities of the eval part by the Keras model that was trained, on what Transform made of it."""
-    flags = parser().parse_args(workspace.command(*FIRST_RUN)[3:])
+    flags = run.parser().parse_args(workspace.command(*FIRST_RUN)[3:])
     model = load_trained_model(
         workspace.artifact("Trainer", "model_run"),
         workspace.artifact("Transform", "transform_graph"),
