@@ -70,12 +70,12 @@ def measures(found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
         found: integers [n, 10], the best first.
         wanted: integers [n].
     """
-    hits = found == wanted[:, np.newaxis]
-    gains = hits / np.log2(np.arange(2, found.shape[1] + 2))
+    # TensorFlow, which takes seconds: not for --help.
+    from keras_eta.metrics import recall_and_ndcg
+
     values = {}
     for k in (5, 10):
-        values[f"recall_{k}"] = float(hits[:, :k].any(axis=1).mean())
-        values[f"ndcg_{k}"] = float(gains[:, :k].sum(axis=1).mean())
+        values[f"recall_{k}"], values[f"ndcg_{k}"] = recall_and_ndcg(found, wanted, k)
     return values
 
 
