@@ -52,9 +52,8 @@ def run(config: PipelineConfig, console: Console) -> None:
             from tfx_pipeline.retrieval.items import check_items
             from tfx_pipeline.summary import report
 
+            check_items(config)
             check_data(config)
-            if config.retriever.retriever_dir is not None:
-                check_items(config)
             console.print(f"TFX's log: {log_file}", soft_wrap=True)
             connection = tfx.orchestration.metadata.sqlite_metadata_connection_config(config.metadata_path)
             pipeline = make_pipeline(config, connection)

@@ -21,6 +21,7 @@ from tfx.types import artifact_utils
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 from tfx.utils import io_utils, path_utils
 
+from keras_eta.features import Features
 from tfx_pipeline.components.model_server import local_model
 from tfx_pipeline.config import EVAL, TRAIN, PipelineConfig
 from tfx_pipeline.evaluation import Gate
@@ -65,10 +66,9 @@ class RetrieverEvaluatorExecutor(base_executor.BaseExecutor):
             ValueError: if the directory of the versions holds other models.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
-        config = PipelineConfig.from_json(exec_properties["config"])
+        features = Features.from_dict(json.loads(exec_properties["features"]))
         model = artifact_utils.get_single_instance(input_dict["model"])
         examples = artifact_utils.get_single_instance(input_dict["examples"])
-        features = config.layout.features
         files = {
             split: [io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], split))]
             for split in (TRAIN, EVAL)
@@ -77,14 +77,14 @@ class RetrieverEvaluatorExecutor(base_executor.BaseExecutor):
             path = stack.enter_context(local_model(path_utils.serving_model_path(model.uri)))
             verdict = judge(
                 ServedRetriever(path),
-                stack.enter_context(_pushed_last(config)),
+                stack.enter_context(_pushed_last(exec_properties["retriever_dir"], features.item_id.dtype)),
                 files[TRAIN],
                 files[EVAL],
                 features.item_id,
                 _trained_ids(examples.uri, features.item_id.dtype),
                 max_history_length=features.max_history_length,
-                max_recall_drop=config.retriever.max_recall_drop,
-                seed=config.training.seed,
+                max_recall_drop=exec_properties["max_recall_drop"],
+                seed=exec_properties["seed"],
             )
         content = verdict._asdict()
         content["measures"] = {name: _nullable(values._asdict()) for name, values in verdict.measures.items()}
@@ -103,7 +103,12 @@ class RetrieverEvaluatorExecutor(base_executor.BaseExecutor):
 class RetrieverEvaluatorSpec(ComponentSpec):
     """What `RetrieverEvaluator` takes and gives."""
 
-    PARAMETERS = {"config": ExecutionParameter(type=str)}  # noqa: RUF012
+    PARAMETERS = {  # noqa: RUF012
+        "features": ExecutionParameter(type=str),
+        "retriever_dir": ExecutionParameter(type=str),
+        "max_recall_drop": ExecutionParameter(type=float),
+        "seed": ExecutionParameter(type=int),
+    }
     INPUTS = {  # noqa: RUF012
         "model": ChannelParameter(type=tfx.types.standard_artifacts.Model),
         "examples": ChannelParameter(type=tfx.types.standard_artifacts.Examples),
@@ -120,7 +125,7 @@ class RetrieverEvaluator(tfx.types.BaseComponent):
     Args:
         model: channel of the Model.
         examples: channel of `ImpressionGen`'s Examples.
-        config: what `judge` reads, and the directory of the versions.
+        config: says which columns the examples have, where versions are pushed, and what is asked of them.
     """
 
     SPEC_CLASS = RetrieverEvaluatorSpec
@@ -131,7 +136,10 @@ class RetrieverEvaluator(tfx.types.BaseComponent):
             RetrieverEvaluatorSpec(
                 model=model,
                 examples=examples,
-                config=config.to_json(),
+                features=json.dumps(config.layout.features.to_dict(), sort_keys=True),
+                retriever_dir=config.retriever.retriever_dir or "",
+                max_recall_drop=float(config.retriever.max_recall_drop),
+                seed=config.training.seed,
                 evaluation=tfx.dsl.Channel(type=RetrieverEvaluation),
                 blessing=tfx.dsl.Channel(type=RetrieverBlessing),
             )
@@ -139,9 +147,8 @@ class RetrieverEvaluator(tfx.types.BaseComponent):
 
 
 @contextlib.contextmanager
-def _pushed_last(config: PipelineConfig) -> Iterator[ServedRetriever | None]:
+def _pushed_last(base: str, dtype: str) -> Iterator[ServedRetriever | None]:
     """The newest version of the retriever, if there is one whose items have ids of the log's type."""
-    base = config.retriever.retriever_dir or ""
     present = served_versions(base)
     if not present:
         yield None
@@ -149,12 +156,11 @@ def _pushed_last(config: PipelineConfig) -> Iterator[ServedRetriever | None]:
     path = os.path.join(base, present[max(present)])
     with local_model(path) as local:
         last = ServedRetriever(local)
-        text = config.layout.features.item_id.dtype == "string"
-        if text != (last.items.dtype == object):
+        if (dtype == "string") == (last.items.dtype == object):
+            yield last
+        else:
             logging.warning("%s is not compared with: its items have ids of another type.", path)
             yield None
-        else:
-            yield last
 
 
 def _trained_ids(uri: str, dtype: str) -> np.ndarray:

@@ -42,7 +42,7 @@ def retrieval_requests(records: Sequence[bytes], features: Features) -> dict[str
         columns = tf.train.Example.FromString(record).features.feature
         kind = columns[name].WhichOneof("kind") if name in columns else "nothing"
         if kind not in (LISTS[dtype], None):
-            raise ValueError(f"Column `{name}` of the examples must be a {LISTS[dtype]}. Received: {kind}")
+            raise ValueError(f"Column `{name}` of the examples must be of kind {LISTS[dtype]}. Received: {kind}")
         histories.append(list(getattr(columns[name], LISTS[dtype]).value))
     nothing = b"" if dtype == "string" else -1
     histories += [[], [nothing]]

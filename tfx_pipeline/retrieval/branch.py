@@ -13,6 +13,7 @@ from tfx_pipeline.components.retriever_infra_validator import RetrieverInfraVali
 from tfx_pipeline.components.retriever_pusher import RetrieverPusher
 from tfx_pipeline.config import TRAIN, VALIDATION, PipelineConfig, Training
 from tfx_pipeline.ingestion.files import size_and_time
+from tfx_pipeline.retriever_config import Retriever
 
 
 def retriever_components(
@@ -27,7 +28,8 @@ def retriever_components(
     """
     # What a component does not read must not make it run again.
     read = dataclasses.replace(
-        config.only("data", "retriever"),
+        config.only("data"),
+        retriever=dataclasses.replace(config.retriever, max_recall_drop=Retriever.max_recall_drop),
         training=Training(
             batch_size=config.training.batch_size, patience=config.training.patience, seed=config.training.seed
         ),
@@ -46,11 +48,7 @@ def retriever_components(
     if validator is not None:
         trainer.add_upstream_node(validator)
     model = trainer.outputs["model"]
-    evaluator = RetrieverEvaluator(
-        model,
-        examples,
-        dataclasses.replace(config.only("retriever"), training=Training(seed=config.training.seed)),
-    )
+    evaluator = RetrieverEvaluator(model, examples, config)
     infra_validator = RetrieverInfraValidator(model=model, examples=examples, config=config)
     pusher = RetrieverPusher(
         model,

@@ -48,7 +48,7 @@ def check_items(config: PipelineConfig) -> None:
     """Refuses, before any work is done, an item table that is not there or lacks a column; only headers are looked at.
 
     Args:
-        config: of the pipeline, with a retriever.
+        config: of the pipeline, which may have none.
 
     Raises:
         FileNotFoundError: if there is no such file.

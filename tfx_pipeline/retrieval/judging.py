@@ -123,7 +123,7 @@ def judge(
     train = read_positives(train_files, item_id, model.max_history_length, rows.encode)
     drawn = read_positives(eval_files, item_id, max_history_length, rows.encode, sample=_MAX_JUDGED, seed=seed)
     repeats = (drawn.histories == drawn.items[:, np.newaxis]).any(axis=1) & (drawn.items >= FIRST_ROW)
-    judged = Positives(*(column[~repeats] for column in drawn[:3]), drawn.count)
+    judged = drawn.where(~repeats)
     seen = np.zeros(len(rows), bool)
     seen[train.items] = seen[train.histories] = True
     seen[:FIRST_ROW] = False
@@ -137,7 +137,7 @@ def judge(
     compared[CO_OCCURRENCE] = by_co_occurrence(train, judged, len(rows), JUDGED)
     measures = {name: measured(rows_found, judged.items, catalogue, seen) for name, rows_found in compared.items()}
     return Verdict(
-        positives=drawn.count,
+        positives=drawn.total,
         judged=len(judged.items),
         repeats=int(repeats.sum()),
         unknown=int(np.count_nonzero(~np.isin(judged.items, catalogue))),

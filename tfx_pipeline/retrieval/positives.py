@@ -25,13 +25,17 @@ class Positives(NamedTuple):
         items: int32 [n], what was taken.
         histories: int32 [n, L], most recent first, 0 behind the end.
         lengths: int32 [n].
-        count: how many there are in the files, of which these may be a sample.
+        total: how many there are in the files, of which these may be a sample.
     """
 
     items: np.ndarray
     histories: np.ndarray
     lengths: np.ndarray
-    count: int
+    total: int
+
+    def where(self, chosen: np.ndarray) -> Positives:
+        """Those of which a bool [n] is true."""
+        return Positives(self.items[chosen], self.histories[chosen], self.lengths[chosen], self.total)
 
 
 def read_positives(
@@ -54,8 +58,9 @@ def read_positives(
         seed: of that draw.
     """
     rng = np.random.default_rng(seed)
-    parts = [(np.zeros(0), np.zeros(0, np.int32), np.zeros([0, max_length], np.int32), np.zeros(0, np.int32))]
-    held = count = 0
+    none = np.zeros(0, np.int32)
+    parts: list[tuple[np.ndarray, ...]] = [(np.zeros(0), none, np.zeros([0, max_length], np.int32), none)]
+    held = total = 0
     files = files_of(patterns)
     for items, values, lengths in _batches(files, item_id, max_length) if files else ():
         real = np.arange(max_length) < lengths[:, np.newaxis]
@@ -63,11 +68,11 @@ def read_positives(
         histories[real] = encode(values)
         parts.append((rng.random(len(items)), encode(items).astype(np.int32), histories, lengths.astype(np.int32)))
         held += len(items)
-        count += len(items)
+        total += len(items)
         if sample is not None and held > 2 * sample:
             parts, held = [_drawn(parts, sample)], sample
-    _, items, histories, lengths = _drawn(parts, count if sample is None else sample)
-    return Positives(items, histories, lengths, count)
+    _, items, histories, lengths = _drawn(parts, total if sample is None else sample)
+    return Positives(items, histories, lengths, total)
 
 
 def _drawn(parts: Sequence[tuple[np.ndarray, ...]], number: int) -> tuple[np.ndarray, ...]:

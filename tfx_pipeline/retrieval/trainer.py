@@ -56,7 +56,8 @@ def run_fn(fn_args: Any) -> None:
     ids, quality = semantic_ids(items, config.retriever.codebook_size, config.training.seed)
     _logger.info("Semantic ids: %s", quality)
     model = TIGER(ids, max_history_length=min(MAX_HISTORY_LENGTH, config.layout.features.max_history_length))
-    parts, unknown = {}, {}
+    parts: dict[str, Positives] = {}
+    unknown: dict[str, int] = {}
     for name, patterns in (("training", fn_args.train_files), ("validation", fn_args.eval_files)):
         found = read_positives(
             patterns,
@@ -67,10 +68,10 @@ def run_fn(fn_args: Any) -> None:
         known = found.items >= FIRST_ROW
         if not known.any():
             raise ValueError(
-                f"The {name} part has {found.count:,} positives, none of an item that is known. There are "
+                f"The {name} part has {found.total:,} positives, none of an item that is known. There are "
                 f"{len(items.ids):,} items, e.g. {items.ids[0]!r}."
             )
-        parts[name] = Positives(*(column[known] for column in found[:3]), found.count)
+        parts[name] = found.where(known)
         unknown[name] = int(np.count_nonzero(~known))
     history = _fit(model, parts["training"], parts["validation"], config, fn_args.model_run_dir)
 
@@ -82,7 +83,7 @@ def run_fn(fn_args: Any) -> None:
         "history": history,
         "best_epoch": int(np.argmin(history["val_loss"])),
         "seconds": round(time.monotonic() - start, 1),
-        "positives": {name: part.count for name, part in parts.items()},
+        "positives": {name: part.total for name, part in parts.items()},
         "positives_of_unknown_items": unknown,
         "parameters": model.count_params(),
         "semantic_ids": dataclasses.asdict(quality),

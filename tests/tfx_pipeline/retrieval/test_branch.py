@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from tfx import v1 as tfx
+from tfx.types import standard_artifacts
 
+from keras_eta import TIGER
 from keras_eta.contract import Contract
-from tfx_pipeline.components.retriever_evaluator import read_verdict
+from tests.tfx_pipeline import servable
+from tfx_pipeline.components import retriever_evaluator
+from tfx_pipeline.components.pusher import AtomicPusherExecutor
+from tfx_pipeline.components.retriever_evaluator import (
+    RetrieverBlessing,
+    RetrieverEvaluation,
+    RetrieverEvaluator,
+    RetrieverEvaluatorExecutor,
+    read_verdict,
+)
+from tfx_pipeline.components.retriever_pusher import RetrieverPusher
 from tfx_pipeline.config import PipelineConfig, Training
 from tfx_pipeline.custom_layout import custom
+from tfx_pipeline.evaluation import Gate
 from tfx_pipeline.ingestion.impression_gen import impression_gen
 from tfx_pipeline.layouts import Label
 from tfx_pipeline.results import artifacts_of_latest_run
 from tfx_pipeline.retrieval.branch import retriever_components
+from tfx_pipeline.retrieval.judging import Measures, Verdict
+from tfx_pipeline.retrieval.results import read_retriever_results
 from tfx_pipeline.retriever_config import Retriever
 from tfx_pipeline.training.trainer import TRAINING_REPORT
 
@@ -56,7 +74,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
             item_text=("name",),
             item_category=("group",),
             codebook_size=16,
-            retriever_epochs=8,
+            retriever_epochs=6,
             retriever_results=12,
         ),
     )
@@ -77,13 +95,84 @@ def run(config: PipelineConfig) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_retriever_is_trained_judged_tried_and_pushed(config: PipelineConfig) -> None:
-    import time; t=time.time()
+def test_retriever_is_trained_judged_tried_and_pushed(config: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tracing takes most of the time. (TFX reloads the trainer's module.)
+    small = {**(TIGER.__init__.__kwdefaults__ or {}), "num_layers": 1, "dropout": 0.0}
+    monkeypatch.setattr(TIGER.__init__, "__kwdefaults__", small)
     artifacts = run(config)
-    print("SECONDS", time.time()-t)
     training = json.loads(Path(artifacts["RetrieverTrainer"]["model_run"][0].uri, TRAINING_REPORT).read_text())
-    print(json.dumps(training, indent=1))
+    assert training["best_epoch"] == np.argmin(training["history"]["val_loss"])
+    assert training["positives_of_unknown_items"] == {"training": 0, "validation": 0}
+    assert training["semantic_ids"]["items"] == ITEMS + 2
+
+    retriever_dir = Path(config.retriever.retriever_dir or "")
+    (version,) = retriever_dir.glob("[0-9]*")
+    assert len(Contract.read(version).vocabularies["item_id"]) == ITEMS + 2
     verdict = read_verdict(artifacts["RetrieverEvaluator"]["evaluation"][0].uri)
-    print(verdict)
-    pushed = list(Path(config.retriever.retriever_dir).glob("[0-9]*"))
-    print(pushed, Contract.read(pushed[0]).vocabularies)
+    assert (verdict.items, verdict.cold_items, verdict.cold, verdict.unknown, verdict.repeats) == (62, 2, 1, 0, 0)
+    assert verdict.judged == verdict.positives == _positives(Path(artifacts["ImpressionGen"]["examples"][0].uri))
+    # Whoever counts what came after the last item has it nearly always.
+    popularity, counting = verdict.measures["popularity"], verdict.measures["co-occurrence"]
+    assert popularity.recall_10 < 0.4 < 0.9 < counting.recall_10
+    assert verdict.measures["this retriever"].recall_10 > 0.6
+    assert verdict.measures["this retriever"].cold_share > 0 == popularity.cold_share
+    assert all(gate.passed for gate in verdict.gates)
+    results = read_retriever_results(artifacts)
+    assert results is not None
+    assert results.outcome == f"Pushed: {version}"
+
+    # Another margin: what is pushed is judged beside itself, is no new version, and nothing is trained.
+    stricter = dataclasses.replace(config, retriever=dataclasses.replace(config.retriever, max_recall_drop=0.0))
+    again = run(stricter)
+    assert again["RetrieverTrainer"]["model"][0].uri == artifacts["RetrieverTrainer"]["model"][0].uri
+    second = read_verdict(again["RetrieverEvaluator"]["evaluation"][0].uri)
+    assert second.measures["pushed last"] == second.measures["this retriever"] == verdict.measures["this retriever"]
+    assert [path.name for path in retriever_dir.glob("[0-9]*")] == [version.name]
+
+
+def _positives(examples: Path) -> int:
+    files = [str(path) for path in examples.glob("Split-eval/*")]
+    records = tf.data.TFRecordDataset(files, "GZIP").as_numpy_iterator()
+    return sum(tf.train.Example.FromString(record).features.feature["label"].int64_list.value[0] for record in records)
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_retriever_is_pushed_if_it_passes_all_gates(
+    config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passed: bool
+) -> None:
+    measures = {"this retriever": Measures(0.2, 0.1, 0.5, 0.0, math.nan)}
+    gates = [Gate("judged", 1_234, "at least 1", True), Gate("recall_10", math.nan if not passed else 0.2, "0", passed)]
+    verdict = Verdict(2_000, 1_234, 5, 6, 7, 62, 2, measures, gates)
+    monkeypatch.setattr(retriever_evaluator, "ServedRetriever", lambda path: path)
+    monkeypatch.setattr(retriever_evaluator, "judge", lambda *_, **__: verdict)
+    model = servable.model_artifact(tmp_path / "model")
+    servable.saved_model_path(model).mkdir(parents=True)
+    (servable.saved_model_path(model) / "saved_model.pb").write_bytes(b"graph")
+    examples = servable.examples_artifact(tmp_path / "examples", [])
+    outputs: dict[str, Any] = {"evaluation": RetrieverEvaluation(), "blessing": RetrieverBlessing()}
+    for name, artifact in outputs.items():
+        artifact.uri = str(tmp_path / name)
+    of_model = tfx.dsl.Channel(type=standard_artifacts.Model)
+    evaluator = RetrieverEvaluator(of_model, tfx.dsl.Channel(type=standard_artifacts.Examples), config)
+    properties = {**evaluator.exec_properties, "retriever_dir": str(tmp_path / "served")}
+    RetrieverEvaluatorExecutor().Do(
+        {"model": [model], "examples": [examples]}, {name: [artifact] for name, artifact in outputs.items()}, properties
+    )
+    # As text, as NaN equals nothing.
+    assert str(read_verdict(outputs["evaluation"].uri)) == str(verdict)
+    infra = standard_artifacts.InfraBlessing()
+    infra.set_int_custom_property("blessed", 1)
+    pushed = standard_artifacts.PushedModel()
+    pushed.uri = str(tmp_path / "pushed")
+    pusher = RetrieverPusher(
+        of_model,
+        tfx.dsl.Channel(type=RetrieverBlessing),
+        tfx.dsl.Channel(type=standard_artifacts.InfraBlessing),
+        str(tmp_path / "served"),
+    )
+    AtomicPusherExecutor().Do(
+        {"model": [model], "model_blessing": [outputs["blessing"]], "infra_blessing": [infra]},
+        {"pushed_model": [pushed]},
+        pusher.exec_properties,
+    )
+    assert len(list((tmp_path / "served").glob("[0-9]*"))) == int(passed)
