@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from apache_beam.io.filesystems import FileSystems
 from tfx.dsl.io import fileio
 
 from keras_eta.columns import TIMESTAMP
+from keras_eta.datasets.delimited import WRONG_COLUMNS
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.ingestion.interactions import parse_item
 from tfx_pipeline.ingestion.rows import value_dtype
@@ -24,6 +27,8 @@ from tfx_pipeline.item_table import ItemTable
 from tfx_pipeline.layouts import Layout
 from tfx_pipeline.training.batches import files_of, impressions_of
 
+# With a byte order mark, as spreadsheets write it, or without.
+_ENCODING = "utf-8-sig"
 _PARQUET_SUFFIX = ".parquet"
 _BATCH_SIZE = 4096
 
@@ -66,10 +71,14 @@ def check_items(config: PipelineConfig) -> None:
             except pa.ArrowInvalid as error:
                 raise ValueError(f"{path} is not a Parquet file: {error}") from error
         else:
-            present = list(pd.read_csv(file, nrows=0, encoding="utf-8-sig").columns)
+            # A line that is not in UTF-8 has none of the columns.
+            present = next(csv.reader([file.readline().decode(_ENCODING, "replace")]), [])
     missing = [name for name in _columns(config) if name not in present]
     if missing:
-        raise ValueError(f"{path} lacks columns that the retriever needs: {missing}. Present: {list(present)}")
+        raise ValueError(f"{path} lacks columns that the retriever needs: {missing}. Present: {present}")
+    twice = [name for name in _columns(config) if present.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path} has several columns of the same name: {twice}")
 
 
 def read_items(config: PipelineConfig, patterns: Sequence[str]) -> Items:
@@ -107,10 +116,7 @@ def _read_file(config: PipelineConfig, path: str) -> Items:
         if path.endswith(_PARQUET_SUFFIX):
             cells = pa.parquet.read_table(file, columns=list(names)).to_pydict()
         else:
-            table = pd.read_csv(
-                file, usecols=list(names), dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8-sig"
-            )
-            cells = {name: table[name].tolist() for name in names}
+            cells = _read_csv(file, path, names)
             for name in retriever.item_category:
                 cells[name] = [cell.split(config.layout.list_separator) for cell in cells[name]]
     parse, ids = PARSERS[_id_dtype(config.layout)], []
@@ -120,6 +126,19 @@ def _read_file(config: PipelineConfig, path: str) -> Items:
         except MalformedRowError as error:
             raise ValueError(f"{path} has a row with a {error} {names[0]}: {value!r}") from None
     return _items(ids, {name: cells[name] for name in names[1:]}, retriever.item_text, retriever.item_category, path)
+
+
+def _read_csv(file: Any, path: str, names: Sequence[str]) -> dict[str, list[Any]]:
+    """The cells of these columns of a CSV file with a header."""
+    try:
+        header, *rows = csv.reader(io.StringIO(file.read().decode(_ENCODING), newline=""), strict=True)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"{path} has a line {WRONG_COLUMNS}, {len(header)}: {row}")
+    places = [header.index(name) for name in names]
+    return {name: [row[place] for row in rows] for name, place in zip(names, places, strict=True)}
 
 
 def _read_layout_table(layout: Layout, table: ItemTable, path: str) -> Items:

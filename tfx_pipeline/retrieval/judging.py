@@ -19,7 +19,7 @@ from tfx_pipeline.retriever_config import JUDGED
 THIS, LAST = "this retriever", "pushed last"
 RECALL = f"recall_{JUDGED}"
 
-_MAX_JUDGED = 10_000
+_MAX_JUDGED = 5_000
 _REQUESTS = 64
 
 

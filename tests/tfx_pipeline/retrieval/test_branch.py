@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,13 @@ import pytest
 import tensorflow as tf
 from tfx import v1 as tfx
 from tfx.types import standard_artifacts
+from tfx.utils import io_utils
 
 from keras_eta import TIGER
 from keras_eta.contract import Contract
 from tests.tfx_pipeline import servable
 from tfx_pipeline.components import retriever_evaluator
+from tfx_pipeline.components.model_server import local_model
 from tfx_pipeline.components.pusher import AtomicPusherExecutor
 from tfx_pipeline.components.retriever_evaluator import (
     RetrieverBlessing,
@@ -27,7 +31,7 @@ from tfx_pipeline.components.retriever_evaluator import (
     read_verdict,
 )
 from tfx_pipeline.components.retriever_pusher import RetrieverPusher
-from tfx_pipeline.config import PipelineConfig, Training
+from tfx_pipeline.config import Evaluation, PipelineConfig, Training
 from tfx_pipeline.custom_layout import custom
 from tfx_pipeline.evaluation import Gate
 from tfx_pipeline.ingestion.impression_gen import impression_gen
@@ -176,3 +180,44 @@ def test_a_retriever_is_pushed_if_it_passes_all_gates(
         pusher.exec_properties,
     )
     assert len(list((tmp_path / "served").glob("[0-9]*"))) == int(passed)
+
+
+def test_what_a_component_does_not_read_does_not_run_it_again(config: PipelineConfig) -> None:
+    def properties(changed: PipelineConfig) -> list[dict[str, Any]]:
+        components = retriever_components(changed, tfx.dsl.Channel(type=standard_artifacts.Examples))
+        return [dict(component.exec_properties) for component in components]
+
+    before = properties(config)
+    stricter = dataclasses.replace(config.retriever, max_recall_drop=0.01)
+    other = properties(dataclasses.replace(config, evaluation=Evaluation(min_auc=0.9), retriever=stricter))
+    assert [one == two for one, two in zip(before, other, strict=True)] == [True, False, True, True]
+    other = properties(dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=8)))
+    assert [one == two for one, two in zip(before, other, strict=True)] == [False, True, True, True]
+    table = Path(config.retriever.item_table or "")
+    os.utime(table, (0, table.stat().st_mtime + 2))
+    assert [one == two for one, two in zip(before, properties(config), strict=True)] == [False, True, True, True]
+
+
+def test_only_a_retriever_of_the_same_ids_is_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with retriever_evaluator._pushed_last(str(tmp_path / "none"), "string") as last:
+        assert last is None
+    for version in ("7", "12"):
+        tf.saved_model.save(tf.Module(), str(tmp_path / version))
+    with pytest.raises(ValueError, match=r"/12 is no version of a retriever: it has no signature 'retrieve', but \["):
+        retriever_evaluator._pushed_last(str(tmp_path), "string").__enter__()
+    monkeypatch.setattr(retriever_evaluator, "ServedRetriever", lambda path: SimpleNamespace(items=np.array([1])))
+    for dtype, compared in (("string", False), ("int64", True)):
+        with retriever_evaluator._pushed_last(str(tmp_path), dtype) as last:
+            assert (last is not None) == compared
+
+
+def test_a_remote_model_is_copied_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[tuple[str, str]] = []
+    monkeypatch.setattr(io_utils, "copy_dir", lambda source, target: copied.append((source, target)))
+    with local_model("gs://bucket/model") as folder:
+        assert copied == [("gs://bucket/model", folder)]
+        assert Path(folder).is_dir()
+    assert not Path(folder).exists()
+    with local_model("/here") as folder:
+        assert folder == "/here"
+    assert len(copied) == 1

@@ -76,6 +76,13 @@ def test_parquet_file_has_lists_and_missing_cells(tmp_path: Path) -> None:
         ("iid,name,tags\n1,x,a\nx,y,b\n", " has a row with a non-numeric iid: 'x'"),
         ("iid,name,tags\n,x,a\n", " has a row with a missing iid: ''"),
         ("iid,name,tags\n", " has no items."),
+        ("", " lacks columns that the retriever needs: ['iid', 'name', 'tags']. Present: []"),
+        ("iid,name,tags,name\n", " has several columns of the same name: ['name']"),
+        (
+            "iid,name,tags\n1,x,a\n2,y,b,c\n",
+            " has a line with a wrong number of columns, 3: ['2', 'y', 'b', 'c']",
+        ),
+        ('iid,name,tags\n1,"x"y,a\n', " can't be read: ',' expected after '\"'"),
         (
             "item_id,name\n1,x\n",
             " lacks columns that the retriever needs: ['iid', 'tags']. Present: ['item_id', 'name']",

@@ -54,7 +54,7 @@ def configured(layout: Layout, serving_dir: str = "served/eta", **retriever: Any
 def test_something_must_be_known_of_items() -> None:
     bare = custom("log.csv", Label("clicked"), item_attributes=("price:float32",))
     for layout in (bare, dataclasses.replace(bare, items=TABLE)):
-        with pytest.raises(ValueError, match="^A retriever finds items by what they are, and nothing is known of"):
+        with pytest.raises(ValueError, match=r"^A retriever finds items by what they are, and nothing is known of"):
             configured(layout)
     configured(movielens())
     configured(taobao())
@@ -66,6 +66,8 @@ def test_something_must_be_known_of_items() -> None:
 def test_rankers_and_retrievers_are_not_pushed_to_one_directory() -> None:
     with pytest.raises(ValueError, match=r"^`retriever_dir` must not be the `serving_dir` .*eta/\.\./tiger"):
         configured(movielens(), "served/eta/../tiger")
+    with pytest.raises(ValueError, match=r"^`retriever_dir` must not be the `serving_dir` "):
+        PipelineConfig(movielens(), "data", "", serving_dir="tiger", retriever=Retriever("./tiger/"))
     # Components get no directory that they do not push to.
     config = PipelineConfig(movielens(), "data", "", retriever=Retriever("."))
     assert config.only("retriever").retriever == config.retriever
