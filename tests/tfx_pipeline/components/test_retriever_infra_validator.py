@@ -83,6 +83,10 @@ def _set(column: str, place: tuple[int, int], value: Any, name: str = "examples"
             "`retrieve` gives `item_id` of shape [4, 3] and `log_probability` of shape [5, 3] for 5 requests.",
         ),
         (
+            _only("examples", lambda answer: answer.update(item_id=answer["item_id"][:, :2])),
+            "`examples` gives `item_id` of shape [5, 2] and `log_probability` of shape [5, 3] for 5 requests.",
+        ),
+        (
             _only("examples", lambda answer: answer["log_probability"].__setitem__((2, slice(None)), -np.inf)),
             "`examples` finds nothing for a request.",
         ),
