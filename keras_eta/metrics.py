@@ -241,6 +241,34 @@ def agreement_at_k(retrieved: npt.ArrayLike, relevant: npt.ArrayLike, mask: npt.
     return float(equal.any(axis=-1).sum() / total) if total else float("nan")
 
 
+def recall_and_ndcg(found: npt.ArrayLike, wanted: npt.ArrayLike, k: int) -> tuple[float, float]:
+    """Recall@k and NDCG@k of retrieval where each row wants one item.
+
+    Args:
+        found: ids [n, at least k], the best first.
+        wanted: ids [n].
+        k: how many of those found count.
+
+    Returns:
+        The share of rows whose item is among the first k, and the mean of 1 / log2(1 + rank), 0 beyond rank k. NaN
+        where there are no rows.
+
+    Raises:
+        ValueError: if the shapes do not fit, or fewer than k were found.
+    """
+    check_positive_integers(k=k)
+    found, wanted = np.asarray(found), np.asarray(wanted)
+    if wanted.ndim != 1 or found.ndim != 2 or len(found) != len(wanted) or found.shape[1] < k:
+        raise ValueError(
+            f"`found` must be [n, at least k={k}] and `wanted` [n]. Received: {found.shape} and {wanted.shape}"
+        )
+    if not len(wanted):
+        return float("nan"), float("nan")
+    hits = found[:, :k] == wanted[:, np.newaxis]
+    gains = hits / np.log2(np.arange(2, k + 2))
+    return float(hits.any(axis=1).mean()), float(gains.sum(axis=1).mean())
+
+
 def checked_labels_and_scores(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Labels and scores as float64 [n]; ValueError if lengths differ, a label is neither 0 nor 1, or a score is NaN."""
     labels, scores = np.asarray(labels, np.float64).ravel(), np.asarray(scores, np.float64).ravel()

@@ -213,6 +213,18 @@ def test_log_odds_auc_starts_again_and_is_compiled() -> None:
         assert float(area(tf.constant(labels), tf.constant([-9.0, -8.9, -8.8]))) == metrics.auc(labels, [0, 1, 2])
 
 
+def test_recall_and_ndcg_count_ranks_up_to_k() -> None:
+    found = [[4, 2, 9], [7, 1, 3], [5, 6, 8], [1, 2, 3]]
+    recall, ndcg = metrics.recall_and_ndcg(found, [2, 3, 5, 4], 3)
+    assert (recall, ndcg) == pytest.approx((3 / 4, (1 / math.log2(3) + 1 / 2 + 1) / 4))
+    assert metrics.recall_and_ndcg(found, [2, 3, 5, 4], 2) == pytest.approx((2 / 4, (1 / math.log2(3) + 1) / 4))
+    assert all(map(math.isnan, metrics.recall_and_ndcg(np.zeros([0, 3]), [], 3)))
+    with pytest.raises(ValueError, match=r"`found` must be \[n, at least k=4\] and `wanted` \[n\]. Received: \(4, 3\)"):
+        metrics.recall_and_ndcg(found, [2, 3, 5, 4], 4)
+    with pytest.raises(ValueError, match="`wanted`"):
+        metrics.recall_and_ndcg(found, [2], 3)
+
+
 def test_code_usage_and_perplexity_equal_counting() -> None:
     codes = np.random.default_rng(0).integers(0, 6, 50) ** 2
     usage, perplexity = metrics.CodeUsage(30), metrics.CodePerplexity(30)

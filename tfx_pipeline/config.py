@@ -12,6 +12,7 @@ from keras_eta.validation import check_integers_from_zero, check_positive_intege
 from tfx_pipeline.layouts import Layout
 from tfx_pipeline.model_config import Model
 from tfx_pipeline.options import option
+from tfx_pipeline.retriever_config import Retriever
 
 TRAIN, VALIDATION, EVAL = "train", "validation", "eval"
 SPLITS = (TRAIN, VALIDATION, EVAL)
@@ -176,9 +177,10 @@ class PipelineConfig:
         model: the ranker.
         training: how it is trained.
         evaluation: when it is blessed.
+        retriever: the retriever beside it, where there is one.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or nothing is known of the items that a retriever is to find.
     """
 
     layout: Layout
@@ -207,6 +209,7 @@ class PipelineConfig:
     model: Model = dataclasses.field(default_factory=Model)
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    retriever: Retriever = dataclasses.field(default_factory=Retriever)
     bulk_inference: bool = option(False, "also score the eval part with the blessed model, as Parquet")
     beam_args: tuple[str, ...] = option(
         (),
@@ -225,6 +228,24 @@ class PipelineConfig:
             raise ValueError(
                 "`statistics_sample_rate` must lie between 0 and 1, 0 excluded. "
                 f"Received: statistics_sample_rate={self.statistics_sample_rate}"
+            )
+        if self.retriever.retriever_dir is not None:
+            self._check_retriever(self.retriever.retriever_dir)
+
+    def _check_retriever(self, retriever_dir: str) -> None:
+        # Components that push nothing get no directory.
+        if self.serving_dir and os.path.normpath(retriever_dir) == os.path.normpath(self.serving_dir):
+            raise ValueError(
+                "`retriever_dir` must not be the `serving_dir` of the ranker, whose versions are other models. "
+                f"Received: retriever_dir={retriever_dir!r}, serving_dir={self.serving_dir!r}"
+            )
+        items = self.layout.items
+        described = items is not None and bool(items.text or items.categories)
+        if self.retriever.item_table is None and not described and not self.layout.item_categories:
+            raise ValueError(
+                "A retriever finds items by what they are, and nothing is known of them: give an `item_table`, or a "
+                "layout whose items have attributes that are ids. "
+                f"Received: retriever_dir={retriever_dir!r}, item_table=None"
             )
 
     @property
@@ -269,6 +290,7 @@ class PipelineConfig:
             model=Model(**values.pop("model")),
             training=Training(**values.pop("training")),
             evaluation=Evaluation(**values.pop("evaluation")),
+            retriever=Retriever(**values.pop("retriever")),
             **values,
         )
 

@@ -146,6 +146,11 @@ class Gate(NamedTuple):
     asked: str
     passed: bool
 
+    @property
+    def shown(self) -> str:
+        """The value as it is printed: numbers of things are whole."""
+        return f"{self.value:,}" if isinstance(self.value, int) else f"{self.value:.4f}"
+
 
 def gates(
     config: config_pb2.EvalConfig,

@@ -18,6 +18,7 @@ from tfx_pipeline.config import Evaluation, PipelineConfig, Split, Training
 from tfx_pipeline.custom_layout import custom
 from tfx_pipeline.layouts import CSV, PARQUET, Label, Layout, movielens, taobao
 from tfx_pipeline.model_config import ETAUnits, Model
+from tfx_pipeline.retriever_config import Retriever
 
 READY_MADE = {"movielens": movielens, "taobao": taobao}
 CUSTOM = "custom"
@@ -189,6 +190,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     _add_options(parser.add_argument_group("ETA, the ranker without --interest"), ETAUnits)
     _add_options(parser.add_argument_group("training"), Training)
     _add_options(parser.add_argument_group("evaluation"), Evaluation)
+    _add_options(parser.add_argument_group("retriever", "beside the ranker, with --retriever_dir"), Retriever)
 
 
 def add_layout_flags(parser: argparse.ArgumentParser) -> None:
@@ -247,6 +249,7 @@ def unbuilt_config_from_flags(flags: argparse.Namespace) -> PipelineConfig:
         model=_model(flags, training.seed),
         training=training,
         evaluation=Evaluation(**_given(flags, Evaluation)),
+        retriever=Retriever(**_given(flags, Retriever)),
         **given,
     )
 

@@ -12,6 +12,7 @@ from keras_eta.datasets.taobao import END_TIMESTAMP, FIRST_TIMESTAMP
 from keras_eta.features import Features
 from keras_eta.validation import is_number
 from tfx_pipeline.behaviours import ClusterSequence, Selection
+from tfx_pipeline.item_table import ItemTable
 from tfx_pipeline.sampling import NegativeSampling
 
 USER_ID = "user_id"
@@ -59,39 +60,6 @@ class Label:
             raise ValueError(
                 "`negatives` of a label must go with `positives` and differ from them. "
                 f"Received: positives={self.positives}, negatives={self.negatives}"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class ItemTable:
-    """A small CSV file with further columns of items, joined to the interactions by the item's id.
-
-    Args:
-        file: relative to the data directory.
-        header: names of its columns; its first line is data.
-        key: the column with the item's id.
-        columns: those to join.
-        separator: between two values of a row.
-        encoding: of the file.
-        list_separator: between the entries of a value that is a list, as `"Comedy|Drama"` is. A feature without
-            `max_values` gets the first entry. Empty: no value is a list.
-    """
-
-    file: str
-    header: tuple[str, ...]
-    key: str
-    columns: tuple[str, ...]
-    separator: str = ","
-    encoding: str = "utf-8"
-    list_separator: str = ""
-
-    def __post_init__(self) -> None:
-        for name in ("header", "columns"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        missing = [name for name in (self.key, *self.columns) if name not in self.header]
-        if missing:
-            raise ValueError(
-                f"`key` and `columns` must be among the table's columns {self.header}. Received: {missing}"
             )
 
 
@@ -229,6 +197,11 @@ class Layout:
         return tuple(dict.fromkeys(names))
 
     @property
+    def item_categories(self) -> tuple[str, ...]:
+        """The attributes of items that are categories: what the log itself tells of them."""
+        return tuple(feature.name for feature in self.features.item_attributes if feature.is_id)
+
+    @property
     def behaviour_columns(self) -> tuple[str, ...]:
         """The contract's columns that only behaviours have, of all sequences; the sizes of clusters are made."""
         names = {sequence.name: [f.name for f in sequence.attributes] for sequence in self.features.all_sequences}
@@ -295,6 +268,10 @@ def movielens(max_history_length: int = 512) -> Layout:
             separator="::",
             encoding="latin-1",
             list_separator="|",
+            text=("name",),
+            categories=("decade", "genre"),
+            # "Toy Story (1995)"
+            extracted=(("name", "title", r"^(.*?)(?: \(\d{4}\))?$"), ("decade", "title", r"\((\d{3})\d\)$")),
         ),
         user_dtype="int64",
     )

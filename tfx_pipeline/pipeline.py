@@ -14,6 +14,7 @@ from tfx_pipeline.components.scores import bulk_scores
 from tfx_pipeline.components.validator import ImpressionValidator, ValidatedStatistics, statistics_options
 from tfx_pipeline.config import SPLITS, TRAIN, VALIDATION, PipelineConfig
 from tfx_pipeline.ingestion.impression_gen import impression_gen
+from tfx_pipeline.retrieval.branch import retriever_components
 
 PIPELINE_NAME = "eta"
 
@@ -103,6 +104,8 @@ def make_pipeline(config: PipelineConfig, metadata_connection: Any = None) -> An
         infra_validator,
         pusher,
     ]
+    if config.retriever.retriever_dir is not None:
+        components += retriever_components(config, examples, validator)
     if config.bulk_inference:
         components += bulk_scores(config, examples, model, evaluator.outputs["blessing"])
     return tfx.dsl.Pipeline(

@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from tfx_pipeline.config import HISTORY_BUCKET
 from tfx_pipeline.evaluation import AUC, COMPARED, GROUPED_AUC
 from tfx_pipeline.results import Results, Slice
+from tfx_pipeline.retrieval.judging import Measures
 
 _MAX_SLICES_SHOWN = 100
 _MAX_SLICES_DRAWN = 8
 
 
 def report_page(results: Results) -> str:
-    """The HTML: outcome, gates, metrics beside others, calibration, slices, data, components.
+    """The HTML: outcome, gates, metrics beside others, calibration, slices, the retriever, data, components.
 
     Args:
         results: of the run.
@@ -36,6 +37,7 @@ def report_page(results: Results) -> str:
     return environment.get_template("report.html").render(
         results=results,
         compared=COMPARED,
+        measure_names=Measures._fields,
         slices=results.slices[:_MAX_SLICES_SHOWN],
         calibration_plot=calibration_plot(results.slices),
         history_plot=history_plot(histories),

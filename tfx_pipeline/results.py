@@ -16,12 +16,13 @@ from tfx import v1 as tfx
 from tfx.dsl.io import fileio
 
 from tfx_pipeline.components.baselines import Measured, read_baselines
-from tfx_pipeline.components.infra_validator import BLESSED_PROPERTY, REASON_PROPERTY
 from tfx_pipeline.components.validator import STATISTICS_FILE
 from tfx_pipeline.config import HISTORY_BUCKET, HISTORY_BUCKETS, SPLITS, PipelineConfig
 from tfx_pipeline.evaluation import EXAMPLE_COUNT, MEAN_LABEL, RELIABILITY, Gate, gates, refusals
 from tfx_pipeline.ingestion.impression_gen import REPORT_FILE
+from tfx_pipeline.outcome import outcome
 from tfx_pipeline.progress import Timing
+from tfx_pipeline.retrieval.results import RetrieverResults, read_retriever_results
 from tfx_pipeline.training.trainer import TRAINING_REPORT
 
 # Of ML Metadata: `uri` and `custom_properties`.
@@ -83,6 +84,7 @@ class Results:
         calibration: what the Trainer fitted to the validation part; `None`: nothing.
         timings: of the components.
         artifacts: "component: output" -> URIs.
+        retriever: what was found of the retriever; `None` where there is none.
     """
 
     outcome: str
@@ -95,6 +97,7 @@ class Results:
     calibration: Mapping[str, Any] | None
     timings: Sequence[Timing]
     artifacts: Mapping[str, Sequence[str]]
+    retriever: RetrieverResults | None = None
 
     @property
     def compared(self) -> dict[str, Mapping[str, float]]:
@@ -125,7 +128,7 @@ def read_results(config: PipelineConfig, timings: Sequence[Timing]) -> Results:
     if any(spec.is_baseline for spec in result.config.model_specs):
         last = read_slices(tfma.load_eval_result(evaluation, model_name=tfma.BASELINE_KEY))[0].values
     return Results(
-        outcome=_outcome(artifacts, refusals(validation, baselines, config.evaluation)),
+        outcome=outcome(artifacts, refusals(validation, baselines, config.evaluation)),
         ingestion=ingestion,
         history_lengths=_history_lengths(statistics.uri, f"history_{config.layout.features.item_id.name}"),
         slices=slices,
@@ -139,6 +142,7 @@ def read_results(config: PipelineConfig, timings: Sequence[Timing]) -> Results:
             for component, outputs in artifacts.items()
             for key, found in outputs.items()
         },
+        retriever=read_retriever_results(artifacts),
     )
 
 
@@ -198,17 +202,3 @@ def _history_lengths(statistics_uri: str, column: str) -> dict[str, HistoryLengt
         median = buckets[len(buckets) // 2].low_value
         lengths[split] = HistoryLengths(common.avg_num_values, median, common.max_num_values)
     return lengths
-
-
-def _outcome(artifacts: Mapping[str, Mapping[str, Sequence[Artifact]]], refused: Sequence[str]) -> str:
-    """One line: what was pushed, or why nothing was."""
-    pushed = artifacts["AtomicPusher"]["pushed_model"][0].custom_properties
-    if pushed["pushed"].int_value:
-        return f"Pushed: {pushed['pushed_destination'].string_value}"
-    reasons = []
-    if not artifacts["Evaluator"]["blessing"][0].custom_properties["blessed"].int_value:
-        reasons.append(f"Evaluator did not bless it: {', '.join(refused)}")
-    infra = artifacts["LocalInfraValidator"]["blessing"][0].custom_properties
-    if not infra[BLESSED_PROPERTY].int_value:
-        reasons.append(f"LocalInfraValidator did not bless it: {infra[REASON_PROPERTY].string_value.rstrip('.')}")
-    return f"The model was not pushed. {'; '.join(reasons)}. See the log."

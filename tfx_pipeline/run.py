@@ -49,8 +49,10 @@ def run(config: PipelineConfig, console: Console) -> None:
 
             from tfx_pipeline.ingestion.log_checks import check_data
             from tfx_pipeline.pipeline import make_pipeline
+            from tfx_pipeline.retrieval.items import check_items
             from tfx_pipeline.summary import report
 
+            check_items(config)
             check_data(config)
             console.print(f"TFX's log: {log_file}", soft_wrap=True)
             connection = tfx.orchestration.metadata.sqlite_metadata_connection_config(config.metadata_path)

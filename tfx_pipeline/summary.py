@@ -17,6 +17,8 @@ from tfx_pipeline.evaluation import AUC, CALIBRATION, COMPARED, GROUPED_AUC, LOG
 from tfx_pipeline.progress import Timing
 from tfx_pipeline.report_page import report_page
 from tfx_pipeline.results import Results, Slice, read_results
+from tfx_pipeline.retrieval.judging import Measures
+from tfx_pipeline.retrieval.results import RetrieverResults
 
 METRICS = (AUC, GROUPED_AUC, LOG_LOSS, CALIBRATION)
 _MAX_SLICES_SHOWN = 16
@@ -43,6 +45,10 @@ def report(config: PipelineConfig, timings: Sequence[Timing], console: Console) 
     if len(results.slices) > _MAX_SLICES_SHOWN:
         console.print(f"{len(results.slices) - _MAX_SLICES_SHOWN:,} smaller slices are in summary.json.")
     console.print(comparison_table(results))
+    if results.retriever is not None:
+        console.print(retriever_table(results.retriever))
+        for line in results.retriever.lines():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     for name, paths in results.artifacts.items():
         console.print(f"{name}: {', '.join(paths)}", markup=False, highlight=False, soft_wrap=True)
     console.print(results.outcome, markup=False, highlight=False, soft_wrap=True)
@@ -60,6 +66,7 @@ def _as_json(results: Results) -> dict[str, Any]:
         "gates": [gate._asdict() for gate in results.gates],
         "components": [dataclasses.asdict(timing) for timing in results.timings],
         "artifacts": results.artifacts,
+        "retriever": None if results.retriever is None else results.retriever.to_json(),
     }
 
 
@@ -109,6 +116,17 @@ def comparison_table(results: Results) -> Table:
         table.add_column(column.replace("_", " "), justify="right", min_width=6)
     for name, values in results.compared.items():
         table.add_row(name, *(_cell(values.get(metric, math.nan)) for metric in COMPARED))
+    return table
+
+
+def retriever_table(retriever: RetrieverResults) -> Table:
+    """A row for the retriever, the one pushed last and each way of counting, of the same positives."""
+    table = Table(title="The retriever beside others, on the same positives")
+    table.add_column("", overflow="fold")
+    for column in Measures._fields:
+        table.add_column(column.replace("_", " "), justify="right", min_width=6)
+    for name, values in retriever.verdict.measures.items():
+        table.add_row(name, *map(_cell, values))
     return table
 
 

@@ -87,12 +87,15 @@ def measures(found: np.ndarray, wanted: np.ndarray, cold: np.ndarray) -> dict[st
         wanted: integers [n].
         cold: bool [n], whether training never had to find the item.
     """
-    hits = found == wanted[:, np.newaxis]
-    gains = hits / np.log2(np.arange(2, found.shape[1] + 2))
-    values: dict[str, Any] = {f"recall_{k}": float(hits[:, :k].any(axis=1).mean()) for k in (5, 10, 50)}
-    values |= {f"ndcg_{k}": float(gains[:, :k].sum(axis=1).mean()) for k in (5, 10)}
+    # TensorFlow, which takes seconds: not for --help.
+    from keras_eta.metrics import recall_and_ndcg
+
+    values: dict[str, Any] = {}
+    for k in (5, 10):
+        values[f"recall_{k}"], values[f"ndcg_{k}"] = recall_and_ndcg(found, wanted, k)
+    values["recall_50"], _ = recall_and_ndcg(found, wanted, 50)
     for k in (10, 50):
-        values[f"cold_recall_{k}"] = float(hits[cold, :k].any(axis=1).mean()) if cold.any() else None
+        values[f"cold_recall_{k}"] = recall_and_ndcg(found[cold], wanted[cold], k)[0] if cold.any() else None
     return values
 
 

@@ -59,7 +59,7 @@ def make_dataset(
             inputs[TIMESTAMP] = now
         return RawColumns(inputs) if lookup is None else inputs, tf.gather(label, row)
 
-    return made_ahead(_batches_of_rows(len(labels), batch_size, shuffle, seed, drop_remainder), gather)
+    return made_ahead(batches_of_rows(len(labels), batch_size, shuffle, seed, drop_remainder), gather)
 
 
 def made_ahead(dataset: tf.data.Dataset, make: Callable[..., Any]) -> tf.data.Dataset:
@@ -118,10 +118,21 @@ def batch_bounds(size: int, batch_size: int) -> np.ndarray:
     return np.arange(number + 1, dtype="int64") * size // max(number, 1)
 
 
-def _batches_of_rows(
+def batches_of_rows(
     size: int, batch_size: int, shuffle: bool, seed: int | None, drop_remainder: bool
 ) -> tf.data.Dataset:
-    """Batches of the numbers below `size`, with `shuffle` in a new random order every epoch."""
+    """Batches of the numbers below `size`.
+
+    Args:
+        size: how many rows there are.
+        batch_size: N; without `drop_remainder` batches are as even as can be, of at most so many.
+        shuffle: whether in a new random order every epoch.
+        seed: of the orders. `None`: another one every time.
+        drop_remainder: whether all batches have exactly N rows, and what is left over is left out.
+
+    Returns:
+        A dataset of int64 [N], whose number of batches is known.
+    """
     bounds = batch_bounds(size, batch_size)
     if drop_remainder:
         bounds = np.arange(0, size + 1, batch_size)

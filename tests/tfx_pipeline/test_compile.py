@@ -19,11 +19,14 @@ REMOTE = [
     "--image",
     "image:1",
 ]
+RETRIEVER = ["--retriever_dir", "gs://b/serving/tiger"]
 
 
 def test_compiled_pipeline_holds_every_component_in_order(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "new" / "eta.json"
-    assert main([*REMOTE, "--file", str(file), "--bulk_inference", "--beam_args=--runner=DataflowRunner"]) == 0
+    assert (
+        main([*REMOTE, "--file", str(file), "--bulk_inference", "--beam_args=--runner=DataflowRunner", *RETRIEVER]) == 0
+    )
     assert capsys.readouterr().out.strip().endswith(f"Wrote {file}.")
     job = json.loads(file.read_text())
     assert job["runtimeConfig"]["gcsOutputDirectory"] == "gs://b/eta/artifacts"
@@ -42,10 +45,16 @@ def test_compiled_pipeline_holds_every_component_in_order(tmp_path: Path, capsys
         "AtomicPusher",
         "BulkInferrer",
         "ScoresWriter",
+        "RetrieverTrainer",
+        "RetrieverEvaluator",
+        "RetrieverInfraValidator",
+        "RetrieverPusher",
     } | {name for name in tasks if name.startswith("latest_blessed_model")}
     assert "ImpressionValidator" in tasks["Transform"]["dependentTasks"]
     assert {"ImpressionGen", "Trainer", "Baselines"} <= set(tasks["Evaluator"]["dependentTasks"])
     assert {"Trainer", "Evaluator", "LocalInfraValidator"} <= set(tasks["AtomicPusher"]["dependentTasks"])
+    assert "ImpressionValidator" in tasks["RetrieverTrainer"]["dependentTasks"]
+    assert {"RetrieverEvaluator", "RetrieverInfraValidator"} <= set(tasks["RetrieverPusher"]["dependentTasks"])
     executors = job["pipelineSpec"]["deploymentSpec"]["executors"]
     images = {e["container"]["image"] for e in executors.values() if "container" in e}
     assert images == {"image:1"}

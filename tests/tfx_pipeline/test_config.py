@@ -16,6 +16,7 @@ from tfx_pipeline.config import CALIBRATIONS, Evaluation, PipelineConfig, Split,
 from tfx_pipeline.layouts import Layout, movielens, taobao
 from tfx_pipeline.model_config import ETAUnits, Model
 from tfx_pipeline.ranker import check_ranker, make_ranker
+from tfx_pipeline.retriever_config import Retriever
 
 NAN: Any = float("nan")
 INF: Any = float("inf")
@@ -32,6 +33,7 @@ def test_configuration_survives_json() -> None:
         model=Model((SDIM(seed=3), RecentInterest(4)), [16, 8], "keras_eta>Dice", 2, 0.05, 0.5, 0.2, 7),  # type: ignore[arg-type]
         training=Training(batch_size=32, max_steps=7, warm_start=False),
         evaluation=Evaluation(0.7, 0.55, 0.02, 0.6, 1.5, 0.05, 0.01, "50-199"),
+        retriever=Retriever("served/tiger", "items.csv", ["name"], ["brand"], 16, 3, 12, 0.01),  # type: ignore[arg-type]
         bulk_inference=True,
         beam_args=["--runner=FlinkRunner"],  # type: ignore[arg-type]
         **REQUIRED,

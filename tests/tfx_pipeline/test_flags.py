@@ -19,6 +19,7 @@ from tfx_pipeline.config import Evaluation, PipelineConfig, Split, Training
 from tfx_pipeline.flags import add_flags, config_from_flags
 from tfx_pipeline.layouts import Label, movielens, taobao
 from tfx_pipeline.model_config import ETAUnits, Model
+from tfx_pipeline.retriever_config import Retriever
 
 CUSTOM = ["--data", "d", "--layout", "custom", "--schema", "s.pbtxt", "--pattern", "*.csv", "--label_column", "clicked"]
 
@@ -62,6 +63,8 @@ def test_flags_reach_the_configuration() -> None:
             ".1",
         ),
         *("--min_auc_lead", "-1", "--max_saturated_share", ".2"),
+        *("--retriever_dir", "r", "--item_table", "i.csv", "--item_text", "name", "--item_category", "brand", "tags"),
+        *("--codebook_size", "16", "--retriever_epochs", "5", "--retriever_results", "50", "--max_recall_drop", ".01"),
         *("--bulk_inference", "--beam_args=--runner=FlinkRunner '--flink_master=a b'"),
     )
     assert config.layout == taobao(9)
@@ -71,6 +74,7 @@ def test_flags_reach_the_configuration() -> None:
     assert config.training == Training(8, 3, 4, 2, warm_start=False, calibrate="isotonic", seed=6)
     assert (config.evaluation.min_auc, config.evaluation.max_auc_drop, config.bulk_inference) == (0.7, 0.1, True)
     assert (config.evaluation.min_auc_lead, config.evaluation.max_saturated_share) == (-1.0, 0.2)
+    assert config.retriever == Retriever("r", "i.csv", ("name",), ("brand", "tags"), 16, 5, 50, 0.01)
     assert config.beam_args == ("--runner=FlinkRunner", "--flink_master=a b")
 
 
@@ -136,8 +140,8 @@ def test_every_field_is_a_flag_with_its_default_in_the_help(capsys: pytest.Captu
     parser = argparse.ArgumentParser()
     add_flags(parser)
     flags = {action.dest: action for action in parser._actions}
-    own = {"layout", "split", "model", "training", "evaluation"}
-    for options in (PipelineConfig, Split, Model, ETAUnits, Training, Evaluation):
+    own = {"layout", "split", "model", "training", "evaluation", "retriever"}
+    for options in (PipelineConfig, Split, Model, ETAUnits, Training, Evaluation, Retriever):
         for field in dataclasses.fields(options):
             if options is PipelineConfig and field.name in own:
                 continue

@@ -10,7 +10,8 @@ import pytest
 
 from keras_eta import Age, Calendar, Feature, Features, Positives
 from tfx_pipeline.custom_layout import custom
-from tfx_pipeline.layouts import AGE_BOUNDARIES, ItemTable, Label, Layout, movielens, taobao
+from tfx_pipeline.item_table import ItemTable
+from tfx_pipeline.layouts import AGE_BOUNDARIES, Label, Layout, movielens, taobao
 
 
 def test_custom_mapping_makes_the_features_and_columns():

@@ -75,6 +75,10 @@ def test_progress_follows_the_runner(tmp_path: Path) -> None:
     [
         (["--data", "nowhere"], "`data` must be the directory of the raw log. There is no directory 'nowhere'"),
         (["--data", ".", "--schema", "nowhere.pbtxt"], "There is no schema nowhere.pbtxt."),
+        (
+            ["--data", ".", "--retriever_dir", "r", "--item_table", "nowhere.csv", "--item_text", "name"],
+            "`item_table` must be a file. There is no 'nowhere.csv'",
+        ),
         (["--data", ".", "--epochs", "0"], "`epochs` must be a positive integer. Received: epochs=0"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from tfx_pipeline.evaluation import COMPARED, MEAN_LABEL, Gate
 from tfx_pipeline.progress import Timing
 from tfx_pipeline.report_page import report_page
 from tfx_pipeline.results import HistoryLengths, Results, Slice, Tenth
-from tfx_pipeline.summary import METRICS, comparison_table, metrics_table
+from tfx_pipeline.retrieval.judging import Measures, Verdict
+from tfx_pipeline.retrieval.results import RetrieverResults
+from tfx_pipeline.summary import METRICS, comparison_table, metrics_table, retriever_table
 
 
 def part(name: str, count: int, mean_label: float, *values: float, tenths: Sequence[Tenth] = ()) -> Slice:
@@ -215,3 +218,50 @@ def test_smaller_slices_are_counted() -> None:
     assert rows_of(page, "item=94") == [["1", "0.0000", "one class", *["0.5000"] * 4]]
     assert not rows_of(page, "item=95")
     assert "25 smaller slices are in summary.json." in page
+
+
+MEASURES = {
+    "this retriever": Measures(0.25, 0.125, 0.5, 0.0625, math.nan),
+    "popularity": Measures(0.1, 0.05, 0.2, 0, 0),
+}
+VERDICT = Verdict(
+    20_000, 9_000, 1_000, 30, 40, 5_000, 600, MEASURES, [Gate("recall_10", 0.25, "above popularity's 0.1000", True)]
+)
+RETRIEVER = RetrieverResults(
+    "The retriever was not pushed. RetrieverEvaluator did not bless it: <b>. See the log.",
+    VERDICT._replace(gates=[*VERDICT.gates, Gate("excluded_items", 1_234, "0", False)]),
+    {
+        "positives": {"training": 70_000, "validation": 8_000},
+        "positives_of_unknown_items": {"training": 70, "validation": 8},
+        "semantic_ids": {"colliding": 0.125, "largest_collision": 9},
+    },
+)
+
+
+def test_retriever_has_a_table_and_lines() -> None:
+    lines = printed(retriever_table(RETRIEVER))
+    assert max(map(len, lines)) <= 80
+    assert cells(lines, "this retriever") == ["0.2500", "0.1250", "0.5000", "0.0625", "-"]
+    assert cells(lines, "popularity") == ["0.1000", "0.0500", "0.2000", "0.0000", "0.0000"]
+    assert RETRIEVER.lines() == [
+        "Retriever: 5,000 items, 600 of which training never saw; trained on 70,000 positives, 70 of unknown items "
+        "left out",
+        "Judged by 9,000 of 20,000 positives of the eval part: 30 of unknown items, 40 of items that training never "
+        "saw; 1,000 more are of items in the user's history, which are not to be found",
+        "Gate passed: recall_10 is 0.2500 and must be above popularity's 0.1000",
+        "Gate refused: excluded_items is 1,234 and must be 0",
+        RETRIEVER.outcome,
+    ]
+
+
+def test_page_shows_the_retriever_where_there_is_one() -> None:
+    page = report_page(results_of(retriever=RETRIEVER))
+    assert '<p class="refused">The retriever was not pushed. RetrieverEvaluator did not bless it: &lt;b&gt;.' in page
+    assert rows_of(page, "recall_10") == [["0.2500", "above popularity&#39;s 0.1000", "passed"]]
+    assert rows_of(page, "excluded_items") == [["1,234", "0", "refused"]]
+    assert rows_of(page, "this retriever") == [["0.2500", "0.1250", "0.5000", "0.0625", "-"]]
+    assert rows_of(page, "items that can be found") == [["5,000"]]
+    assert rows_of(page, "training positives of unknown items") == [["70"]]
+    assert "12.5% of the items share their codes, at most 9 the same." in page
+    assert "<h2>Retriever</h2>" not in report_page(results_of())
+    assert json.loads(json.dumps(RETRIEVER.to_json()))["measures"]["popularity"]["recall_10"] == 0.1

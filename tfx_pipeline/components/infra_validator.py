@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from keras_eta.export.checks import parsed
 from keras_eta.export.columns import RANK_FROM_STATE, UPDATE_STATE, USER_STATE, dtypes_of
 from keras_eta.export.examples import LISTS
 from keras_eta.features import Features
-from tfx_pipeline.components.model_server import ModelServer, Signature, UnservableModelError
+from tfx_pipeline.components.model_server import ModelServer, Signature, UnservableModelError, local_model
 from tfx_pipeline.config import EVAL, PipelineConfig
 
 POINTWISE, RANK, EXPLAIN = "serving_default", "rank", "explain"
@@ -132,7 +131,15 @@ def check_signatures(server: ModelServer, requests: Mapping[str, Inputs]) -> Non
 
 
 class InfraValidatorExecutor(base_executor.BaseExecutor):
-    """Starts a model server on the model and sends it real requests."""
+    """Starts a model server on the model and sends it real requests.
+
+    Attributes:
+        make_requests: makes requests of records and features.
+        check: sends them to a server; raises UnservableModelError where an answer is wrong.
+    """
+
+    make_requests = staticmethod(serving_requests)
+    check = staticmethod(check_signatures)
 
     def Do(  # noqa: N802
         self, input_dict: dict[str, list[Any]], output_dict: dict[str, list[Any]], exec_properties: dict[str, Any]
@@ -150,12 +157,8 @@ class InfraValidatorExecutor(base_executor.BaseExecutor):
         records = list(_eval_records(examples))
         if not records:
             raise ValueError(f"The {EVAL} split of {examples.uri} is empty: there is nothing to ask the model.")
-        requests = serving_requests(records, features)
-        model_path = path_utils.serving_model_path(model.uri)
-        with tempfile.TemporaryDirectory(prefix="infra_validator_") as folder:
-            if "://" in model_path:
-                io_utils.copy_dir(model_path, folder)
-                model_path = folder
+        requests = self.make_requests(records, features)
+        with local_model(path_utils.serving_model_path(model.uri)) as model_path:
             server = ModelServer(
                 model_path,
                 loading_seconds=exec_properties["loading_seconds"],
@@ -164,7 +167,7 @@ class InfraValidatorExecutor(base_executor.BaseExecutor):
             reason = ""
             try:
                 with server:
-                    check_signatures(server, requests)
+                    self.check(server, requests)
             except UnservableModelError as error:
                 reason = str(error)
         if reason:

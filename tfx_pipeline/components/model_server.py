@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from tensorflow_serving.apis import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
+from tfx.utils import io_utils
 
 TENSORFLOW_SERVING = "tensorflow_model_server"
 
@@ -59,6 +60,17 @@ class Signature(NamedTuple):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def local_model(model_path: str) -> Iterator[str]:
+    """A SavedModel's directory on this machine: its own, or a copy of a remote one while the context lasts."""
+    if "://" not in model_path:
+        yield model_path
+        return
+    with tempfile.TemporaryDirectory(prefix="model_") as folder:
+        io_utils.copy_dir(model_path, folder)
+        yield folder
 
 
 class ModelServer:

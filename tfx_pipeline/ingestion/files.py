@@ -7,6 +7,7 @@ import glob
 import os
 import re
 
+import tensorflow as tf
 from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from tfx.components.example_gen.utils import date_to_span_number
@@ -70,6 +71,12 @@ def span_names(data: str, layout: Layout, last_span: int | None = None) -> dict[
 def file_metadata(path: str) -> FileMetadata:
     """A file as Beam's `ReadAll` transforms take it and as they name it: they take brackets for wildcards."""
     return FileMetadata(glob.escape(path), fileio.stat(path).length)
+
+
+def size_and_time(path: str) -> str:
+    """Bytes of a file, and when it was written: what tells that it has changed."""
+    found = tf.io.gfile.stat(path)
+    return f"{found.length} {found.mtime_nsec}"
 
 
 def read_header(path: str, layout: Layout) -> tuple[str, ...]:

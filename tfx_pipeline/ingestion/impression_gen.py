@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
-import tensorflow as tf
 from absl import logging
 from google.protobuf import struct_pb2
 from tfx import v1 as tfx
@@ -32,7 +31,7 @@ from tfx.utils import proto_utils
 from tfx_pipeline.config import SPLITS, Evaluation, PipelineConfig, Training
 from tfx_pipeline.ingestion import counting, impressions, interactions
 from tfx_pipeline.ingestion.clusters import ClusterUserLog, Snapshots
-from tfx_pipeline.ingestion.files import log_spans, span_names
+from tfx_pipeline.ingestion.files import log_spans, size_and_time, span_names
 from tfx_pipeline.ingestion.item_counts import ITEM_COUNTS, PARQUET_SUFFIX, CountItems, item_counts_schema
 from tfx_pipeline.ingestion.log_checks import check_data, listed
 from tfx_pipeline.ingestion.malformed import NUM_EXAMPLES, check_malformed, log_parts, shortened
@@ -40,6 +39,7 @@ from tfx_pipeline.ingestion.negatives import SampleNegatives
 from tfx_pipeline.ingestion.quantiles import ExactQuantiles
 from tfx_pipeline.ingestion.report import check_report, check_spellings, check_time_units, make_report
 from tfx_pipeline.model_config import Model
+from tfx_pipeline.retriever_config import Retriever
 
 REPORT_FILE = "report.json"
 
@@ -87,6 +87,7 @@ def impression_gen(config: PipelineConfig) -> FileBasedExampleGen:
         model=Model(),
         training=Training(),
         evaluation=Evaluation(),
+        retriever=Retriever(),
         bulk_inference=False,
         beam_args=(),
     )
@@ -123,7 +124,7 @@ class _Driver(FileBasedDriver):
             paths.append(os.path.join(config.data, config.layout.items.file))
         if config.layout.clusters is not None:
             paths.append(config.layout.clusters.item_vectors)
-        prints = [f"{os.path.relpath(path, config.data)} {_size_and_time(path)}" for path in paths]
+        prints = [f"{os.path.relpath(path, config.data)} {size_and_time(path)}" for path in paths]
         exec_properties[SPAN_PROPERTY_NAME] = max(spans.values(), default=0)
         exec_properties[VERSION_PROPERTY_NAME] = None
         exec_properties[FINGERPRINT_PROPERTY_NAME] = hashlib.sha256("\n".join(prints).encode()).hexdigest()
@@ -312,12 +313,6 @@ def _config(exec_properties: Mapping[str, Any]) -> PipelineConfig:
     parameters = struct_pb2.Struct()
     custom_config.custom_config.Unpack(parameters)
     return PipelineConfig.from_json(parameters["config"])
-
-
-def _size_and_time(path: str) -> str:
-    """Bytes of a file, and when it was written."""
-    found = tf.io.gfile.stat(path)
-    return f"{found.length} {found.mtime_nsec}"
 
 
 def _pair(value: Any, key: str) -> tuple[str, Any]:

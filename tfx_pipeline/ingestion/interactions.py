@@ -20,7 +20,8 @@ from tfx_pipeline.ingestion.values import (
     column_values,
     split_row,
 )
-from tfx_pipeline.layouts import CSV, ItemTable, Layout
+from tfx_pipeline.item_table import ItemTable
+from tfx_pipeline.layouts import CSV, Layout
 
 _BATCH_ROWS = 10_000
 
@@ -150,13 +151,14 @@ class _ReadItems(beam.PTransform):
             pipeline
             | "File" >> beam.Create([file_metadata(self._path)])
             | "Read" >> beam.io.ReadAllFromText(coder=beam.coders.BytesCoder())
-            | "Parse" >> beam.Map(_parse_item, self._table, self._path, self._dtype)
+            | "Parse" >> beam.Map(parse_item, self._table, self._path, self._dtype)
             | beam.GroupByKey()
             | "Check" >> beam.Map(_only_item, self._path)
         )
 
 
-def _parse_item(line: bytes, table: ItemTable, path: str, dtype: type) -> tuple[Scalar, tuple[str, ...]]:
+def parse_item(line: bytes, table: ItemTable, path: str, dtype: type) -> tuple[Scalar, tuple[str, ...]]:
+    """The item id of a line, and its values of the table's `columns`; ValueError if it can't be read."""
     try:
         text = line.decode(table.encoding)
     except UnicodeDecodeError as error:

@@ -65,7 +65,7 @@ def transformed_batches(
         label = columns.pop(LABEL)
         return {name: tf.cast(x, tf.int32) if x.dtype == tf.int64 else x for name, x in columns.items()}, label
 
-    records = _records([name for pattern in patterns for name in sorted(tf.io.gfile.glob(pattern))])
+    records = impressions_of(files_of(patterns))
     if shuffle_buffer:
         records = records.shuffle(shuffle_buffer, seed, reshuffle_each_iteration=False)
     batches = records.batch(batch_size) if bounds is None else _between(records, bounds)
@@ -92,7 +92,7 @@ class Part(NamedTuple):
 
 def measure(patterns: Sequence[str]) -> Part:
     """Counts what the files of a part hold."""
-    files = sorted(name for pattern in patterns for name in tf.io.gfile.glob(pattern))
+    files = files_of(patterns)
     if not files:
         return Part([], 0, 0, 0, None)
     # Where there are no timestamps, the first stays after the last.
@@ -108,7 +108,7 @@ def measure(patterns: Sequence[str]) -> Part:
             tf.maximum(totals[3], tf.reduce_max(moments)),
         )
 
-    count, record_bytes, first, last = map(int, _records(files).batch(8192).reduce(start, added))
+    count, record_bytes, first, last = map(int, impressions_of(files).batch(8192).reduce(start, added))
     buffer = max(1, min(count, SHUFFLE_BYTES * count // max(1, record_bytes)))
     size = sum(tf.io.gfile.stat(name).length for name in files)
     return Part(files, count, size, buffer, (first, last) if first <= last else None)
@@ -119,5 +119,11 @@ def _between(records: tf.data.Dataset, bounds: np.ndarray) -> tf.data.Dataset:
     return records.skip(bounds[0]).batch(int(sizes.max())).rebatch(sizes)
 
 
-def _records(files: Sequence[str]) -> tf.data.Dataset:
+def files_of(patterns: Sequence[str]) -> list[str]:
+    """The files of a part, sorted."""
+    return sorted(name for pattern in patterns for name in tf.io.gfile.glob(pattern))
+
+
+def impressions_of(files: Sequence[str]) -> tf.data.Dataset:
+    """Serialized tf.Examples, one by one, of gzip-compressed TFRecord files."""
     return tf.data.TFRecordDataset(files, "GZIP", num_parallel_reads=min(4, len(files)))

@@ -7,10 +7,7 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from tfx_pipeline.training.backups import Backups, State
 from tfx_pipeline.training.batches import measure, transformed_batches
 from tfx_pipeline.training.calibrating import calibrate
 from tfx_pipeline.training.fitting import fit, make_model
+from tfx_pipeline.training.publishing import model_name, publish
 from tfx_pipeline.training.warm_start import warm_start
 
 TRAINING_REPORT = "training.json"
@@ -88,8 +86,13 @@ def run_fn(fn_args: Any) -> None:
         calibration = calibrate(model, config.training.calibrate, validation_batches)
 
     tf.train.Checkpoint(model=model).write(os.path.join(fn_args.model_run_dir, _WEIGHTS))
-    model_name = os.path.basename(config.serving_dir.rstrip("/")) or "eta"
-    _publish(model, fn_args.serving_model_dir, model_name, train.timestamps)
+
+    def export(base_path: Path) -> Path:
+        exported = export_model(model, base_path, version=1, timestamps=train.timestamps)
+        save_accumulators(model, exported)
+        return exported
+
+    publish(export, fn_args.serving_model_dir, model_name(config.serving_dir, "eta"))
     report = {
         "history": state.history,
         "best_epoch": state.best_epoch,
@@ -148,33 +151,3 @@ def _fingerprint(fn_args: Any, config: PipelineConfig) -> str:
         "versions": [keras_eta.__version__, tf.__version__],
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _publish(model: Ranker, serving_model_dir: str, model_name: str, timestamps: tuple[int, int] | None) -> None:
-    """Exports the model, with its accumulators, to a directory, which appears when it is whole."""
-    remote = "://" in serving_model_dir
-    if remote:
-        workspace = Path(tempfile.mkdtemp())
-    else:
-        target = Path(serving_model_dir)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        workspace = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    try:
-        # The name goes into the warm-up requests.
-        exported = export_model(model, workspace / model_name, version=1, timestamps=timestamps)
-        save_accumulators(model, exported)
-        if remote:
-            _copy(exported, serving_model_dir)
-        else:
-            exported.rename(serving_model_dir)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-
-
-def _copy(source: Path, target: str) -> None:
-    """Copies a SavedModel to a file system without renames; the file that makes it one comes last."""
-    files = [path for path in source.rglob("*") if path.is_file()]
-    for path in sorted(files, key=lambda path: path.name == "saved_model.pb"):
-        copy = "/".join([target, *path.relative_to(source).parts])
-        tf.io.gfile.makedirs(os.path.dirname(copy))
-        tf.io.gfile.copy(str(path), copy)

@@ -16,8 +16,8 @@ import tensorflow as tf
 from keras_eta import Ranker
 from keras_eta.columns import HISTORY_AGE, Feature
 from keras_eta.features import Features
-from keras_eta.versions import versions
 from tfx_pipeline.training.accumulators import accumulators, saved_accumulators
+from tfx_pipeline.training.publishing import served_versions
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def warm_start(model: Ranker, serving_dir: str) -> int | None:
     Returns:
         The version, or `None` if nothing was carried over.
     """
-    present = _versions(serving_dir)
+    present = served_versions(serving_dir)
     if not present:
         _logger.info("Cold start: there is no version in %s.", serving_dir or "no serving directory")
         return None
@@ -111,12 +111,6 @@ def warm_start(model: Ranker, serving_dir: str) -> int | None:
             serving_dir,
         )
     return version
-
-
-def _versions(serving_dir: str) -> dict[int, str]:
-    if not serving_dir or not tf.io.gfile.isdir(serving_dir):
-        return {}
-    return versions(tf.io.gfile.listdir(serving_dir))
 
 
 def _without_sizes(features: Features) -> dict[str, Any]:

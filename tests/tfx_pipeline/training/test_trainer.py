@@ -30,7 +30,7 @@ from tfx_pipeline.layouts import Label, Layout
 from tfx_pipeline.model_config import ETAUnits, Model
 from tfx_pipeline.ranker import make_ranker
 from tfx_pipeline.schema import make_schema
-from tfx_pipeline.training import trainer
+from tfx_pipeline.training import publishing, trainer
 from tfx_pipeline.training.accumulators import accumulators
 from tfx_pipeline.training.batches import measure, transformed_batches
 from tfx_pipeline.training.trainer import TRAINING_REPORT, load_trained_model, run_fn
@@ -400,7 +400,7 @@ def test_a_loss_that_is_not_finite_is_refused(data: Data, tmp_path: Path, monkey
 
 def test_a_model_reaches_remote_file_systems_whole(trained: Trained) -> None:
     target = "ram://test_trainer/model/Format-Serving"
-    trainer._copy(trained.served, target)
+    publishing.copy_saved_model(trained.served, target)
     loaded = tf.saved_model.load(target)
     assert set(loaded.signatures) == {"serving_default", "rank", "explain", "examples"}
     assert tf.io.gfile.exists(target + "/assets.extra/features.json")
