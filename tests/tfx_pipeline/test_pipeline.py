@@ -75,7 +75,7 @@ class Workspace:
 
     def run_command(self, *flags: str) -> subprocess.CompletedProcess[str]:
         """Runs the pipeline to its end, in a process of its own."""
-        return subprocess.run(self.command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=600)
+        return subprocess.run(self.command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=1_800)
 
     def run(self, *flags: str, main: Callable[[list[str]], int] = run.main) -> subprocess.CompletedProcess[str]:
         """Runs the pipeline, or the `main` of another command, to its end in this process."""
