@@ -1,5 +1,7 @@
 """The notebooks run from start to end."""
 
+import ast
+import re
 from pathlib import Path
 
 import nbformat
@@ -58,3 +60,23 @@ def test_long_histories_runs_from_start_to_end(monkeypatch):
     printed = "".join(output.get("text", "") for output in outputs)
     assert "at best 0.50, of whoever knows all 0.90" in printed
     assert "{16: " in printed
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_two_stages_runs_from_start_to_end(monkeypatch):
+    monkeypatch.setenv("KERAS_ETA_USERS", "150")
+    notebook = nbformat.read(ROOT / "notebooks" / "two_stages.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT / "notebooks"}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    # Ids, what is found, beams and two stages.
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    printed = "".join(output.get("text", "") for output in outputs)
+    shares, agreement, kept = map(ast.literal_eval, re.findall(r"^\{.*\}$", printed, re.MULTILINE))
+    assert list(shares) == ["popularity", "TIGER, residual k-means ids", "TIGER, random ids"]
+    # Ids that like items share serve users whom no model has seen, after 200 steps.
+    assert shares["TIGER, residual k-means ids"] > max(shares["popularity"], shares["TIGER, random ids"]) + 0.1
+    assert agreement[300] == 1
+    assert list(agreement.values()) == sorted(agreement.values())
+    # More than chance would.
+    assert all(share > count / 300 for count, share in kept.items())
