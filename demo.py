@@ -29,7 +29,6 @@ from benchmarks.quality.protocols import Protocol, movielens_protocol
 from benchmarks.quality.results import Result, print_table
 from benchmarks.quality.training import judged, predict, train
 from benchmarks.quality.units import SHORT_HISTORY, make_ranker
-from benchmarks.two_stages.retriever import liked_films_retriever
 from keras_eta.columns import HISTORY_LENGTH
 from keras_eta.datasets import movielens
 from keras_eta.quiet import quiet_imports
@@ -241,6 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # TensorFlow, which takes seconds: not for --help.
     import tensorflow as tf
 
+    from benchmarks.two_stages.retriever import liked_films_retriever
     from keras_eta.export import export_model, export_retriever
 
     start = time.monotonic()

@@ -21,7 +21,10 @@ def test_quickstart_runs_from_start_to_end(tmp_path, monkeypatch):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     results = {
         cell.source: "".join(
-            output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in cell.outputs
+            output.get("text", "") or output.get("data", {}).get("text/plain", "")
+            for output in cell.outputs
+            # Warnings depend on the machine.
+            if output.get("name") != "stderr"
         )
         for cell in cells
     }
@@ -76,7 +79,7 @@ def test_two_stages_runs_from_start_to_end(monkeypatch):
     assert list(shares) == ["popularity", "TIGER, residual k-means ids", "TIGER, random ids"]
     # Ids that like items share serve users whom no model has seen, after 200 steps.
     assert shares["TIGER, residual k-means ids"] > max(shares["popularity"], shares["TIGER, random ids"]) + 0.1
-    assert agreement[300] == 1
-    assert list(agreement.values()) == sorted(agreement.values())
-    # More than chance would.
-    assert all(share > count / 300 for count, share in kept.items())
+    assert agreement[10] <= agreement[300] == 1
+    assert agreement[100] > 0.95
+    # Far more than chance would.
+    assert all(kept[count] > count / 300 + 0.1 for count in (50, 100, 200))

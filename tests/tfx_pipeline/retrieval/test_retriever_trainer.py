@@ -98,7 +98,7 @@ def test_the_best_weights_of_a_training_on_positives_are_exported(
     assert all((x == 1).all() for x in weights)
     assert Path(fn_args.serving_model_dir).is_dir()
     ((_, batches, arguments),) = calls
-    assert arguments["epochs"] == 20
+    assert arguments["epochs"] == 5
     ((inputs, labels),) = batches.as_numpy_iterator()
     order = np.argsort(inputs["item_id"])
     read = {name: values[order].tolist() for name, values in inputs.items()}
