@@ -280,7 +280,7 @@ def test_a_needle_lies_where_it_is_said_to_lie() -> None:
     assert [len(of_part) for of_part in users] == [800, 100, 100]
     assert len(set.union(*users)) == 1_000
     for part in (data.train, data.test):
-        columns, label = next(iter(part.to_dataset(data.features, 64)))
+        columns, label = next(iter(part.to_dataset(data.features, len(part))))
         history, candidate, label = columns["history_category"].numpy(), columns["category"].numpy(), label.numpy()
         assert history.shape[1] == 40
         sessions = history[:, ::10]
