@@ -149,7 +149,7 @@ def main() -> None:
 
 def print_table(results: list[Result]) -> None:
     """A row per method: the mean over seeds and their spread."""
-    table = Table(title="the next item, of all", caption="recall R and NDCG N; mean ± standard deviation over seeds")
+    table = Table(title="the next item, of all", caption="mean ± standard deviation over seeds")
     shown = [name for name in (*MEASURES, *COLD_MEASURES) if getattr(results[0], name) is not None]
     for name in ("method", "seeds", *shown, "training"):
         table.add_column(
