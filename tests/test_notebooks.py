@@ -11,13 +11,25 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 
 
+def _executed(name: str) -> nbformat.NotebookNode:
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT / "notebooks"}}).execute()
+    return notebook
+
+
+def _outputs(notebook: nbformat.NotebookNode) -> tuple[int, str]:
+    """How many pictures there are, and what was printed."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    return pictures, "".join(output.get("text", "") for output in outputs)
+
+
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_quickstart_runs_from_start_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_ETA_ROWS", "5000")
     monkeypatch.setenv("KERAS_ETA_BUILD", str(tmp_path))
-    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT / "notebooks"}}).execute()
+    notebook = _executed("quickstart")
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     results = {
         cell.source: "".join(
@@ -55,12 +67,9 @@ def test_quickstart_runs_from_start_to_end(tmp_path, monkeypatch):
 @pytest.mark.e2e
 def test_long_histories_runs_from_start_to_end(monkeypatch):
     monkeypatch.setenv("KERAS_ETA_USERS", "150")
-    notebook = nbformat.read(ROOT / "notebooks" / "long_histories.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT / "notebooks"}}).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    pictures, printed = _outputs(_executed("long_histories"))
     # Neighbours, bits, staleness and length.
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
-    printed = "".join(output.get("text", "") for output in outputs)
+    assert pictures == 4
     assert "at best 0.50, of whoever knows all 0.90" in printed
     assert "{16: " in printed
 
@@ -69,12 +78,9 @@ def test_long_histories_runs_from_start_to_end(monkeypatch):
 @pytest.mark.e2e
 def test_two_stages_runs_from_start_to_end(monkeypatch):
     monkeypatch.setenv("KERAS_ETA_USERS", "150")
-    notebook = nbformat.read(ROOT / "notebooks" / "two_stages.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT / "notebooks"}}).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    pictures, printed = _outputs(_executed("two_stages"))
     # Ids, what is found, beams and two stages.
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
-    printed = "".join(output.get("text", "") for output in outputs)
+    assert pictures == 4
     shares, agreement, kept = map(ast.literal_eval, re.findall(r"^\{.*\}$", printed, re.MULTILINE))
     assert list(shares) == ["popularity", "TIGER, residual k-means ids", "TIGER, random ids"]
     # Ids that like items share serve users whom no model has seen, after 200 steps.

@@ -35,7 +35,7 @@ class Find:
 
     Args:
         unit: of `benchmarks.quality.units.UNITS`.
-        depth: how many behaviours back the needle begins, less its own.
+        depth: behaviours between the needle and the impression.
         seed: of the data, initial weights and the order of batches.
         auc: of the test part, without the candidates of the last session's group.
         epochs: passes over the training part up to the best.
