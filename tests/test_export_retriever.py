@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from keras_eta import TIGER, SemanticIds
+from keras_eta import TIGER, Feature, SemanticIds
 from keras_eta.contract import Contract
 from keras_eta.export import export_retriever
 from keras_eta.export.examples import make_example
@@ -20,11 +20,18 @@ L, C = 3, 6
 NUMBERS, NAMES = np.arange(50, 70), np.array([b"item \xff%d" % number for number in range(20)], object)
 
 
-def _model(item_ids: np.ndarray) -> TIGER:
+def _model(item_ids: np.ndarray, **arguments: Any) -> TIGER:
     codes = np.random.default_rng(1).integers(0, 3, (len(item_ids), 2))
     ids = SemanticIds.from_codes(item_ids, codes, (3, 3), max_collisions=8)
     tf.keras.utils.set_random_seed(2)
-    return TIGER(ids, max_history_length=L, dim=8, num_heads=2, feed_forward_units=8, num_layers=1)
+    sizes: dict[str, Any] = {
+        "max_history_length": L,
+        "dim": 8,
+        "num_heads": 2,
+        "feed_forward_units": 8,
+        "num_layers": 1,
+    }
+    return TIGER(ids, **sizes, **arguments)
 
 
 def _inputs(item_ids: np.ndarray) -> dict[str, Any]:
@@ -77,6 +84,58 @@ def test_signatures_agree_with_the_model_in_python(exported: tuple[TIGER, Path, 
         np.testing.assert_array_equal(of_examples[name], values)
 
 
+def test_results_are_kept_for_items_that_training_never_saw(tmp_path: Path) -> None:
+    model = _model(NAMES)
+    unseen = NAMES[[2, 7, 12]]
+    path = export_retriever(model, tmp_path, num_results=C, num_beams=20, unseen=unseen, unseen_share=0.3, warmup=False)
+    inputs = {name: tf.constant(values) for name, values in _inputs(NAMES).items()}
+    found = tf.saved_model.load(str(path)).signatures["retrieve"](**inputs)
+    # Two of six, and the second request excludes one of the three.
+    there = np.isin(found["item_id"], unseen)
+    assert (there.sum(axis=1) >= 2).all()
+    assert (np.diff(found["log_probability"], axis=1) <= 0).all()
+    plain = model.retrieve(
+        {
+            "history_item_id": tf.constant(model.lookup.encode("item_id", _inputs(NAMES)["history_item_id"])),
+            "history_length": inputs["history_length"],
+        },
+        20,
+        20,
+        tf.constant([[0, 0], [10, 4], [0, 0]]),
+    )
+    best = NAMES[plain.rows[0].numpy() - 2]
+    kept = [item for item in best if item in unseen][:2]
+    expected = [item for item in best if item in kept or item in [x for x in best if x not in kept][: C - 2]]
+    assert found["item_id"][0].numpy().tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", ["int64", "string"])
+def test_a_user_is_read_where_the_model_reads_one(tmp_path: Path, dtype: str) -> None:
+    model = _model(NUMBERS, user=Feature("user_id", dtype, num_oov_indices=50))
+    users = np.array([7, 8, -9]) if dtype == "int64" else np.array([b"7", b"", b"x\xff"], object)
+    path = export_retriever(model, tmp_path, num_results=C, num_beams=20)
+    inputs = {**_inputs(NUMBERS), "user_id": users}
+    signatures = tf.saved_model.load(str(path)).signatures
+    found = signatures["retrieve"](**{name: tf.constant(values) for name, values in inputs.items()})
+    rows = {
+        "history_item_id": tf.constant(model.lookup.encode("item_id", inputs["history_item_id"])),
+        "history_length": tf.constant(inputs["history_length"]),
+        "user_id": tf.constant(model.lookup.encode("user_id", users)),
+    }
+    expected = model.retrieve(rows, C, 20, tf.constant([[0, 0], [10, 4], [0, 0]]))
+    np.testing.assert_array_equal(found["item_id"], NUMBERS[expected.rows.numpy() - 2])
+    np.testing.assert_allclose(found["log_probability"], expected.log_probability, rtol=1e-5)
+    example = make_example({"history_item_id": NUMBERS[[9]], "user_id": users[2:]})
+    assert [*Contract.read(path).vocabularies] == ["item_id"]
+    one = signatures["examples"](examples=tf.constant([example.SerializeToString()]))
+    alone = {
+        **{name: tf.constant(values[2:]) for name, values in inputs.items()},
+        "history_length": tf.constant([1], tf.int64),
+    }
+    alone["excluded_length"] = tf.constant([0], tf.int64)
+    np.testing.assert_array_equal(one["item_id"], signatures["retrieve"](**alone)["item_id"])
+
+
 def test_warmup_requests_and_contract(exported: tuple[TIGER, Path, Any]) -> None:
     model, path, item_ids = exported
     contract = Contract.read(path)
@@ -118,4 +177,8 @@ def test_refuses_bad_arguments(tmp_path: Path) -> None:
         export_retriever(_model(NUMBERS), tmp_path, num_results=0)
     with pytest.raises(ValueError, match="`num_beams` must be at least `num_results`"):
         export_retriever(_model(NUMBERS), tmp_path, num_results=9, num_beams=8)
+    with pytest.raises(ValueError, match=r"`unseen_share` must be a number from 0 to 1\. Received: unseen_share=1\.1"):
+        export_retriever(_model(NUMBERS), tmp_path, unseen_share=1.1)
+    with pytest.raises(ValueError, match=r"`unseen` must be items of the model\. Received 2 that are none, 7 among"):
+        export_retriever(_model(NUMBERS), tmp_path, num_results=5, unseen=[50, 7, 8])
     assert not list(tmp_path.iterdir())

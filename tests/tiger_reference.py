@@ -43,6 +43,7 @@ def item_logits(
     sizes: Sequence[int],
     weights: Mapping[str, dict],
     spelt: bool,
+    user: int | None = None,
 ) -> list[np.ndarray]:
     """The logits of each token of an item.
 
@@ -52,9 +53,10 @@ def item_logits(
         sizes: number of codes of each level.
         weights: `tokens`, `positions`, `starts`, and by the model's names those of blocks, norms and heads.
         spelt: whether the tokens of a behaviour are read one by one, or their sum.
+        user: row of the user among `users`, which is read before the history.
     """
     first = np.concatenate([[1], 1 + np.cumsum(sizes)])
-    x = [weights["starts"][0]]
+    x = [weights["starts"][0]] + ([] if user is None else [weights["users"][user]])
     for position, codes in enumerate(history):
         vectors = [
             weights["tokens"][first[level] + code] + weights["positions"][position]

@@ -45,6 +45,12 @@ class Retriever:
         metavar="N",
     )
     retriever_results: int = option(200, "items that a served request finds", metavar="N")
+    unseen_share: float = option(
+        0.1,
+        "of these, for items that no positive of the training part has, which a trained model finds unlikely for no "
+        "other reason; 0: none",
+        metavar="SHARE",
+    )
     max_recall_drop: float = option(
         0.005, "how far recall@10 may lie below that of the version pushed last", metavar="RECALL"
     )
@@ -71,6 +77,10 @@ class Retriever:
             raise ValueError(
                 f"`retriever_results` must be an integer of at least {JUDGED}, as recall@{JUDGED} is judged. "
                 f"Received: retriever_results={self.retriever_results!r}"
+            )
+        if not (is_number(self.unseen_share) and 0 <= self.unseen_share <= 1):
+            raise ValueError(
+                f"`unseen_share` must be a number from 0 to 1. Received: unseen_share={self.unseen_share!r}"
             )
         if not (is_number(self.max_recall_drop) and self.max_recall_drop >= 0):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -14,10 +15,14 @@ from benchmarks.next_item.counting import co_occurrence, popularity
 from benchmarks.next_item.protocols import Protocol
 from keras_eta.columns import ITEM_ID
 from keras_eta.datasets.impressions import Impressions
+from keras_eta.models.beam_search import Reserve
 from keras_eta.quantization import ResidualKMeans, fingerprint_codes, random_codes
 from keras_eta.semantic_ids import SemanticIds
 
 LEVELS, CODEBOOK_SIZE, NUM_BEAMS, BATCH_SIZE, PATIENCE = 3, 256, 50, 256, 2
+
+# Of the results, for items that training never saw.
+UNSEEN_SHARE = 0.1
 
 # A round of training ends with a look at the validation loss; of large data it is a part of an epoch.
 ROUND_ROWS = 100_000
@@ -106,20 +111,33 @@ def fit_tiger(
     return model
 
 
-def train_tiger(kind: str) -> Train:
-    """TIGER with the ids of a kind."""
+# Methods that differ in how they search share a model.
+@functools.lru_cache(maxsize=1)
+def _tiger_of(data: Protocol, kind: str, seed: int, rounds: int) -> keras_eta.models.TIGER:
+    ids = semantic_ids(data.item_ids, data.content, kind, seed)
+    print(ids.report(data.content))
+    return fit_tiger(ids, data.parts.train, data.parts.validation, seed, rounds)
+
+
+def train_tiger(kind: str, unseen_share: float = 0.0) -> Train:
+    """TIGER with the ids of a kind.
+
+    Args:
+        kind: as `semantic_ids`.
+        unseen_share: of the results, for items that training never had to find.
+    """
 
     def train(data: Protocol, seed: int, rounds: int) -> Finder:
         import tensorflow as tf
 
-        ids = semantic_ids(data.item_ids, data.content, kind, seed)
-        print(ids.report(data.content))
-        model = fit_tiger(ids, data.parts.train, data.parts.validation, seed, rounds)
+        model = _tiger_of(data, kind, seed, rounds)
+        nodes = model.table.nodes_above(2 + data.unseen_places) if unseen_share else ()
 
         def find(part: Impressions, k: int) -> np.ndarray:
             seen = seen_items(data, part)
+            reserve = Reserve(nodes, math.ceil(unseen_share * k)) if unseen_share else None
             retrieve = tf.function(
-                lambda inputs, excluded: model.retrieve(inputs, k, NUM_BEAMS, excluded).rows,
+                lambda inputs, excluded: model.retrieve(inputs, k, NUM_BEAMS, excluded, reserve).rows,
                 autograph=False,
                 reduce_retracing=True,
             )
@@ -183,6 +201,7 @@ CONTESTANTS: dict[str, Train] = {
     "sasrec": train_sasrec,
     "tiger-rq-vae": train_tiger("rq-vae"),
     "tiger-k-means": train_tiger("k-means"),
+    "tiger-k-means-unseen": train_tiger("k-means", UNSEEN_SHARE),
     "tiger-fingerprints": train_tiger("fingerprints"),
     "tiger-random": train_tiger("random"),
 }

@@ -19,7 +19,7 @@ from keras_eta.datasets.sequences import LeaveOneOut
 COLD_SHARE, MAX_VALIDATION, MAX_TEST = 0.05, 5_000, 10_000
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Protocol:
     """A data set as all contestants see it.
 
@@ -42,7 +42,12 @@ class Protocol:
     @property
     def cold(self) -> np.ndarray:
         """Bool [test], whether an item of the test part is none that training had to find."""
-        return ~np.isin(self.places(self.parts.test.columns[ITEM_ID]), self.places(self.parts.train.columns[ITEM_ID]))
+        return np.isin(self.places(self.parts.test.columns[ITEM_ID]), self.unseen_places)
+
+    @property
+    def unseen_places(self) -> np.ndarray:
+        """The places [n] of the items that training never had to find."""
+        return np.setdiff1d(np.arange(len(self.item_ids)), self.places(self.parts.train.columns[ITEM_ID]))
 
 
 def temporal(log: Interactions) -> LeaveOneOut:

@@ -48,17 +48,22 @@ class SemanticIdTable(tf.keras.layers.Layer):
         self.num_nodes = tuple(num_nodes)
 
     @classmethod
-    def of(cls, ids: SemanticIds, max_history_length: int) -> SemanticIdTable:
+    def of(cls, ids: SemanticIds, max_history_length: int, user: Feature | None = None) -> SemanticIdTable:
         """The table of these ids.
 
         Args:
             ids: the semantic ids.
             max_history_length: L, of the histories that are looked up.
+            user: an id feature of the user, looked up as well: hashed into its `num_oov_indices` rows, from 1 on.
         """
         text = ids.item_ids.dtype == object
         item = Feature(ITEM_ID, "string" if text else "int64")
-        lookup = FeatureLookup(Features(item, max_history_length=max_history_length))
+        users = () if user is None else (user,)
+        lookup = FeatureLookup(Features(item, user=users, max_history_length=max_history_length))
         lookup.set_vocabulary(ITEM_ID, ids.item_ids)
+        if user is not None:
+            # A vocabulary must hold something: what is nobody's id.
+            lookup.set_vocabulary(user.name, ["\0nobody"] if user.dtype == "string" else [np.iinfo(np.int64).max])
         keys, items = trie_keys(ids.codes, ids.sizes)
         table = cls(lookup, ids.sizes, [len(of_depth) for of_depth in keys])
         table.build()
@@ -107,6 +112,21 @@ class SemanticIdTable(tf.keras.layers.Layer):
         """The rows int64 of items by their nodes, of depth T; 0 for nodes below 0."""
         rows = tf.gather(self.items, tf.maximum(leaves, 0)) + _NO_ITEMS
         return tf.where(leaves >= 0, rows, 0)
+
+    def nodes_above(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Bool [nodes of that depth], of depth 1 to T: whether one of some items is there or below; outside of graphs.
+
+        Args:
+            rows: integers [n], rows of items; those below 2 are none.
+        """
+        rows = np.asarray(rows)
+        codes = self.codes.numpy()[rows[rows >= _NO_ITEMS] - _NO_ITEMS]
+        node = np.zeros(len(codes), np.int64)
+        above = []
+        for level, size in enumerate(self.sizes):
+            node = np.searchsorted(self.keys[level].numpy(), node * size + codes[:, level])
+            above.append(np.isin(np.arange(self.num_nodes[level]), node))
+        return above
 
     def raw_ids_by_row(self) -> np.ndarray:
         """The raw ids of all rows, outside of any graph: int64, or bytes as objects; 0 or b"" where no item is."""

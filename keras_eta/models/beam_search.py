@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -25,8 +25,26 @@ class Beams(NamedTuple):
     log_probability: tf.Tensor
 
 
+class Reserve(NamedTuple):
+    """Results that are kept for some items, such as those that training never saw.
+
+    Attributes:
+        nodes: bool [nodes of that depth], of depth 1 to T: whether one of the items is there or below, as
+            `SemanticIdTable.nodes_above` gives them.
+        number: results that are theirs, as far as there are as many.
+    """
+
+    nodes: Sequence[tf.Tensor | tf.Variable]
+    number: int
+
+
 def beam_search(
-    step: Step, table: SemanticIdTable, num_requests: tf.Tensor, num_beams: int, excluded: tf.Tensor
+    step: Step,
+    table: SemanticIdTable,
+    num_requests: tf.Tensor,
+    num_beams: int,
+    excluded: tf.Tensor,
+    nodes_allowed: Sequence[tf.Tensor | tf.Variable] | None = None,
 ) -> Beams:
     """Decodes semantic ids token by token, and keeps the `num_beams` likeliest beginnings of real items.
 
@@ -39,6 +57,7 @@ def beam_search(
         num_requests: R.
         num_beams: B.
         excluded: int64 [R, E], E > 0, rows of items that must not be found; those below 2 exclude nothing.
+        nodes_allowed: bool [nodes of that depth], of depth 1 to T: what may be found. `None`: every item.
 
     Returns:
         `Beams` of min(`num_beams`, what the levels allow) items.
@@ -50,6 +69,8 @@ def beam_search(
         logits, state = step(level, codes, state)
         children = table.children(level, nodes)
         allowed = children >= 0
+        if nodes_allowed is not None:
+            allowed &= tf.gather(nodes_allowed[level], tf.maximum(children, 0))
         if level == len(table.sizes) - 1:
             allowed &= ~_among(table.rows_of(children), excluded)
         of_codes = scores[..., tf.newaxis] + tf.nn.log_softmax(tf.cast(logits, tf.float32))
@@ -61,6 +82,29 @@ def beam_search(
         codes = places % size
         state = tf.nest.map_structure(lambda x, beams=places // size: tf.gather(x, beams, batch_dims=1), state)
     return Beams(table.rows_of(nodes), scores)
+
+
+def with_reserved(found: Beams, reserved: Beams, num_results: int) -> Beams:
+    """The likeliest items of both searches, with all of the second among them.
+
+    Args:
+        found: of all items, [R, B].
+        reserved: of those that results are kept for, [R, E].
+        num_results: C, from E to B + E.
+
+    Returns:
+        `Beams` of C items, all different.
+    """
+    twice = _among(found.rows[:, tf.newaxis], reserved.rows)[:, 0]
+    others = tf.where(twice, -float("inf"), found.log_probability)
+    log_probability = tf.concat([reserved.log_probability, others], axis=1)
+    rows = tf.concat([reserved.rows, found.rows], axis=1)
+    # No logarithm of a probability is above 0.
+    first = tf.where(reserved.rows > 0, 1.0, -float("inf"))
+    _, kept = tf.math.top_k(tf.concat([first, others], axis=1), num_results)
+    log_probability, order = tf.math.top_k(tf.gather(log_probability, kept, batch_dims=1), num_results)
+    rows = tf.gather(tf.gather(rows, kept, batch_dims=1), order, batch_dims=1)
+    return Beams(tf.where(tf.math.is_inf(log_probability), tf.zeros_like(rows), rows), log_probability)
 
 
 def _among(rows: tf.Tensor, some: tf.Tensor) -> tf.Tensor:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_eta.columns import HISTORY_LENGTH, ITEM_ID, history_name
+from keras_eta.columns import HISTORY_LENGTH, ITEM_ID, Feature, history_name
 from keras_eta.distribution import sum_over_replicas
 from keras_eta.features import Features
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.layers.semantic_id_table import SemanticIdTable
 from keras_eta.layers.transformer_blocks import DecoderBlock, EncoderBlock, Memory
-from keras_eta.models.beam_search import Beams, Step, beam_search
+from keras_eta.models.beam_search import Beams, Reserve, Step, beam_search, with_reserved
 from keras_eta.models.optimizers import EmbeddingsAndDense, check_rates
 from keras_eta.models.trainable import TrainableModel
 from keras_eta.semantic_ids import SemanticIds
 from keras_eta.validation import check_positive_integers, is_number
 
 Inputs = Mapping[str, tf.Tensor]
+
+# Of a search for reserved results, however few they are.
+_FEWEST_BEAMS = 10
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -47,21 +51,25 @@ class TIGER(TrainableModel):
         spelt_history: whether the encoder reads the tokens of a behaviour one by one, as in the paper, or their sum. Of
             T tokens each, spelt histories are T times as long, and training takes several times as long.
         label_smoothing: share of a target's weight that is spread over all codes of its level.
+        user: an id feature of the user, whose ids are hashed to `num_oov_indices` vectors, of which the encoder reads
+            one before the history: `Feature("user_id", num_oov_indices=2000)` is the paper's. `None`: no user is read.
 
     Call arguments:
         inputs: `item_id`, rows int [N], the item to find; `history_item_id` [N, L], most recent first, and
-            `history_length` [N].
+            `history_length` [N]; with `user`, its column [N].
 
     Returns:
         float32 [N, size] logits of each token of the item, given those before it: a list of one tensor per level.
 
     Raises:
-        TypeError: if `ids` are no `SemanticIds`.
-        ValueError: if an argument is out of its range, or `num_heads` does not divide `dim`.
+        TypeError: if `ids` are no `SemanticIds`, or `user` is no `Feature`.
+        ValueError: if an argument is out of its range, `num_heads` does not divide `dim`, or `user` is no id or has
+            several values.
 
     Reference:
         Rajput et al., "Recommender Systems with Generative Retrieval", arXiv 2305.05065, Sections 3.2 and 4. The paper
-        has 4 layers, 6 heads of width 64, and a token of the user, which is left out: others found that it hurts.
+        has 4 layers, 6 heads of width 64, and a token of the user, which is left out by default: others found that it
+        hurts.
     """
 
     def __init__(
@@ -76,6 +84,7 @@ class TIGER(TrainableModel):
         dropout: float = 0.1,
         spelt_history: bool = False,
         label_smoothing: float = 0.0,
+        user: Feature | None = None,
         **kwargs: Any,
     ) -> None:
         sizes = {"max_history_length": max_history_length, "dim": dim, "num_heads": num_heads}
@@ -87,14 +96,19 @@ class TIGER(TrainableModel):
         for name, rate in rates.items():
             if not is_number(rate) or not 0 <= rate < 1:
                 raise ValueError(f"`{name}` must be a number from 0 to below 1. Received: {name}={rate!r}")
+        if user is not None and not isinstance(user, Feature):
+            raise TypeError(f"`user` must be a keras_eta.Feature or None. Received: user={user!r}")
+        if user is not None and (not user.is_id or user.max_values):
+            raise ValueError(f"`user` must be an id feature with one value. Received: user={user}")
         super().__init__(**kwargs)
         if isinstance(ids, SemanticIds):
-            ids = SemanticIdTable.of(ids, max_history_length)
+            ids = SemanticIdTable.of(ids, max_history_length, user)
         if not isinstance(ids, SemanticIdTable):
             raise TypeError(f"`ids` must be keras_eta.SemanticIds. Received: ids={ids!r}")
         self.table = ids
         self._arguments = {**sizes, **rates, "spelt_history": spelt_history}
         self.max_history_length = max_history_length
+        self.user = user
         self.spelt_history = spelt_history
         self.label_smoothing = label_smoothing
         block: dict[str, Any] = {"num_heads": num_heads, "key_dim": dim // num_heads, "dropout": dropout}
@@ -103,6 +117,9 @@ class TIGER(TrainableModel):
         self.positions = tf.keras.layers.Embedding(max_history_length, dim, name="positions")
         # Of the vector before the history, and of those before each token that is spelt.
         self.starts = tf.keras.layers.Embedding(1 + len(ids.sizes), dim, name="starts")
+        self.users: Any = (
+            None if user is None else tf.keras.layers.Embedding(1 + user.num_oov_indices, dim, name="users")
+        )
         self.encoder = [EncoderBlock(**block, name=f"encoder_{number}") for number in range(num_layers)]
         self.decoder = [DecoderBlock(**block, name=f"decoder_{number}") for number in range(num_layers)]
         self.encoder_norm = tf.keras.layers.LayerNormalization(epsilon=1e-6, name="encoder_norm")
@@ -133,7 +150,8 @@ class TIGER(TrainableModel):
 
     @property
     def _shapes(self) -> dict[str, list[int | None]]:
-        return {ITEM_ID: [], history_name(ITEM_ID): [None], HISTORY_LENGTH: []}
+        users: dict[str, list[int | None]] = {} if self.user is None else {self.user.name: []}
+        return {ITEM_ID: [], history_name(ITEM_ID): [None], HISTORY_LENGTH: [], **users}
 
     def call(self, inputs: Inputs, training: bool | None = None) -> list[tf.Tensor]:
         memories = self._memories(inputs, training)
@@ -160,32 +178,49 @@ class TIGER(TrainableModel):
             mask = tf.reshape(mask, [requests, length * levels])
         else:
             x, mask = tf.reduce_sum(x, axis=2), mask[:, :, 0]
-        start = self.starts(tf.zeros([requests, 1], tf.int32))
-        x = self.dropout(tf.concat([start, x], axis=1), training=training)
-        mask = tf.pad(mask[:, tf.newaxis], [[0, 0], [0, 0], [1, 0]], constant_values=True)
+        before = [self.starts(tf.zeros([requests, 1], tf.int32))]
+        if self.user is not None:
+            before.append(self.users(tf.reshape(inputs[self.user.name], [-1, 1])))
+        x = self.dropout(tf.concat([*before, x], axis=1), training=training)
+        mask = tf.pad(mask[:, tf.newaxis], [[0, 0], [0, 0], [len(before), 0]], constant_values=True)
         for block in self.encoder:
             x = block(x, mask, training=training)
         x = self.encoder_norm(x)
         return [block.remember(x, mask) for block in self.decoder]
 
     def retrieve(
-        self, inputs: Inputs, num_results: int, num_beams: int = 50, excluded: tf.Tensor | None = None
+        self,
+        inputs: Inputs,
+        num_results: int,
+        num_beams: int = 50,
+        excluded: tf.Tensor | None = None,
+        reserve: Reserve | None = None,
     ) -> Beams:
         """The items that are likeliest to follow a history.
 
         Args:
-            inputs: `history_item_id`, rows int [R, L], most recent first, and `history_length` [R].
+            inputs: `history_item_id`, rows int [R, L], most recent first, and `history_length` [R]; with `user`, its
+                column [R].
             num_results: C, items wanted.
             num_beams: B, beginnings of ids that are kept at each step; at least C. The more, the nearer to exact.
             excluded: rows int [R, E] of items that must not be found. `None`: none.
+            reserve: items that results are kept for, which a search of their own finds. `None`: none.
 
         Returns:
             `Beams` of C items, all different; rows of 0 where fewer were found.
 
         Raises:
-            ValueError: if a number is not positive, or there are fewer beams than results.
+            ValueError: if a number is not positive, or there are fewer beams than results, or fewer results than are
+                reserved.
+
+        Reference:
+            TIGER, Section 4.3: a share of the results (its epsilon) for items that training never saw.
         """
         check_positive_integers(num_results=num_results, num_beams=num_beams)
+        if reserve is not None and not 0 < reserve.number <= num_results:
+            raise ValueError(
+                f"`reserve.number` must be from 1 to `num_results`, {num_results}. Received: {reserve.number}"
+            )
         if num_beams < num_results:
             raise ValueError(
                 "`num_beams` must be at least `num_results`. "
@@ -197,7 +232,13 @@ class TIGER(TrainableModel):
         rows = tf.zeros([requests, 1], tf.int64)
         if excluded is not None:
             rows = tf.concat([rows, tf.cast(excluded, tf.int64)], axis=1)
-        found = beam_search(self._speller(memories, requests), self.table, requests, num_beams, rows)
+        speller = self._speller(memories, requests)
+        found = beam_search(speller, self.table, requests, num_beams, rows)
+        if reserve is not None:
+            beams = max(reserve.number, _FEWEST_BEAMS)
+            reserved = beam_search(speller, self.table, requests, beams, rows, reserve.nodes)
+            best = Beams(*(of_beams[:, : reserve.number] for of_beams in reserved))
+            found = with_reserved(found, best, min(num_results, found.rows.shape[1] + best.rows.shape[1]))
         missing = [[0, 0], [0, max(num_results - found.rows.shape[1], 0)]]
         return Beams(
             tf.pad(found.rows, missing)[:, :num_results],
@@ -254,7 +295,8 @@ class TIGER(TrainableModel):
         return EmbeddingsAndDense((embeddings, self.embedding_variables), (dense, self.dense_variables))
 
     def embedding_variables(self) -> list[tf.Variable]:
-        return [table.embeddings for table in (self.tokens, self.positions, self.starts)]
+        tables = [self.tokens, self.positions, self.starts, *([] if self.users is None else [self.users])]
+        return [table.embeddings for table in tables]
 
     def load_weights(self, *args: Any, **kwargs: Any) -> Any:
         """Reads weights, as `tf.keras.Model.load_weights` does.
@@ -274,8 +316,10 @@ class TIGER(TrainableModel):
 
     def get_config(self) -> dict[str, Any]:
         table = tf.keras.utils.serialize_keras_object(self.table)
-        return {"name": self.name, "ids": table, **self._arguments}
+        user = None if self.user is None else dataclasses.asdict(self.user)
+        return {"name": self.name, "ids": table, "user": user, **self._arguments}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TIGER:
-        return cls(**{**config, "ids": tf.keras.utils.deserialize_keras_object(config["ids"])})
+        user = None if config["user"] is None else Feature(**config["user"])
+        return cls(**{**config, "user": user, "ids": tf.keras.utils.deserialize_keras_object(config["ids"])})

@@ -126,7 +126,7 @@ class RankingClient(Conversations):
         Args:
             history: by name, the behaviours, most recent first, with all columns that the ranker reads. The retriever
                 reads `item_id`.
-            user: by name, a value, for the ranker.
+            user: by name, a value, for the ranker, and for the retriever where it reads any of them.
             context: by name, a value, for the ranker.
             sequences: further sequences of behaviours by name, for the ranker.
             excluded: ids of items that must not be found. `None`: those of the history, where nobody wants them twice.

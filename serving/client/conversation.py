@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -60,7 +60,7 @@ class Conversations(Calling):
         sequences: Sequences | None,
     ) -> Conversation[Recommendation]:
         deadline = self._deadline()
-        item_ids, log_probability, version = yield from self._retrieved(history, excluded, deadline)
+        item_ids, log_probability, version = yield from self._retrieved(history, user, excluded, deadline)
         candidates: dict[str, Any] = {_ITEM: item_ids}
         if attributes is not None:
             candidates |= attributes(item_ids)
@@ -69,7 +69,7 @@ class Conversations(Calling):
         return Recommendation(item_ids, log_probability, ranking, version)
 
     def _retrieved(
-        self, history: Columns, excluded: Any, deadline: float
+        self, history: Columns, user: Columns | None, excluded: Any, deadline: float
     ) -> Conversation[tuple[np.ndarray, np.ndarray, int]]:
         """What the retriever finds after a history: ids [C], log probabilities [C], and its version."""
         if self._retriever is None:
@@ -78,12 +78,14 @@ class Conversations(Calling):
             raise ValueError(f"`history` must have the column {_ITEM!r}. Received: {sorted(history)}")
         items = {_ITEM: history[_ITEM]}
         excluded = history[_ITEM] if excluded is None else list(excluded)
-        inputs, several = ranking_inputs(None, items, sequences={"excluded": {_ITEM: excluded}})
+        inputs, several = ranking_inputs(None, items, user, sequences={"excluded": {_ITEM: excluded}})
         if several:
             raise ValueError("`recommend` takes one user at a time. Received: a history of several")
         names = (_ITEM, "log_probability")
         try:
-            outputs, version = yield from self._retriever._ask("retrieve", names, inputs, None, deadline)
+            outputs, version = yield from self._retriever._ask(
+                "retrieve", names, inputs, None, deadline, if_taken=tuple(user or ())
+            )
         except ServingError as error:
             raise self._retriever._error(error.code, error.details) from error
         real = np.isfinite(outputs["log_probability"][0])
@@ -137,12 +139,14 @@ class Conversations(Calling):
         *,
         all_outputs: bool = False,
         version: int | None = None,
+        if_taken: Collection[str] = (),
     ) -> Conversation[tuple[dict[str, np.ndarray], int]]:
         """The `outputs`, or all of which these must be a part, with a row per request, and the version that answered.
 
-        `version` is the one to ask, `None` the newest.
+        `version` is the one to ask, `None` the newest. Inputs named by `if_taken` are left out where the signature has
+        none of that name.
         """
-        signature, arrays = yield from self._checked(signature_name, inputs, outputs, deadline, version)
+        signature, arrays = yield from self._checked(signature_name, inputs, outputs, deadline, version, if_taken)
         if candidates is None or arrays[next(iter(candidates))].size:
             filters = () if all_outputs else outputs
             columns = [column for name in candidates or () for column in (name, length_name(name)) if column in arrays]
@@ -208,13 +212,18 @@ class Conversations(Calling):
         outputs: Sequence[str],
         deadline: float,
         version: int | None = None,
+        if_taken: Collection[str] = (),
     ) -> Conversation[tuple[Signature, dict[str, np.ndarray]]]:
         """The signature and its inputs, checked against the metadata known so far, or else against fresh ones."""
 
         def checked(metadata: Metadata) -> tuple[Signature, dict[str, np.ndarray]]:
             known_inputs = inputs
             if signature_name in metadata.signatures:
-                known_inputs = with_value_lengths(inputs, metadata.signatures[signature_name])
+                taken = metadata.signatures[signature_name]
+                known_inputs = {
+                    name: given for name, given in inputs.items() if name not in if_taken or name in taken.inputs
+                }
+                known_inputs = with_value_lengths(known_inputs, taken)
             signature = self._signature(metadata, signature_name, known_inputs, outputs)
             return signature, signature_arrays(known_inputs, signature)
 

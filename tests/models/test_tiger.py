@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_eta import TIGER, SemanticIds
+from keras_eta import TIGER, Feature, SemanticIds
 from keras_eta.datasets import Impressions, Interactions
+from keras_eta.models.beam_search import Reserve
 from tests import tiger_reference
 
 SIZES, L = (4, 3, 5, 6), 4
@@ -63,6 +64,7 @@ def _weights(model: TIGER) -> dict[str, Any]:
         "tokens": model.tokens.embeddings.numpy(),
         "positions": model.positions.embeddings.numpy(),
         "starts": model.starts.embeddings.numpy(),
+        "users": None if model.users is None else model.users.embeddings.numpy(),
         "encoder": [
             {
                 **of(block, norm="norm"),
@@ -115,6 +117,34 @@ def test_beams_as_wide_as_the_catalogue_equal_scoring_every_item_in_numpy(spelt:
     np.testing.assert_allclose(found.log_probability, np.take_along_axis(expected, order, axis=1), atol=2e-5)
 
 
+def test_users_are_hashed_to_vectors_that_stand_before_the_history(tmp_path: Path) -> None:
+    model = _model(user=Feature("user_id", num_oov_indices=4))
+    assert model.users.embeddings.shape == (5, 12)
+    raw = np.array([3, 90, -7, 1000, 2**62])
+    rows = model.lookup.encode("user_id", raw)
+    # A number is hashed to its remainder; row 0 is padding.
+    assert rows.tolist() == [1 + id_ % 4 for id_ in raw.tolist()]
+    history = {name: column[1:2] for name, column in _histories(model).items()}
+    known = dict(zip(_ids().item_ids.tolist(), _ids().codes.tolist(), strict=True))
+    for row in rows[:2]:
+        inputs = {**history, "user_id": tf.constant([row]), "item_id": tf.constant([7])}
+        expected = tiger_reference.item_logits([known[129]], _ids().codes[5], SIZES, _weights(model), False, int(row))
+        for logits, of_level in zip(model(inputs), expected, strict=True):
+            np.testing.assert_allclose(logits[0], of_level, atol=1e-5)
+    model.save(tmp_path / "tiger.keras")
+    again = tf.keras.models.load_model(tmp_path / "tiger.keras")
+    assert again.get_config() == model.get_config()
+    np.testing.assert_array_equal(again.retrieve(inputs, 5, 10).rows, model.retrieve(inputs, 5, 10).rows)
+    assert again.lookup.encode("user_id", raw).tolist() == rows.tolist()
+
+
+def test_a_user_that_cannot_be_hashed_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"`user` must be a keras_eta\.Feature or None\. Received: user='user_id'"):
+        _model(user="user_id")
+    with pytest.raises(ValueError, match=r"`user` must be an id feature with one value\. Received: user=Feature"):
+        _model(user=Feature("age", "float32"))
+
+
 def test_teacher_forced_logits_equal_those_of_the_reference() -> None:
     model = _model()
     expected = _reference_scores(model)
@@ -142,6 +172,38 @@ def test_narrow_beams_find_different_items_and_leave_out_what_is_excluded() -> N
             assert real.min() >= 2
             assert real.max() < len(ITEMS) + 2
     np.testing.assert_array_equal(model.retrieve(inputs, 5, 30, excluded).rows[:, 0], best[:, 2])
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_reserved_results_are_the_likeliest_of_their_items_among_the_likeliest_of_all(graph: bool) -> None:
+    model = _model()
+    scores = _reference_scores(model)
+    # Two of the items are excluded, one of them reserved, and row 1 is no item.
+    reserved, excluded, number = np.array([3, 8, 11, 20, 28]), [8, 17], 3
+    reserve = Reserve(model.table.nodes_above(np.append(reserved + 2, 1)), number)
+    scores[:, excluded] = -np.inf
+    retrieve = tf.function(model.retrieve, autograph=False) if graph else model.retrieve
+    found = retrieve(_histories(model), 7, 30, tf.constant([[10, 19]] * 4), reserve)
+    for row, of_items in enumerate(scores):
+        best = sorted(range(len(ITEMS)), key=lambda item: -of_items[item])
+        kept = [item for item in best if item in reserved][:number]
+        expected = sorted([*kept, *[item for item in best if item not in kept][: 7 - number]], key=best.index)
+        assert found.rows[row].numpy().tolist() == [item + 2 for item in expected]
+        np.testing.assert_allclose(found.log_probability[row], of_items[expected], atol=2e-5)
+
+
+def test_places_that_nothing_reserved_can_fill_go_to_others() -> None:
+    model = _model()
+    inputs = _histories(model)
+    # All that is reserved is excluded but item 4.
+    reserve, excluded = Reserve(model.table.nodes_above(np.array([5, 6, 7])), 3), tf.constant([[5, 7]] * 4)
+    rows = model.retrieve(inputs, 10, 30, excluded, reserve).rows.numpy()
+    assert all(len(set(row)) == 10 and 6 in row and row.min() >= 2 for row in rows)
+    everything = model.retrieve(inputs, 29, 30, excluded, reserve)
+    assert (np.sort(everything.rows.numpy())[:, 0] == 0).all()
+    assert np.isneginf(everything.log_probability[:, 28]).all()
+    with pytest.raises(ValueError, match=r"`reserve\.number` must be from 1 to `num_results`, 2\. Received: 3"):
+        model.retrieve(inputs, 2, 30, None, reserve)
 
 
 def test_fewer_items_than_asked_for_are_filled_up_with_none() -> None:

@@ -64,7 +64,18 @@ def test_flags_reach_the_configuration() -> None:
         ),
         *("--min_auc_lead", "-1", "--max_saturated_share", ".2"),
         *("--retriever_dir", "r", "--item_table", "i.csv", "--item_text", "name", "--item_category", "brand", "tags"),
-        *("--codebook_size", "16", "--retriever_epochs", "5", "--retriever_results", "50", "--max_recall_drop", ".01"),
+        *(
+            "--codebook_size",
+            "16",
+            "--retriever_epochs",
+            "5",
+            "--retriever_results",
+            "50",
+            "--max_recall_drop",
+            ".01",
+            "--unseen_share",
+            ".2",
+        ),
         *("--bulk_inference", "--beam_args=--runner=FlinkRunner '--flink_master=a b'"),
     )
     assert config.layout == taobao(9)
@@ -74,7 +85,7 @@ def test_flags_reach_the_configuration() -> None:
     assert config.training == Training(8, 3, 4, 2, warm_start=False, calibrate="isotonic", seed=6)
     assert (config.evaluation.min_auc, config.evaluation.max_auc_drop, config.bulk_inference) == (0.7, 0.1, True)
     assert (config.evaluation.min_auc_lead, config.evaluation.max_saturated_share) == (-1.0, 0.2)
-    assert config.retriever == Retriever("r", "i.csv", ("name",), ("brand", "tags"), 16, 5, 50, 0.01)
+    assert config.retriever == Retriever("r", "i.csv", ("name",), ("brand", "tags"), 16, 5, 50, 0.2, 0.01)
     assert config.beam_args == ("--runner=FlinkRunner", "--flink_master=a b")
 
 

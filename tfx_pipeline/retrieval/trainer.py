@@ -75,8 +75,17 @@ def run_fn(fn_args: Any) -> None:
         unknown[name] = int(np.count_nonzero(~known))
     history = _fit(model, parts["training"], parts["validation"], config, fn_args.model_run_dir)
 
+    seen = np.isin(np.arange(len(ids)) + FIRST_ROW, parts["training"].items)
+
     def export(base_path: Path) -> Path:
-        return export_retriever(model, base_path, version=1, num_results=config.retriever.retriever_results)
+        return export_retriever(
+            model,
+            base_path,
+            version=1,
+            num_results=config.retriever.retriever_results,
+            unseen=ids.item_ids[~seen],
+            unseen_share=config.retriever.unseen_share,
+        )
 
     publish(export, fn_args.serving_model_dir, model_name(config.retriever.retriever_dir or "", "tiger"))
     report = {

@@ -27,6 +27,9 @@ ITEMS = np.arange(2, NUM_ITEMS + 2)
 HISTORY = {"item_id": [4, 9, 4], "shelf": [2, 3, 2]}
 
 
+MODELS = ("tiger", "personal", "eta")
+
+
 def _shelves(item_ids: np.ndarray) -> dict[str, Any]:
     return {"shelf": item_ids % 3 + 1}
 
@@ -39,18 +42,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
     tf.keras.utils.set_random_seed(0)
     tiger = TIGER(ids, max_history_length=4, dim=8, num_heads=2, num_layers=1, feed_forward_units=8)
     export_retriever(tiger, folder / "tiger", num_results=C, num_beams=NUM_ITEMS)
+    user = Feature("user_id", num_oov_indices=10)
+    personal = TIGER(ids, max_history_length=4, dim=8, num_heads=2, num_layers=1, feed_forward_units=8, user=user)
+    personal.build()
+    # Larger than the initial ones, so that users differ.
+    personal.users.embeddings.assign(np.random.default_rng(1).normal(size=(11, 8)))
+    export_retriever(personal, folder / "personal", num_results=C, num_beams=NUM_ITEMS)
     features = Features(
         item_id=Feature("item_id", vocabulary_size=NUM_ITEMS, embedding_dim=4),
         item_attributes=(Feature("shelf", vocabulary_size=3, embedding_dim=2),),
         max_history_length=4,
     )
     export_model(paper_eta(features, top_k=2), folder / "eta")
-    models = [model_server_config_pb2.ModelConfig(name=name, base_path=str(folder / name)) for name in ("tiger", "eta")]
+    models = [model_server_config_pb2.ModelConfig(name=name, base_path=str(folder / name)) for name in MODELS]
     with EmbeddedServer(models, port=0) as running:
         with RankingClient(running.address, timeout=120) as client:
             client.wait_until_ready()
-        with RankingClient(running.address, "tiger", timeout=120) as client:
-            client.wait_until_ready()
+        for name in ("tiger", "personal"):
+            with RankingClient(running.address, name, timeout=120) as client:
+                client.wait_until_ready()
         yield running
 
 
@@ -96,6 +106,20 @@ def test_fewer_items_than_asked_for_and_none_at_all(client: RankingClient) -> No
     assert left.ranking.probability.shape == (2,)
     none = client.recommend({"item_id": [], "shelf": []}, attributes=_shelves, excluded=ITEMS)
     assert none.item_ids.shape == none.best_first.shape == (0,)
+
+
+def test_a_retriever_that_reads_the_user_is_given_the_user(server: EmbeddedServer) -> None:
+    with RankingClient(server.address, retriever="personal", timeout=60) as personal:
+        found = {
+            user: personal._run(
+                personal._retrieved(HISTORY, {"user_id": user, "country": "x"}, (), personal._deadline())
+            )
+            for user in (3, 13, 4)
+        }
+        with pytest.raises(ValueError, match=r"of model 'personal' does not fit\. Missing: user_id"):
+            personal.recommend(HISTORY, attributes=_shelves)
+    np.testing.assert_array_equal(found[3][1], found[13][1])  # the same remainder by ten
+    assert not np.allclose(found[3][1], found[4][1])
 
 
 def test_asyncio(server: EmbeddedServer, client: RankingClient) -> None:

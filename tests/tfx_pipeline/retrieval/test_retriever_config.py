@@ -38,6 +38,7 @@ NAN: Any = float("nan")
             "`retriever_results` must be an integer of at least 10, as recall@10 is judged. Received: "
             "retriever_results=9",
         ),
+        ({"unseen_share": 1.5}, "`unseen_share` must be a number from 0 to 1. Received: unseen_share=1.5"),
         ({"max_recall_drop": NAN}, "`max_recall_drop` must be a number of at least 0. Received: max_recall_drop=nan"),
         ({"max_recall_drop": -0.1}, "`max_recall_drop` must be a number of at least 0. Received: max_recall_drop=-0.1"),
     ],

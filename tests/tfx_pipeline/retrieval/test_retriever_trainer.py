@@ -82,8 +82,8 @@ def test_the_best_weights_of_a_training_on_positives_are_exported(
 ) -> None:
     exported = []
 
-    def export(model: TIGER, base_path: Path, version: int, num_results: int) -> Path:
-        exported.append((model, base_path.name, num_results, [x.numpy() for x in model.trainable_variables]))
+    def export(model: TIGER, base_path: Path, version: int, num_results: int, **unseen: Any) -> Path:
+        exported.append((model, base_path.name, num_results, unseen, [x.numpy() for x in model.trainable_variables]))
         (base_path / str(version)).mkdir(parents=True)
         return base_path / str(version)
 
@@ -92,8 +92,11 @@ def test_the_best_weights_of_a_training_on_positives_are_exported(
     monkeypatch.setattr(TIGER, "count_params", lambda model: 1)
     Path(fn_args.model_run_dir).mkdir()
     run_fn(fn_args)
-    ((model, name, num_results, weights),) = exported
+    ((model, name, num_results, unseen, weights),) = exported
     assert (name, num_results, model.max_history_length) == ("tiger", 200, 4)
+    # Only items 1 and 2 are those of positives.
+    assert unseen["unseen"].tolist() == [3]
+    assert unseen["unseen_share"] == 0.1
     assert weights
     assert all((x == 1).all() for x in weights)
     assert Path(fn_args.serving_model_dir).is_dir()
