@@ -122,9 +122,12 @@ class Evaluation:
     )
     min_auc_lead: float = option(
         0.0,
-        "how far the AUC within users must lie above that of the best baseline, which counts and learns nothing; "
+        "how far the AUC within users must lie above that of the best baseline: counts, and the short history; "
         "-1: it may lie anywhere",
         metavar="AUC",
+    )
+    short_history_baseline: bool = option(
+        True, "also train the ranker on the short history alone, each time afresh, and hold the model against it"
     )
     max_log_loss: float = option(
         0.6931, "ceiling of the log loss (default: what a probability of one half has always)", metavar="LOSS"

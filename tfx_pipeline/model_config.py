@@ -123,6 +123,22 @@ class Model:
             )
         check_positive_integers(retrieval_recent=self.retrieval_recent)
 
+    def short_history(self) -> Model | None:
+        """The same ranker with the short history alone; `None` where that is all that there is.
+
+        Of units that read none, one of the default length takes the place.
+        """
+        import tensorflow as tf
+
+        from keras_eta.interest import RecentInterest
+
+        kind = tf.keras.utils.get_registered_name(RecentInterest)
+        recent = tuple(text for text in self.interests if json.loads(text)["registered_name"] == kind)
+        if len(recent) == len(self.interests):
+            return None
+        default = RecentInterest(ETAUnits.short_history_length, num_heads=ETAUnits.num_heads, cosine=ETAUnits.cosine)
+        return dataclasses.replace(self, interests=recent or (default,))
+
     def retrieval_task(self) -> RetrievalTask | None:
         """The retrieval task; `None` at a weight of 0."""
         if not self.retrieval_weight:

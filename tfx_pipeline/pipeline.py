@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from tfx import v1 as tfx
@@ -57,15 +58,7 @@ def make_pipeline(config: PipelineConfig, metadata_connection: Any = None) -> An
     )
     # Anomalous data must not reach training.
     transform.add_upstream_node(validator)
-    trainer = tfx.components.Trainer(
-        run_fn="tfx_pipeline.training.trainer.run_fn",
-        examples=transform.outputs["transformed_examples"],
-        transform_graph=transform.outputs["transform_graph"],
-        schema=schema,
-        train_args=tfx.proto.TrainArgs(splits=[TRAIN], num_steps=config.training.max_steps or 0),
-        eval_args=tfx.proto.EvalArgs(splits=[VALIDATION]),
-        custom_config={"config": config.only("output", "serving_dir", "model", "training").to_json()},
-    )
+    trainer = _trainer(config.only("output", "serving_dir", "model", "training"), transform, schema)
     model = trainer.outputs["model"]
 
     latest_blessed = tfx.dsl.Resolver(
@@ -73,7 +66,12 @@ def make_pipeline(config: PipelineConfig, metadata_connection: Any = None) -> An
         model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
         model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
     ).with_id("latest_blessed_model")
-    baselines = Baselines(examples=examples, item_id=config.layout.features.item_id.name)
+    short = _short_history_trainer(config, transform, schema)
+    baselines = Baselines(
+        examples=examples,
+        item_id=config.layout.features.item_id.name,
+        short_history=None if short is None else short.outputs["model"],
+    )
     evaluator = GatedEvaluator(
         config,
         examples=examples,
@@ -99,6 +97,7 @@ def make_pipeline(config: PipelineConfig, metadata_connection: Any = None) -> An
         transform,
         trainer,
         latest_blessed,
+        *([] if short is None else [short]),
         baselines,
         evaluator,
         infra_validator,
@@ -116,3 +115,27 @@ def make_pipeline(config: PipelineConfig, metadata_connection: Any = None) -> An
         metadata_connection_config=metadata_connection,
         beam_pipeline_args=list(config.beam_args),
     )
+
+
+def _trainer(config: PipelineConfig, transform: Any, schema: Any) -> Any:
+    """A Trainer of what a configuration describes."""
+    return tfx.components.Trainer(
+        run_fn="tfx_pipeline.training.trainer.run_fn",
+        examples=transform.outputs["transformed_examples"],
+        transform_graph=transform.outputs["transform_graph"],
+        schema=schema,
+        train_args=tfx.proto.TrainArgs(splits=[TRAIN], num_steps=config.training.max_steps or 0),
+        eval_args=tfx.proto.EvalArgs(splits=[VALIDATION]),
+        custom_config={"config": config.to_json()},
+    )
+
+
+def _short_history_trainer(config: PipelineConfig, transform: Any, schema: Any) -> Any:
+    """The Trainer of the baseline that reads the short history alone; `None` where there is to be none."""
+    model = config.model.short_history() if config.evaluation.short_history_baseline else None
+    if model is None:
+        return None
+    # No version of it is served, so there is none to start from, and an order needs no calibration.
+    training = dataclasses.replace(config.training, warm_start=False, calibrate=None)
+    alone = dataclasses.replace(config.only("output"), model=model, training=training)
+    return _trainer(alone, transform, schema).with_id("ShortHistoryTrainer")

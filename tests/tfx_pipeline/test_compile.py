@@ -39,6 +39,7 @@ def test_compiled_pipeline_holds_every_component_in_order(tmp_path: Path, capsys
         "ImpressionValidator",
         "Transform",
         "Trainer",
+        "ShortHistoryTrainer",
         "Baselines",
         "Evaluator",
         "LocalInfraValidator",
@@ -52,6 +53,7 @@ def test_compiled_pipeline_holds_every_component_in_order(tmp_path: Path, capsys
     } | {name for name in tasks if name.startswith("latest_blessed_model")}
     assert "ImpressionValidator" in tasks["Transform"]["dependentTasks"]
     assert {"ImpressionGen", "Trainer", "Baselines"} <= set(tasks["Evaluator"]["dependentTasks"])
+    assert "ShortHistoryTrainer" in tasks["Baselines"]["dependentTasks"]
     assert {"Trainer", "Evaluator", "LocalInfraValidator"} <= set(tasks["AtomicPusher"]["dependentTasks"])
     assert "ImpressionValidator" in tasks["RetrieverTrainer"]["dependentTasks"]
     assert {"RetrieverEvaluator", "RetrieverInfraValidator"} <= set(tasks["RetrieverPusher"]["dependentTasks"])

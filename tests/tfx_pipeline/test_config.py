@@ -32,8 +32,8 @@ def test_configuration_survives_json() -> None:
         statistics_sample_rate=0.25,
         model=Model((SDIM(seed=3), RecentInterest(4)), [16, 8], "keras_eta>Dice", 2, 0.05, 0.5, 0.2, 7),  # type: ignore[arg-type]
         training=Training(batch_size=32, max_steps=7, warm_start=False),
-        evaluation=Evaluation(0.7, 0.55, 0.02, 0.6, 1.5, 0.05, 0.01, "50-199"),
-        retriever=Retriever("served/tiger", "items.csv", ["name"], ["brand"], 16, 3, 12, 0.01),  # type: ignore[arg-type]
+        evaluation=Evaluation(0.7, 0.55, 0.02, False, 0.6, 1.5, 0.05, 0.01, "50-199"),
+        retriever=Retriever("served/tiger", "items.csv", ["name"], ["brand"], 16, 3, 12, 0.2, 0.01),  # type: ignore[arg-type]
         bulk_inference=True,
         beam_args=["--runner=FlinkRunner"],  # type: ignore[arg-type]
         **REQUIRED,
@@ -76,6 +76,17 @@ def test_default_ranker_has_the_units_of_eta() -> None:
     assert [unit.name for unit in ETAUnits(short_history_length=0).make()] == ["match", "eta_interest"]
     assert [unit.name for unit in ETAUnits(matches=False).make()] == ["recent_interest", "eta_interest"]
     assert Model() == Model(interests=ETAUnits().make())
+
+
+def test_short_history_is_the_same_ranker_with_its_recent_units_alone() -> None:
+    def model(*units: Any) -> Model:
+        return Model(units, (16,), cross_layers=1)
+
+    recent = RecentInterest(4, cosine=True)
+    assert model(SDIM(), recent).short_history() == model(recent)
+    assert model(recent).short_history() is None
+    # As ETA has it, where the ranker has none.
+    assert model(SDIM()).short_history() == model(ETAUnits().make()[0])
 
 
 @pytest.mark.parametrize("num_bits", [16, 64, 256])

@@ -46,9 +46,9 @@ ROOT = Path(__file__).parents[2]
 NUM_USERS = 110
 FLAGS = ["--max_history_length", "64", "--batch_size", "128", "--min_auc", "0.55", "--max_auc_drop", "0.03"]
 # So few users and epochs lose to the popularity of films.
-FLAGS += ["--epochs", "2", "--min_auc_lead", "-1"]
+FLAGS += ["--epochs", "2", "--min_auc_lead", "-1", "--no-short_history_baseline"]
 CALIBRATED = ["--calibrate", "platt"]
-FIRST_RUN = ["--bulk_inference", *CALIBRATED]
+FIRST_RUN = ["--bulk_inference", "--short_history_baseline", *CALIBRATED]
 NUM_COMPARED = 1_000
 
 
@@ -149,8 +149,8 @@ def test_first_run_pushes_a_version_and_reports(workspace: Workspace) -> None:
     [version] = workspace.versions
     assert f"Pushed: {workspace.serving_dir / str(version)}" in finished.stdout
     assert not workspace.cached
-    for component in ("ImpressionGen", "Transform", "Trainer", "Baselines", "Evaluator", "AtomicPusher"):
-        assert re.search(rf"^\[\d+/14\] {component}$", finished.stdout, re.MULTILINE)
+    for component in ("ImpressionGen", "Transform", "Trainer", "ShortHistoryTrainer", "Baselines", "AtomicPusher"):
+        assert re.search(rf"^\[\d+/15\] {component}$", finished.stdout, re.MULTILINE)
     ingestion = workspace.summary["ingestion"]
     assert ingestion["rows_read"] == len((workspace.data / "ratings.dat").read_bytes().splitlines())
     assert ingestion["rows_kept"] == ingestion["rows_read"]
@@ -162,7 +162,8 @@ def test_first_run_pushes_a_version_and_reports(workspace: Workspace) -> None:
     assert any(name.startswith("genre=") for name in slices)
     assert 0.55 < slices["overall"]["values"]["auc"] < 0.9
     baselines = workspace.summary["baselines"]
-    assert list(baselines) == list(BASELINES)
+    assert list(baselines) == [*BASELINES, "short-history"]
+    assert 0.5 < baselines["short-history"]["auc"] < slices["overall"]["values"]["auc"] + 0.1
     # Nobody rates a film twice.
     assert baselines["repeat-count"] == {"auc": 0.5, "grouped_auc": 0.5}
     assert 0.55 < baselines["click-rate"]["grouped_auc"] < 0.8
@@ -210,7 +211,9 @@ def test_unchanged_data_is_not_trained_on_again(workspace: Workspace) -> None:
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert {"ImpressionGen", "StatisticsGen", "Transform", "Trainer", "LocalInfraValidator"} <= workspace.cached
     assert workspace.versions == before
-    assert workspace.num_executions("tfx.components.trainer.component.Trainer") == 1
+    # Those of the first run: of the model and of its baseline.
+    assert workspace.num_executions("tfx.components.trainer.component.Trainer") == 2
+    assert "short-history" not in workspace.summary["baselines"]
     # The first run's model is now the last blessed one, and is judged beside itself.
     overall = workspace.summary["slices"][0]
     assert workspace.summary["last_blessed"]["auc"] == overall["values"]["auc"]

@@ -12,19 +12,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import tensorflow as tf
 from tfx import v1 as tfx
 from tfx.types import standard_artifacts
 
 from keras_eta.datasets.counting import BASELINES
 from keras_eta.metrics import auc, grouped_auc
 from tests.tfx_pipeline import servable
-from tfx_pipeline.components.baselines import BaselineMetrics, Baselines, BaselinesExecutor, Measured, read_baselines
+from tfx_pipeline.components.baselines import (
+    SHORT_HISTORY,
+    SHORT_HISTORY_MODEL,
+    BaselineMetrics,
+    Baselines,
+    BaselinesExecutor,
+    Measured,
+    read_baselines,
+)
 
 # Item 19 is new in the eval split.
 COUNTS = {item.encode(): (number % 7, number % 7 + number % 5 + 1) for number, item in enumerate(servable.ITEMS[:19])}
 
 
-def measure(folder: Path, impressions: Sequence[Mapping[str, Any]]) -> dict[str, Measured]:
+def measure(folder: Path, impressions: Sequence[Mapping[str, Any]], models: Sequence[Any] = ()) -> dict[str, Measured]:
     """Runs the component's executor."""
     records = [servable.serialized(dict(impression)) for impression in impressions]
     examples = servable.examples_artifact(folder / "examples", records, shards=2)
@@ -34,9 +43,10 @@ def measure(folder: Path, impressions: Sequence[Mapping[str, Any]]) -> dict[str,
         pyarrow.parquet.write_table(pa.Table.from_pylist(rows[shard::2]), path)
     baselines = BaselineMetrics()
     baselines.uri = str(folder / "baselines")
-    Path(baselines.uri).mkdir()
+    Path(baselines.uri).mkdir(parents=True)
     component = Baselines(tfx.dsl.Channel(type=standard_artifacts.Examples), "item_id")
-    BaselinesExecutor().Do({"examples": [examples]}, {"baselines": [baselines]}, component.exec_properties)
+    inputs: dict[str, list[Any]] = {"examples": [examples], **({SHORT_HISTORY_MODEL: list(models)} if models else {})}
+    BaselinesExecutor().Do(inputs, {"baselines": [baselines]}, component.exec_properties)
     return read_baselines(baselines.uri)
 
 
@@ -62,6 +72,24 @@ def test_metrics_equal_a_plain_loop(tmp_path: Path) -> None:
         assert len(set(scores)) > 1
     assert any(item["item_id"] == b"item 19" for item in impressions)
     assert len({round(measured.grouped_auc, 6) for measured in found.values()}) == len(BASELINES)
+
+
+def test_a_model_is_a_baseline_by_its_probabilities(tmp_path: Path) -> None:
+    # More than one batch.
+    impressions = servable.impressions(600)
+    model = servable.export_eta(tmp_path / "model")
+    found = measure(tmp_path, impressions, [model])
+    assert tuple(found) == (*BASELINES, SHORT_HISTORY)
+    loaded = tf.saved_model.load(str(servable.saved_model_path(model)))
+    probabilities = [
+        loaded.signatures["examples"](examples=tf.constant([servable.serialized(one)]))["probability"].numpy()[0]
+        for one in impressions
+    ]
+    labels, users = ([one[name] for one in impressions] for name in ("label", "user_id"))
+    expected = auc(labels, probabilities), grouped_auc(labels, probabilities, users)
+    np.testing.assert_allclose(found[SHORT_HISTORY], expected, rtol=0, atol=1e-4)
+    assert abs(expected[0] - 0.5) > 1e-3
+    assert found["popularity"] == measure(tmp_path / "counted", impressions)["popularity"]
 
 
 def test_users_of_one_label_have_no_auc_within_them(tmp_path: Path) -> None:
