@@ -8,17 +8,30 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from keras_eta.byte_ids import join_bytes, split_bytes
-from keras_eta.columns import length_name
+from keras_eta.columns import Feature, length_name
 from keras_eta.features import Features
 from keras_eta.validation import is_integer
 
 _FOLDER = "assets.extra"
 _FEATURES, _TRAINING, _VOCABULARIES = "features.json", "training.json", "vocabularies.npz"
 _TABLES = "tables.json"
+
+
+class LookedUp(NamedTuple):
+    """A table of a version.
+
+    Args:
+        key: the column of the ids.
+        names: of the features that it gives.
+    """
+
+    key: Feature
+    names: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +43,7 @@ class Contract:
         vocabularies: of id features by name, 1-D and ascending: int64, or bytes as objects. Those that are not known
             are left out.
         timestamps: the first and the last `timestamp` of the training data. `None`: not known.
-        tables: names of the features that the version looks up by an id, by the name of the column of that id.
+        tables: of features that the version looks up by an id.
 
     Raises:
         ValueError: if `timestamps` are not two integers, the first not after the last.
@@ -39,7 +52,7 @@ class Contract:
     features: Features
     vocabularies: Mapping[str, np.ndarray]
     timestamps: tuple[int, int] | None = None
-    tables: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    tables: tuple[LookedUp, ...] = ()
 
     def __post_init__(self) -> None:
         check_timestamps(self.timestamps)
@@ -50,12 +63,17 @@ class Contract:
         features = self.features
         several = {feature.name for feature in features.all_features if feature.max_values}
         columns = set()
-        for key, names in self.tables.items():
-            sequences = features.all_sequences if key == features.item_id.name else ()
+        for key, names in self.tables:
+            sequences = features.all_sequences if key.name == features.item_id.name else ()
             for name in names:
                 found = {name, *(sequence.column(name) for sequence in sequences)}
                 columns |= found | ({length_name(column) for column in found} if name in several else set())
         return frozenset(columns)
+
+    @property
+    def unread_keys(self) -> tuple[Feature, ...]:
+        """The ids that requests have for tables alone, as the model does not read them."""
+        return tuple(key for key, _ in self.tables if key.name not in self.features.by_column)
 
     @property
     def timestamp_margin(self) -> int:
@@ -99,7 +117,8 @@ class Contract:
         folder.mkdir(exist_ok=True)
         (folder / _FEATURES).write_text(json.dumps(self.features.to_dict(), indent=2))
         (folder / _TRAINING).write_text(json.dumps({"timestamps": self.timestamps}))
-        (folder / _TABLES).write_text(json.dumps(dict(self.tables)))
+        tables = [{"key": dataclasses.asdict(key), "names": names} for key, names in self.tables]
+        (folder / _TABLES).write_text(json.dumps(tables))
         arrays = {}
         # Names of features may be any text, which names of files may not.
         for number, name in enumerate(_id_names(self.features)):
@@ -128,13 +147,13 @@ class Contract:
             training = json.loads((folder / _TRAINING).read_text())
             timestamps = training["timestamps"]
             # Older versions lack it.
-            tables = json.loads((folder / _TABLES).read_text()) if (folder / _TABLES).exists() else {}
+            tables = json.loads((folder / _TABLES).read_text()) if (folder / _TABLES).exists() else []
             known = _read_vocabularies(folder / _VOCABULARIES, features) if vocabularies else {}
             return cls(
                 features,
                 known,
                 None if timestamps is None else tuple(timestamps),
-                {key: tuple(names) for key, names in tables.items()},
+                tuple(LookedUp(Feature(**table["key"]), tuple(table["names"])) for table in tables),
             )
         except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{folder} holds no contract of a version: {error!r}") from error

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from keras_eta import Age, Feature, Features, Sequence
-from keras_eta.contract import Contract
+from keras_eta.contract import Contract, LookedUp
 
 _FEATURES = Features(
     item_id=Feature("item id/1", "string"),
@@ -53,10 +53,12 @@ def test_what_a_version_looks_up_is_read_as_it_was_written(tmp_path: Path) -> No
         user=(city,),
         sequences=(Sequence("trips", attributes=(city,)),),
     )
-    tables = {"item_id": ("genres",), "account": ("city",)}
+    account = Feature("account", "string")
+    tables = (LookedUp(Feature("item_id"), ("genres",)), LookedUp(account, ("city",)))
     Contract(features, {}, tables=tables).write(tmp_path)
     found = Contract.read(tmp_path)
     assert found.tables == tables
+    assert found.unread_keys == (account,)
     # The city of a trip is no user's.
     assert found.joined_columns == {
         *("genres", "genres_length", "history_genres", "history_genres_length"),
@@ -64,7 +66,7 @@ def test_what_a_version_looks_up_is_read_as_it_was_written(tmp_path: Path) -> No
     }
     (tmp_path / "assets.extra" / "tables.json").unlink()
     old = Contract.read(tmp_path)
-    assert (old.tables, old.joined_columns) == ({}, frozenset())
+    assert (old.tables, old.joined_columns) == ((), frozenset())
 
 
 def test_unknown_ids_are_counted(contract: Contract) -> None:
@@ -105,7 +107,7 @@ def test_broken_contracts_are_refused(contract: Contract, tmp_path: Path) -> Non
         ("training.json", b"{}"),
         ("training.json", json.dumps({"timestamps": 5}).encode()),
         ("features.json", b"{}"),
-        ("tables.json", b"[]"),
+        ("tables.json", b'{"item_id": ["price"]}'),
     ):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(content)

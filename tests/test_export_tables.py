@@ -343,7 +343,9 @@ def test_a_session_restores_the_tables(case: Case, plain: Exported, joined: Expo
 
 def test_the_contract_says_what_is_joined(case: Case, plain: Exported, joined: Exported) -> None:
     contract = Contract.read(joined.path)
-    assert contract.tables == {"item_id": ("shelf/1", "topics", "price"), case.key: ("city", "spent")}
+    names = {key.name: names for key, names in contract.tables}
+    assert names == {"item_id": ("shelf/1", "topics", "price"), case.key: ("city", "spent")}
+    assert [key.dtype for key, _ in contract.tables] == [table.key.dtype for table in tables_of(case)]
     assert contract.joined_columns == GIVEN
     assert contract.features == case.model.features
-    assert (Contract.read(plain.path).tables, Contract.read(plain.path).joined_columns) == ({}, frozenset())
+    assert (Contract.read(plain.path).tables, Contract.read(plain.path).joined_columns) == ((), frozenset())

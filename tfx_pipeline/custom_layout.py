@@ -12,7 +12,8 @@ from keras_eta.datasets.clustering import SIZE
 from keras_eta.datasets.negative_draws import Period, Weighting
 from keras_eta.features import Features
 from tfx_pipeline.behaviours import ClusterSequence, Selection
-from tfx_pipeline.layouts import AGE_BOUNDARIES, CSV, Label, Layout
+from tfx_pipeline.joined_table import JoinedTable
+from tfx_pipeline.layouts import AGE_BOUNDARIES, CSV, USER_ID, Label, Layout
 from tfx_pipeline.sampling import NegativeSampling
 
 _CLUSTERS = "clusters"
@@ -53,6 +54,8 @@ def custom(
     negatives_by: Weighting = "uniform",
     negatives_from: Period = "earlier",
     min_count: int = 1,
+    join_items: Sequence[str] = (),
+    join_users: Sequence[str] = (),
 ) -> Layout:
     """A layout of one's own, by a mapping of columns.
 
@@ -101,6 +104,10 @@ def custom(
         negatives_by: `by` of it.
         negatives_from: `candidates` of it.
         min_count: times that the training split must hold an id for its vocabulary to have it.
+        join_items: a CSV file of items in the data directory, whose first line names its columns, and those that are
+            read as if they stood in the log, e.g. `("items.csv", "category_id", "brand")`. The id's column has the name
+            that it has in the log; separators and encoding are the log's too. Empty: there is none.
+        join_users: likewise of users.
 
     Raises:
         ValueError: if a feature, a sequence or `positives` is not written so, `snapshot_period` or `group_by` come
@@ -129,6 +136,14 @@ def custom(
             "`negatives_same`, `negatives_by` and `negatives_from` must go with `negatives`. "
             f"Received: negatives={negatives!r}"
         )
+    tables = {}
+    for role, key, words in (("items", item_id.partition(":")[0], join_items), ("users", USER_ID, join_users)):
+        if words:
+            file, *joined = words
+            if not joined:
+                raise ValueError(f"A table of {role} must be joined by some of its columns. Received: {file!r} alone")
+            source = columns.get(key, key)
+            tables[role] = JoinedTable(file, (), source, tuple(joined), separator, encoding)
     for text in sequence_attributes:
         name, _, attribute = text.partition("=")
         if name not in attributes or not attribute:
@@ -167,6 +182,7 @@ def custom(
         clusters=_cluster_sequence(clusters, snapshot_period, group_by, attributes[_CLUSTERS]) if clusters else None,
         negatives=sampling,
         user_dtype=user_dtype,
+        **tables,
     )
 
 

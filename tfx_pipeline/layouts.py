@@ -12,7 +12,7 @@ from keras_eta.datasets.taobao import END_TIMESTAMP, FIRST_TIMESTAMP
 from keras_eta.features import Features
 from keras_eta.validation import is_number
 from tfx_pipeline.behaviours import ClusterSequence, Selection
-from tfx_pipeline.item_table import ItemTable
+from tfx_pipeline.joined_table import JoinedTable
 from tfx_pipeline.sampling import NegativeSampling
 
 USER_ID = "user_id"
@@ -80,7 +80,9 @@ class Layout:
         encoding: of a CSV file.
         slice_columns: columns of the file, one value an impression, that evaluation slices by, whether the model reads
             them or not.
-        items: a table of items whose columns are read as if they stood in the file.
+        items: a table of items whose columns are read as if they stood in the file. Its features are looked up by id in
+            the export as well, so that requests lack them.
+        users: likewise, of users.
         first_timestamp: rows before it are malformed.
         end_timestamp: rows from it on are malformed.
         selections: which interactions are behaviours of which sequence, where not all of them are.
@@ -102,7 +104,8 @@ class Layout:
     header: tuple[str, ...] = ()
     encoding: str = "utf-8"
     slice_columns: tuple[str, ...] = ()
-    items: ItemTable | None = None
+    items: JoinedTable | None = None
+    users: JoinedTable | None = None
     first_timestamp: int | None = None
     end_timestamp: int | None = None
     selections: tuple[Selection, ...] = ()
@@ -143,9 +146,32 @@ class Layout:
         unknown = [name for name, _ in self.columns if name not in known]
         if unknown:
             raise ValueError(f"`columns` must map columns of the model, among {sorted(known)}. Received: {unknown}")
+        self._check_joined()
         missing = [name for name in self.sources if self.header and name not in self.header]
         if missing:
             raise ValueError(f"`header` {self.header} lacks columns that the layout reads: {missing}")
+
+    def _check_joined(self) -> None:
+        columns = [name for table in self.joined_tables for name in table.columns]
+        ids = (USER_ID, self.features.item_id.name, TIMESTAMP)
+        twice = [name for name in columns if columns.count(name) > 1 or name in map(self.source, ids)]
+        if twice:
+            raise ValueError(
+                f"The tables of items and of users must give different columns, and not the ids or times of the log. "
+                f"Received: {twice}"
+            )
+        of_others = {self.source(feature.name) for feature in (*self.features.user, *self.features.context)}
+        if self.items is not None and of_others & {*self.items.columns}:
+            raise ValueError(
+                "A table of items gives attributes of items, and columns to slice by. "
+                f"Received: {sorted(of_others & {*self.items.columns})}"
+            )
+        of_users = {self.source(feature.name) for feature in self.features.user} | {*self.slice_columns}
+        if self.users is not None and {*self.users.columns} - of_users:
+            raise ValueError(
+                "A table of users gives features of users, and columns to slice by. "
+                f"Received: {sorted({*self.users.columns} - of_users)}"
+            )
 
     def _check_clusters(self, clusters: ClusterSequence) -> None:
         own = {sequence.name: sequence for sequence in self.features.sequences}
@@ -214,9 +240,21 @@ class Layout:
         return dict(self.columns).get(name, name)
 
     @property
+    def joined_tables(self) -> tuple[JoinedTable, ...]:
+        """The tables of items and users that there are."""
+        return tuple(table for table in (self.items, self.users) if table is not None)
+
+    def joined_features(self, table: JoinedTable | None) -> tuple[Feature, ...]:
+        """The features that a table gives: of items those of its item, of users those of its user."""
+        if table is None:
+            return ()
+        features = self.features.item_attributes if table is self.items else self.features.user
+        return tuple(feature for feature in features if self.source(feature.name) in table.columns)
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """Every column that the file must have."""
-        joined = () if self.items is None else self.items.columns
+        joined = [name for table in self.joined_tables for name in table.columns]
         names = (self.source(name) for name in (*self.row_columns, *self.behaviour_columns))
         wanted = [name for name in names if name != LABEL and name not in joined]
         rules = (selection.column for selection in self.selections)
@@ -231,13 +269,14 @@ class Layout:
     def from_dict(cls, values: Mapping[str, Any]) -> Layout:
         """The layout that `to_dict` wrote."""
         values = dict(values)
-        items = values.pop("items")
+        items, users = values.pop("items"), values.pop("users", None)
         # Older descriptions lack them.
         clusters, negatives = values.pop("clusters", None), values.pop("negatives", None)
         return cls(
             features=Features.from_dict(values.pop("features")),
             label=Label(**values.pop("label")),
-            items=None if items is None else ItemTable(**items),
+            items=None if items is None else JoinedTable(**items),
+            users=None if users is None else JoinedTable(**users),
             selections=tuple(Selection(**selection) for selection in values.pop("selections", ())),
             clusters=None if clusters is None else ClusterSequence(**clusters),
             negatives=None if negatives is None else NegativeSampling(**negatives),
@@ -260,7 +299,7 @@ def movielens(max_history_length: int = 512) -> Layout:
         separator="::",
         header=(USER_ID, "item_id", "rating", TIMESTAMP),
         slice_columns=("genre",),
-        items=ItemTable(
+        items=JoinedTable(
             "movies.dat",
             header=("movie_id", "title", "genre"),
             key="movie_id",

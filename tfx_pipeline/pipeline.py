@@ -58,7 +58,9 @@ def make_pipeline(config: PipelineConfig, metadata_connection: Any = None) -> An
     )
     # Anomalous data must not reach training.
     transform.add_upstream_node(validator)
-    trainer = _trainer(config.only("output", "serving_dir", "model", "training"), transform, schema)
+    # Where the tables are that travel in the export.
+    joined = ["data"] if any(map(config.layout.joined_features, config.layout.joined_tables)) else []
+    trainer = _trainer(config.only(*joined, "output", "serving_dir", "model", "training"), transform, schema)
     model = trainer.outputs["model"]
 
     latest_blessed = tfx.dsl.Resolver(
@@ -66,7 +68,7 @@ def make_pipeline(config: PipelineConfig, metadata_connection: Any = None) -> An
         model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
         model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
     ).with_id("latest_blessed_model")
-    short = _short_history_trainer(config, transform, schema)
+    short = _short_history_trainer(config.only(*joined, "output", "model", "training", "evaluation"), transform, schema)
     baselines = Baselines(
         examples=examples,
         item_id=config.layout.features.item_id.name,
@@ -137,5 +139,5 @@ def _short_history_trainer(config: PipelineConfig, transform: Any, schema: Any) 
         return None
     # No version of it is served, so there is none to start from, and an order needs no calibration.
     training = dataclasses.replace(config.training, warm_start=False, calibrate=None)
-    alone = dataclasses.replace(config.only("output"), model=model, training=training)
+    alone = dataclasses.replace(config.only("data", "output"), model=model, training=training)
     return _trainer(alone, transform, schema).with_id("ShortHistoryTrainer")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_eta.quiet import quiet_imports
-from tfx_pipeline.flags import add_layout_flags, layout_from_flags
+from tfx_pipeline.layout_flags import add_layout_flags, layout_from_flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:

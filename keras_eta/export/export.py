@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_eta.contract import Contract, check_timestamps
+from keras_eta.contract import Contract, LookedUp, check_timestamps
 from keras_eta.export.attribute_table import AttributeTable
 from keras_eta.export.joins import lookup_for
 from keras_eta.export.signatures import Signatures
@@ -98,8 +98,9 @@ def export_model(
     check_timestamps(timestamps)
     if tables:
         lookup_for(model, tables)
-    names = {table.key.name: table.names for table in tables}
-    contract = Contract(model.features, {} if model.lookup is None else vocabularies(model.lookup), timestamps, names)
+    looked_up = tuple(LookedUp(table.key, table.names) for table in tables)
+    known = {} if model.lookup is None else vocabularies(model.lookup)
+    contract = Contract(model.features, known, timestamps, looked_up)
 
     def trace() -> Signatures:
         if not model.built:

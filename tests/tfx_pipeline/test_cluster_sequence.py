@@ -22,10 +22,10 @@ from keras_eta.interest import TWINV2
 from tfx_pipeline.behaviours import ClusterSequence, Selection
 from tfx_pipeline.config import PipelineConfig, Split
 from tfx_pipeline.custom_layout import custom
-from tfx_pipeline.flags import add_layout_flags, layout_from_flags
 from tfx_pipeline.ingestion.clusters import _snapshots
 from tfx_pipeline.ingestion.impression_gen import ImpressionGenExecutor, impression_gen
 from tfx_pipeline.ingestion.log_checks import check_data
+from tfx_pipeline.layout_flags import add_layout_flags, layout_from_flags
 from tfx_pipeline.layouts import Label, Layout
 from tfx_pipeline.model_config import Model
 from tfx_pipeline.ranker import check_ranker

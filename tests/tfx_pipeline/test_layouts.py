@@ -10,7 +10,7 @@ import pytest
 
 from keras_eta import Age, Calendar, Feature, Features, Positives
 from tfx_pipeline.custom_layout import custom
-from tfx_pipeline.item_table import ItemTable
+from tfx_pipeline.joined_table import JoinedTable
 from tfx_pipeline.layouts import AGE_BOUNDARIES, Label, Layout, movielens, taobao
 
 
@@ -187,9 +187,10 @@ def test_label_refuses(arguments, message):
 
 
 def test_item_table_refuses_a_column_that_it_lacks():
-    message = "`key` and `columns` must be among the table's columns ('id', 'name'). Received: ['genre']"
+    message = "`key` and `columns` must be among the columns of the table items.csv, ('id', 'name'), once each. "
+    message += "Received: ['genre']"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        ItemTable("items.csv", ("id", "name"), "id", ("genre",))
+        JoinedTable("items.csv", ("id", "name"), "id", ("genre",))
 
 
 def test_custom_layout_gives_every_id_its_minimum_count() -> None:

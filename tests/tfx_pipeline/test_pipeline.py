@@ -32,7 +32,7 @@ from keras_eta.datasets.counting import BASELINES
 from serving.client import RankingClient
 from serving.server.embedded import EmbeddedServer
 from tfx_pipeline import run, tune
-from tfx_pipeline.components.infra_validator import serving_requests
+from tfx_pipeline.components.serving_requests import serving_requests
 from tfx_pipeline.config import EVAL
 from tfx_pipeline.exclusive import exclusive
 from tfx_pipeline.flags import config_from_flags

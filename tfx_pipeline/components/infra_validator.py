@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,15 @@ from tfx.types import artifact_utils
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 from tfx.utils import io_utils, path_utils
 
-from keras_eta.columns import HISTORY_LENGTH, TIMESTAMP, length_name
+from keras_eta.columns import HISTORY_LENGTH, Feature
+from keras_eta.contract import Contract, LookedUp
 from keras_eta.export import COUNT, EXAMPLES, POSITIONS, PROBABILITY, WEIGHTS
-from keras_eta.export.checks import parsed
-from keras_eta.export.columns import RANK_FROM_STATE, UPDATE_STATE, USER_STATE, dtypes_of
-from keras_eta.export.examples import LISTS
+from keras_eta.export.columns import RANK_FROM_STATE, UPDATE_STATE, USER_STATE
 from keras_eta.features import Features
 from tfx_pipeline.components.model_server import ModelServer, Signature, UnservableModelError, local_model
+from tfx_pipeline.components.serving_requests import EXPLAIN, POINTWISE, RANK, Inputs, requests_to
 from tfx_pipeline.config import EVAL, PipelineConfig
-
-POINTWISE, RANK, EXPLAIN = "serving_default", "rank", "explain"
+from tfx_pipeline.layouts import USER_ID, Layout
 
 # What TFX's own InfraValidator leaves behind.
 BLESSED_FILE, NOT_BLESSED_FILE = "INFRA_BLESSED", "INFRA_NOT_BLESSED"
@@ -39,53 +39,6 @@ _NUM_EXAMPLES = 16
 # Largest difference between the probabilities that two signatures give the same impression.
 _TOLERANCE = 1e-5
 
-Inputs = Mapping[str, np.ndarray]
-
-
-def serving_requests(records: Sequence[bytes], features: Features) -> dict[str, Inputs]:
-    """One request for each signature, all about the same impressions.
-
-    Args:
-        records: N serialized tf.Examples of impressions, at least one.
-        features: their columns.
-
-    Returns:
-        By signature, its inputs by name. `rank` and `explain` get N requests, each with the N impressions' candidates,
-        its own first. Histories are padded with a real behaviour, as TensorFlow Serving's batching pads them.
-
-    Raises:
-        ValueError: if an example lacks a column of the features or holds it as another type.
-    """
-    examples = [tf.train.Example.FromString(record).features.feature for record in records]
-    dtypes, by_column = dtypes_of(features, raw_ids=True), features.by_column
-    behaviours = {name for sequence in features.all_sequences for name in features.sequence_names(sequence)}
-    for name in (*features.row_names, *behaviours):
-        feature = by_column.get(name)
-        several = name in behaviours or (feature is not None and feature.max_values)
-        if name in features.row_names and feature is None and name != TIMESTAMP:
-            # The number of a row's own values, which its list tells.
-            continue
-        kind = LISTS[dtypes[name].name]
-        for example in examples:
-            found = example[name].WhichOneof("kind") if name in example else "nothing"
-            # An empty list needs no type.
-            if found != kind and not (found is None and several):
-                raise ValueError(f"Column `{name}` of the examples must be a {kind}. Received: {found}")
-            count = len(getattr(example[name], kind).value)
-            if not several and count != 1:
-                raise ValueError(f"Column `{name}` of the examples must hold one value each. Received: {count}")
-    dense = {name: column.numpy() for name, column in parsed(tf.constant(records), features, dtypes).items()}
-    for sequence in features.all_sequences:
-        for name in features.sequence_names(sequence):
-            dense[name] = _padded(dense[name], dense[sequence.length])
-
-    N = len(records)
-    candidates = (np.arange(N)[:, None] + np.arange(N)) % N
-    names = [name for feature in features.item_features for name in (feature.name, length_name(feature.name))]
-    items = {name: dense[name][candidates] for name in names if name in dense}
-    ranking = {**dense, **items}
-    return {POINTWISE: dense, RANK: ranking, EXPLAIN: ranking, EXAMPLES: {EXAMPLES: np.array(records, object)}}
-
 
 def check_signatures(server: ModelServer, requests: Mapping[str, Inputs]) -> None:
     """Sends a request to every signature and checks the answers.
@@ -95,7 +48,7 @@ def check_signatures(server: ModelServer, requests: Mapping[str, Inputs]) -> Non
 
     Args:
         server: has the model loaded.
-        requests: as `serving_requests` makes them.
+        requests: as `requests_to` makes them.
 
     Raises:
         UnservableModelError: if a signature is missing, does not answer, answers with something that is no probability
@@ -134,11 +87,11 @@ class InfraValidatorExecutor(base_executor.BaseExecutor):
     """Starts a model server on the model and sends it real requests.
 
     Attributes:
-        make_requests: makes requests of records and features.
+        make_requests: makes requests to a version with a contract, of records.
         check: sends them to a server; raises UnservableModelError where an answer is wrong.
     """
 
-    make_requests = staticmethod(serving_requests)
+    make_requests = staticmethod(requests_to)
     check = staticmethod(check_signatures)
 
     def Do(  # noqa: N802
@@ -157,7 +110,8 @@ class InfraValidatorExecutor(base_executor.BaseExecutor):
         records = list(_eval_records(examples))
         if not records:
             raise ValueError(f"The {EVAL} split of {examples.uri} is empty: there is nothing to ask the model.")
-        requests = self.make_requests(records, features)
+        contract = Contract(features, {}, tables=self.tables_of(exec_properties))
+        requests = self.make_requests(contract, records)
         with local_model(path_utils.serving_model_path(model.uri)) as model_path:
             server = ModelServer(
                 model_path,
@@ -180,12 +134,18 @@ class InfraValidatorExecutor(base_executor.BaseExecutor):
         blessing.set_string_custom_property(REASON_PROPERTY, reason)
         io_utils.write_string_file(os.path.join(blessing.uri, NOT_BLESSED_FILE if reason else BLESSED_FILE), reason)
 
+    @staticmethod
+    def tables_of(exec_properties: dict[str, Any]) -> tuple[LookedUp, ...]:
+        """What the version looks up, by the parameters of the component."""
+        return tuple(LookedUp(Feature(**key), tuple(names)) for key, names in json.loads(exec_properties["tables"]))
+
 
 class LocalInfraValidatorSpec(ComponentSpec):
     """What `LocalInfraValidator` takes and gives; the channels are those of TFX's InfraValidator."""
 
     PARAMETERS = {  # noqa: RUF012
         "features": ExecutionParameter(type=str),
+        "tables": ExecutionParameter(type=str),
         "loading_seconds": ExecutionParameter(type=float),
         "request_seconds": ExecutionParameter(type=float),
     }
@@ -225,6 +185,7 @@ class LocalInfraValidator(tfx.types.BaseComponent):
             model=model,
             examples=examples,
             features=json.dumps(config.layout.features.to_dict(), sort_keys=True),
+            tables=json.dumps(_tables(config.layout)),
             loading_seconds=float(loading_seconds),
             request_seconds=float(request_seconds),
             blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.InfraBlessing),
@@ -232,16 +193,22 @@ class LocalInfraValidator(tfx.types.BaseComponent):
         super().__init__(spec=spec)
 
 
+def _tables(layout: Layout) -> list[tuple[dict[str, Any], list[str]]]:
+    """The key and the names of each table that the export has."""
+    item_id = layout.features.item_id
+    users = [feature for feature in layout.features.user if feature.name == USER_ID]
+    user_id = users[0] if users else Feature(USER_ID, layout.user_dtype)
+    return [
+        (dataclasses.asdict(Feature(key.name, key.dtype)), [feature.name for feature in layout.joined_features(table)])
+        for key, table in ((item_id, layout.items), (user_id, layout.users))
+        if layout.joined_features(table)
+    ]
+
+
 def _eval_records(examples: Any) -> Iterator[bytes]:
     files = io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], EVAL))
     dataset = tf.data.TFRecordDataset(sorted(tf.io.gfile.glob(files)), compression_type="GZIP")
     yield from dataset.take(_NUM_EXAMPLES).as_numpy_iterator()
-
-
-def _padded(column: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """A sequence's column, filled up behind its lengths with the first behaviour there is."""
-    real = np.arange(column.shape[1]) < lengths[:, None]
-    return np.where(real.reshape(real.shape + (1,) * (column.ndim - 2)), column, column[real][:1])
 
 
 def _check_probability(signature: str, outputs: Inputs, shape: tuple[int, ...]) -> None:

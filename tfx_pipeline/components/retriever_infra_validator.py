@@ -9,12 +9,13 @@ import tensorflow as tf
 from tfx.dsl.components.base import executor_spec
 
 from keras_eta.columns import HISTORY_LENGTH, ITEM_ID, history_name
+from keras_eta.contract import Contract
 from keras_eta.export import EXAMPLES
 from keras_eta.export.examples import LISTS, make_example
 from keras_eta.export.retriever import EXCLUDED, LOG_PROBABILITY, RETRIEVE
-from keras_eta.features import Features
-from tfx_pipeline.components.infra_validator import InfraValidatorExecutor, Inputs, LocalInfraValidator
+from tfx_pipeline.components.infra_validator import InfraValidatorExecutor, LocalInfraValidator
 from tfx_pipeline.components.model_server import ModelServer, UnservableModelError
+from tfx_pipeline.components.serving_requests import Inputs
 from tfx_pipeline.retrieval.answers import faults
 from tfx_pipeline.retrieval.served import request
 
@@ -22,12 +23,12 @@ from tfx_pipeline.retrieval.served import request
 _TOLERANCE = 1e-4
 
 
-def retrieval_requests(records: Sequence[bytes], features: Features) -> dict[str, Inputs]:
+def retrieval_requests(contract: Contract, records: Sequence[bytes]) -> dict[str, Inputs]:
     """One request for each signature, with the same histories, whose items are not to be found.
 
     Args:
-        records: serialized tf.Examples of impressions, at least one.
-        features: their columns.
+        contract: says which columns the impressions have.
+        records: serialized tf.Examples of them, at least one.
 
     Returns:
         By signature, its inputs by name. Behind the histories of the records stand an empty one, and one of an item
@@ -36,7 +37,8 @@ def retrieval_requests(records: Sequence[bytes], features: Features) -> dict[str
     Raises:
         ValueError: if an example lacks the history or holds it as another type.
     """
-    name, dtype = history_name(features.item_id.name), features.item_id.dtype
+    item_id = contract.features.item_id
+    name, dtype = history_name(item_id.name), item_id.dtype
     histories = []
     for record in records:
         columns = tf.train.Example.FromString(record).features.feature

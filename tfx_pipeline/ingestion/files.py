@@ -14,6 +14,7 @@ from tfx.components.example_gen.utils import date_to_span_number
 from tfx.dsl.io import fileio
 
 from tfx_pipeline.ingestion.values import split_row
+from tfx_pipeline.joined_table import JoinedTable
 from tfx_pipeline.layouts import Layout
 
 _SPECS = re.compile(r"\{SPAN(?::(?P<width>\d+))?\}|\{(?P<date>YYYY|MM|DD)\}|(?P<any>\*)|(?P<one>\?)")
@@ -79,7 +80,7 @@ def size_and_time(path: str) -> str:
     return f"{found.length} {found.mtime_nsec}"
 
 
-def read_header(path: str, layout: Layout) -> tuple[str, ...]:
+def read_header(path: str, layout: Layout | JoinedTable) -> tuple[str, ...]:
     """Names of a CSV file's columns, from its first line; none where the file is empty."""
     with FileSystems.open(path) as file:
         line = file.readline().rstrip(b"\r\n")

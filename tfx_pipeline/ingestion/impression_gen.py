@@ -72,7 +72,7 @@ def impression_gen(config: PipelineConfig) -> FileBasedExampleGen:
     Parquet the training impressions and positives of each item. Malformed rows go to `config.dead_letter_dir`.
 
     A pattern with a `{SPAN}` (or `{YYYY}`, `{MM}`, `{DD}`) reads the newest span and all before it. The component runs
-    again when a file of the log, of any span, the item table or the item vectors change, and when an argument that it
+    again when a file of the log, of any span, a joined table or the item vectors change, and when an argument that it
     reads does.
 
     Args:
@@ -120,8 +120,7 @@ class _Driver(FileBasedDriver):
         config = _config(exec_properties)
         spans = log_spans(config.data, config.layout)
         paths = sorted(spans)
-        if config.layout.items is not None:
-            paths.append(os.path.join(config.data, config.layout.items.file))
+        paths += [os.path.join(config.data, table.file) for table in config.layout.joined_tables]
         if config.layout.clusters is not None:
             paths.append(config.layout.clusters.item_vectors)
         prints = [f"{os.path.relpath(path, config.data)} {size_and_time(path)}" for path in paths]

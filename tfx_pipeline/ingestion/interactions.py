@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import json
 import os
@@ -13,15 +14,25 @@ import apache_beam as beam
 from keras_eta.datasets.delimited import WRONG_COLUMNS
 from tfx_pipeline.ingestion.counting import COUNTS, MALFORMED, ROWS_READ, CountingDoFn
 from tfx_pipeline.ingestion.files import file_metadata, read_header
-from tfx_pipeline.ingestion.rows import SPELLING, TIME_UNIT, Interaction, RowParser, Scalar, UserId, value_dtype
+from tfx_pipeline.ingestion.rows import (
+    SPELLING,
+    TIME_UNIT,
+    Interaction,
+    Joined,
+    JoinedRows,
+    RowParser,
+    Scalar,
+    UserId,
+    value_dtype,
+)
 from tfx_pipeline.ingestion.values import (
     PARSERS,
     MalformedRowError,
     column_values,
     split_row,
 )
-from tfx_pipeline.item_table import ItemTable
-from tfx_pipeline.layouts import CSV, Layout
+from tfx_pipeline.joined_table import JoinedTable
+from tfx_pipeline.layouts import CSV, USER_ID, Layout
 
 _BATCH_ROWS = 10_000
 
@@ -56,11 +67,14 @@ class ReadInteractions(beam.PTransform):
         else:
             rows = paths | beam.io.ReadAllFromParquetBatched(columns=list(layout.sources), with_filename=True)
             parse = _ParseTables(layout, self._files)
-        items = None
-        if layout.items is not None:
-            item_dtype = value_dtype(layout, layout.features.item_id.name)
-            items = beam.pvalue.AsDict(pipeline | "Items" >> _ReadItems(layout.items, self._data, item_dtype))
-        return rows | "Parse" >> beam.ParDo(parse, items).with_outputs(MALFORMED, COUNTS, main="interactions")
+        keys = (("Items", layout.items, layout.features.item_id.name), ("Users", layout.users, USER_ID))
+        joined = [
+            None
+            if table is None
+            else beam.pvalue.AsDict(pipeline | name >> _ReadTable(table, self._data, value_dtype(layout, key)))
+            for name, table, key in keys
+        ]
+        return rows | "Parse" >> beam.ParDo(parse, *joined).with_outputs(MALFORMED, COUNTS, main="interactions")
 
 
 class _ParseRows(CountingDoFn):
@@ -68,12 +82,12 @@ class _ParseRows(CountingDoFn):
         self,
         parser: RowParser,
         row: Sequence[Any],
-        items: Mapping[Scalar, Sequence[str]] | None,
+        joined: Joined,
         file: int,
         path: str,
     ) -> tuple[UserId, Interaction]:
         """The user and the interaction of a row; counts the unit of its timestamp and the spellings of its ids."""
-        user, interaction = parser.parse(row, items, file)
+        user, interaction = parser.parse(row, joined, file)
         self.count("\t".join((TIME_UNIT, parser.time_unit(interaction.timestamp), path)))
         for spelling, column in parser.number_spellings(row):
             self.count("\t".join((SPELLING, spelling, column, path)))
@@ -95,14 +109,14 @@ class _ParseLines(_ParseRows):
         }
 
     def process(
-        self, element: tuple[str, bytes], items: Mapping[Scalar, Sequence[str]] | None
+        self, element: tuple[str, bytes], items: JoinedRows, users: JoinedRows
     ) -> Iterator[tuple[UserId, Interaction] | beam.pvalue.TaggedOutput]:
         name, line = element
         file, path, parser = self._files[name]
         self.count("\t".join((ROWS_READ, path)))
         try:
             row = split_row(line.decode(self._encoding), self._separator)
-            interaction = self.parsed(parser, row, items, file, path)
+            interaction = self.parsed(parser, row, Joined(items, users), file, path)
         except (MalformedRowError, UnicodeDecodeError) as error:
             reason = str(error) if isinstance(error, MalformedRowError) else f"not in {self._encoding}"
             yield self.malformed(reason, path, line.decode(self._encoding, "backslashreplace"))
@@ -120,7 +134,7 @@ class _ParseTables(_ParseRows):
         self._files = {glob.escape(path): (number, path) for number, path in enumerate(files)}
 
     def process(
-        self, element: tuple[str, Any], items: Mapping[Scalar, Sequence[str]] | None
+        self, element: tuple[str, Any], items: JoinedRows, users: JoinedRows
     ) -> Iterator[tuple[UserId, Interaction] | beam.pvalue.TaggedOutput]:
         name, table = element
         file, path = self._files[name]
@@ -129,7 +143,7 @@ class _ParseTables(_ParseRows):
             columns = [column_values(batch.column(batch.schema.get_field_index(name))) for name in self._columns]
             for row in zip(*columns, strict=True):
                 try:
-                    interaction = self.parsed(self._parser, row, items, file, path)
+                    interaction = self.parsed(self._parser, row, Joined(items, users), file, path)
                 except MalformedRowError as error:
                     text = json.dumps(dict(zip(self._columns, row, strict=True)), default=repr)
                     yield self.malformed(str(error), path, text)
@@ -137,28 +151,46 @@ class _ParseTables(_ParseRows):
                     yield interaction
 
 
-class _ReadItems(beam.PTransform):
-    """Pipeline -> (item id, values of the joined columns) of an item table."""
+class _ReadTable(beam.PTransform):
+    """Pipeline -> (id, values of the joined columns) of a table."""
 
-    def __init__(self, table: ItemTable, data: str, dtype: type) -> None:
+    def __init__(self, table: JoinedTable, data: str, dtype: type) -> None:
         super().__init__()
-        self._table = table
-        self._path = os.path.join(data, table.file)
-        self._dtype = dtype
+        self._table, self._data, self._dtype = table, data, dtype
 
     def expand(self, pipeline: Any) -> Any:
+        path = os.path.join(self._data, self._table.file)
+        named = with_header(self._table, self._data)
         return (
             pipeline
-            | "File" >> beam.Create([file_metadata(self._path)])
-            | "Read" >> beam.io.ReadAllFromText(coder=beam.coders.BytesCoder())
-            | "Parse" >> beam.Map(parse_item, self._table, self._path, self._dtype)
+            | "File" >> beam.Create([file_metadata(path)])
+            | "Read"
+            >> beam.io.ReadAllFromText(coder=beam.coders.BytesCoder(), skip_header_lines=0 if self._table.header else 1)
+            | "Parse" >> beam.Map(parse_line, named, path, self._dtype)
             | beam.GroupByKey()
-            | "Check" >> beam.Map(_only_item, self._path)
+            | "Check" >> beam.Map(_only_line, path)
         )
 
 
-def parse_item(line: bytes, table: ItemTable, path: str, dtype: type) -> tuple[Scalar, tuple[str, ...]]:
-    """The item id of a line, and its values of the table's `columns`; ValueError if it can't be read."""
+def with_header(table: JoinedTable, data: str) -> JoinedTable:
+    """The table with the names of its columns, from its first line where it has them there.
+
+    Args:
+        table: of the layout.
+        data: directory of the log.
+
+    Raises:
+        ValueError: if it lacks a column.
+    """
+    if table.header:
+        return table
+    header = read_header(os.path.join(data, table.file), table)
+    table.check_header(header)
+    return dataclasses.replace(table, header=header)
+
+
+def parse_line(line: bytes, table: JoinedTable, path: str, dtype: type) -> tuple[Scalar, tuple[str, ...]]:
+    """The id of a line, and its values of the table's `columns`; ValueError if it can't be read."""
     try:
         text = line.decode(table.encoding)
     except UnicodeDecodeError as error:
@@ -177,8 +209,8 @@ def parse_item(line: bytes, table: ItemTable, path: str, dtype: type) -> tuple[S
     return key, values
 
 
-def _only_item(item: tuple[Scalar, Iterable[tuple[str, ...]]], path: str) -> tuple[Scalar, tuple[str, ...]]:
+def _only_line(item: tuple[Scalar, Iterable[tuple[str, ...]]], path: str) -> tuple[Scalar, tuple[str, ...]]:
     key, (first, *others) = item
     if others:
-        raise ValueError(f"{path} has more than one line of the item {key!r}")
+        raise ValueError(f"{path} has more than one line of {key!r}")
     return key, first

@@ -14,6 +14,7 @@ from keras_eta.columns import TIMESTAMP
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.ingestion.clusters import read_item_vectors
 from tfx_pipeline.ingestion.files import log_files, read_header
+from tfx_pipeline.ingestion.interactions import with_header
 from tfx_pipeline.layouts import PARQUET, Layout
 
 _NUM_LISTED = 10
@@ -26,9 +27,9 @@ def check_data(config: PipelineConfig) -> None:
         config: of the pipeline.
 
     Raises:
-        FileNotFoundError: if the directory, the log's files, the item table or the item vectors are missing.
-        ValueError: if a file lacks a column that the layout reads or holds it in a type that can't be read, if the item
-            vectors can't be read or are of ids of another type, or if the log is empty.
+        FileNotFoundError: if the directory, the log's files, a joined table or the item vectors are missing.
+        ValueError: if a file or a joined table lacks a column that the layout reads or holds it in a type that can't be
+            read, if the item vectors can't be read or are of ids of another type, or if the log is empty.
     """
     layout = config.layout
     if not fileio.isdir(config.data):
@@ -39,10 +40,12 @@ def check_data(config: PipelineConfig) -> None:
             f"No file in {config.data} matches the layout's pattern {layout.pattern!r}. "
             f"Present: {listed([str(name) for name in fileio.listdir(config.data)])}"
         )
-    if layout.items is not None:
-        path = os.path.join(config.data, layout.items.file)
+    for table in layout.joined_tables:
+        path = os.path.join(config.data, table.file)
         if not fileio.exists(path):
-            raise FileNotFoundError(f"The layout's table of items is missing: {path}")
+            whose = "items" if table is layout.items else "users"
+            raise FileNotFoundError(f"The layout's table of {whose} is missing: {path}")
+        with_header(table, config.data)
     if layout.clusters is not None:
         read_item_vectors(layout.clusters.item_vectors, layout.features.item_id)
     check = _check_parquet if layout.file_format == PARQUET else _check_csv

@@ -12,6 +12,7 @@ from keras_eta.columns import LABEL, TIMESTAMP
 from keras_eta.datasets.delimited import WRONG_COLUMNS
 from keras_eta.time_units import per_second, time_unit
 from tfx_pipeline.ingestion.values import MISSING, PARSERS, MalformedRowError, parse_timestamp
+from tfx_pipeline.joined_table import JoinedTable
 from tfx_pipeline.layouts import USER_ID, Layout
 
 # Of a string id: how it is spelt where it is a number, its column and its file, joined by tabs.
@@ -25,11 +26,20 @@ Scalar: TypeAlias = int | float | bytes
 _CLOCKS_APART = 86_400
 # A missing value of an optional feature: unlike NaN it sorts, and rows that have it can be equal.
 MISSING_FLOAT = -math.inf
+# Id -> the columns of a joined table; `None` where there is no such table.
+JoinedRows: TypeAlias = Mapping[Scalar, Sequence[str]] | None
 # What joins a row to its user: an int or bytes.
 UserId: TypeAlias = int | bytes
 
 _DTYPES = {"int64": int, "float32": float, "string": bytes}
 _NUMBER_IDS = {INTEGER: re.compile(rb"-?[0-9]+"), DECIMAL: re.compile(rb"-?[0-9]+\.0")}
+
+
+class Joined(NamedTuple):
+    """What the layout's tables say of items and of users."""
+
+    items: JoinedRows
+    users: JoinedRows
 
 
 class Interaction(NamedTuple):
@@ -73,7 +83,7 @@ def value_dtype(layout: Layout, name: str) -> type:
 
 
 class _Cell(NamedTuple):
-    """A column of the file or of the item table: where its value stands in the row and what it must be."""
+    """A column of the file or of a joined table: where its value stands in the row and what it must be."""
 
     position: int
     source: str
@@ -106,30 +116,45 @@ class _Cell(NamedTuple):
         return value
 
 
+def joined_cell(layout: Layout, table: JoinedTable, name: str) -> _Cell:
+    """What reads a column of the contract in the values that a table joins to a row.
+
+    Args:
+        layout: how the log's files are read.
+        table: one of its `joined_tables`.
+        name: of the column, by the contract.
+    """
+    return _cell(layout, name, table.columns.index(layout.source(name)), table)
+
+
+def _cell(layout: Layout, name: str, position: int, table: JoinedTable | None) -> _Cell:
+    by_name = {feature.name: feature for feature in layout.features.all_features}
+    is_id = name.endswith("_id") or name == layout.features.item_id.name
+    most = by_name[name].max_values if name in by_name else None
+    separator = layout.list_separator if most else ""
+    if table is not None:
+        separator = table.list_separator or separator
+    optional = name in by_name and by_name[name].optional
+    dtype = value_dtype(layout, name)
+    return _Cell(position, layout.source(name), dtype, is_id, name == TIMESTAMP, separator, most, optional)
+
+
 class RowParser:
     """Reads the rows of files that have the same header.
 
     Args:
         layout: how the files hold interactions.
-        header: names of the files' columns. Those of the layout's item table are joined to a row.
+        header: names of the files' columns. Those of the layout's tables are joined to a row.
     """
 
     def __init__(self, layout: Layout, header: Sequence[str]) -> None:
         self._num_columns = len(header)
-        joined = () if layout.items is None else layout.items.columns
-        by_name = {feature.name: feature for feature in layout.features.all_features}
+        joined = {name: table for table in layout.joined_tables for name in table.columns}
         positions = {name: position for position, name in enumerate([*header, *joined])}
 
         def cell(name: str) -> _Cell:
             source = layout.source(name)
-            is_id = name.endswith("_id") or name == layout.features.item_id.name
-            most = by_name[name].max_values if name in by_name else None
-            separator = layout.list_separator if most else ""
-            if layout.items is not None and source in joined:
-                separator = layout.items.list_separator
-            optional = name in by_name and by_name[name].optional
-            dtype = value_dtype(layout, name)
-            return _Cell(positions[source], source, dtype, is_id, name == TIMESTAMP, separator, most, optional)
+            return _cell(layout, name, positions[source], joined.get(source))
 
         self._user = cell(USER_ID)
         self._timestamp = cell(TIMESTAMP)
@@ -159,14 +184,12 @@ class RowParser:
         self._end = math.inf if layout.end_timestamp is None else layout.end_timestamp
         self._latest = time.time() + _CLOCKS_APART
 
-    def parse(
-        self, row: Sequence[Any], items: Mapping[Scalar, Sequence[str]] | None, file: int
-    ) -> tuple[UserId, Interaction]:
+    def parse(self, row: Sequence[Any], joined: Joined, file: int) -> tuple[UserId, Interaction]:
         """The user and the interaction of a row.
 
         Args:
             row: its values, in the order of the header: text, or numbers where the file is typed.
-            items: item id -> the columns of the item table, where the layout has one.
+            joined: the layout's tables.
             file: number of the row's file.
 
         Raises:
@@ -178,15 +201,16 @@ class RowParser:
         timestamp = self._timestamp.parse(row)
         if not self._first <= timestamp < self._end:
             raise MalformedRowError(f"with a {self._timestamp.source} outside the layout's range")
-        joined: Sequence[str] = ()
-        if items is not None:
-            found = items.get(self._item.parse(row))
-            if found is None:
-                raise MalformedRowError("of an unknown item")
-            joined = found
+        more: list[str] = []
+        for name, table, key in (("item", joined.items, self._item), ("user", joined.users, self._user)):
+            if table is not None:
+                found = table.get(key.parse(row))
+                if found is None:
+                    raise MalformedRowError(f"of an unknown {name}")
+                more += found
         outcome = 1 if self._outcome is None else self._outcome.parse(row)
         label = self._label(outcome)
-        cells = (*row, *joined, label)
+        cells = (*row, *more, label)
         values = tuple(value.parse(cells) for value in self._values)
         sequences = tuple(rule is None or rule[0].parse(row) in rule[1] for rule in self._sequences)
         return user, Interaction(timestamp, values, label, outcome, sequences, file)

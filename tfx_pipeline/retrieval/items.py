@@ -20,10 +20,10 @@ from tfx.dsl.io import fileio
 from keras_eta.columns import TIMESTAMP
 from keras_eta.datasets.delimited import WRONG_COLUMNS
 from tfx_pipeline.config import PipelineConfig
-from tfx_pipeline.ingestion.interactions import parse_item
+from tfx_pipeline.ingestion.interactions import parse_line
 from tfx_pipeline.ingestion.rows import value_dtype
 from tfx_pipeline.ingestion.values import PARSERS, MalformedRowError
-from tfx_pipeline.item_table import ItemTable
+from tfx_pipeline.joined_table import JoinedTable
 from tfx_pipeline.layouts import Layout
 from tfx_pipeline.training.batches import files_of, impressions_of
 
@@ -141,14 +141,14 @@ def _read_csv(file: Any, path: str, names: Sequence[str]) -> dict[str, list[Any]
     return {name: [row[place] for row in rows] for name, place in zip(names, places, strict=True)}
 
 
-def _read_layout_table(layout: Layout, table: ItemTable, path: str) -> Items:
+def _read_layout_table(layout: Layout, table: JoinedTable, path: str) -> Items:
     extracted = {name: (column, re.compile(part)) for name, column, part in table.extracted}
     wanted = (*table.text, *table.categories)
     sources = tuple(dict.fromkeys(extracted[name][0] if name in extracted else name for name in wanted))
     read = dataclasses.replace(table, columns=sources)
     with FileSystems.open(path) as file:
         lines = [line.rstrip(b"\r\n") for line in iter(file.readline, b"")]
-    rows = [parse_item(line, read, path, _id_dtype(layout)) for line in lines]
+    rows = [parse_line(line, read, path, _id_dtype(layout)) for line in lines]
     cells: dict[str, list[Any]] = {}
     for name in wanted:
         column, part = extracted.get(name, (name, None))

@@ -124,9 +124,6 @@ def request_columns(contract: Contract) -> tuple[Column, ...]:
 
     Args:
         contract: of the version, with its vocabularies.
-
-    Raises:
-        ValueError: if the version has a table by a column that is no feature of the model.
     """
     features = contract.features
 
@@ -144,9 +141,7 @@ def request_columns(contract: Contract) -> tuple[Column, ...]:
         columns += [column(feature, sequence.column(feature.name), sequence.name) for feature in of_behaviours]
         if features.age is not None:
             columns.append(Column(sequence.timestamp, "int64", sequence.name))
-    unread = [key for key in contract.tables if key not in features.by_column]
-    if unread:
-        raise ValueError(f"The version looks features up by {unread}, which its model does not read: not supported.")
+    columns += [column(key, key.name) for key in contract.unread_keys]
     return tuple(column for column in columns if column.name not in contract.joined_columns)
 
 

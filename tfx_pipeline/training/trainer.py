@@ -19,6 +19,7 @@ from keras_eta import Ranker
 from keras_eta.export import export_model
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.training.accumulators import save_accumulators
+from tfx_pipeline.training.attribute_tables import attribute_tables
 from tfx_pipeline.training.backups import Backups, State
 from tfx_pipeline.training.batches import measure, transformed_batches
 from tfx_pipeline.training.calibrating import calibrate
@@ -88,7 +89,8 @@ def run_fn(fn_args: Any) -> None:
     tf.train.Checkpoint(model=model).write(os.path.join(fn_args.model_run_dir, _WEIGHTS))
 
     def export(base_path: Path) -> Path:
-        exported = export_model(model, base_path, version=1, timestamps=train.timestamps)
+        tables = attribute_tables(config.layout, config.data)
+        exported = export_model(model, base_path, version=1, timestamps=train.timestamps, tables=tables)
         save_accumulators(model, exported)
         return exported
 

@@ -32,9 +32,9 @@ from tfx_pipeline.components.infra_validator import (
     InfraValidatorExecutor,
     LocalInfraValidator,
     check_signatures,
-    serving_requests,
 )
 from tfx_pipeline.components.model_server import ModelServer, Signature, UnservableModelError
+from tfx_pipeline.components.serving_requests import serving_requests
 
 ROWS = 5
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_eta.contract import Contract
 from tests.tfx_pipeline import servable
 from tfx_pipeline.components.model_server import Signature, UnservableModelError
 from tfx_pipeline.components.retriever_infra_validator import check_retrieval, retrieval_requests
@@ -18,7 +19,7 @@ from tfx_pipeline.layouts import Label
 
 Answer = dict[str, np.ndarray]
 RECORDS = [servable.serialized(impression) for impression in servable.impressions(3)]
-REQUESTS = retrieval_requests(RECORDS, servable.LAYOUT.features)
+REQUESTS = retrieval_requests(Contract(servable.LAYOUT.features, {}), RECORDS)
 NUM_REQUESTS = 5
 
 
@@ -51,12 +52,12 @@ def test_requests_have_the_histories_an_empty_one_and_an_unknown_item() -> None:
         assert [[*example.features.feature[name].bytes_list.value] for example in of_examples] == expected
     numbers = custom("log.csv", Label("clicked")).features
     with pytest.raises(ValueError, match=r"Column `history_item_id` .* of kind int64_list\. Received: bytes_list"):
-        retrieval_requests(RECORDS, numbers)
+        retrieval_requests(Contract(numbers, {}), RECORDS)
     empty = tf.train.Example(features=tf.train.Features(feature={"history_item_id": tf.train.Feature()}))
-    inputs = retrieval_requests([empty.SerializeToString()], numbers)["retrieve"]
+    inputs = retrieval_requests(Contract(numbers, {}), [empty.SerializeToString()])["retrieve"]
     assert (inputs["history_item_id"].tolist(), inputs["history_length"].tolist()) == ([[-1]] * 3, [0, 0, 1])
     with pytest.raises(ValueError, match="Received: nothing"):
-        retrieval_requests([b""], numbers)
+        retrieval_requests(Contract(numbers, {}), [b""])
 
 
 def test_right_answers_pass() -> None:

@@ -568,7 +568,7 @@ def test_row_of_an_unknown_item_is_malformed_and_a_bad_item_table_refused(tmp_pa
 
     for text, message in (
         ("10::A (1990)\n", f"{items} has a line with a wrong number of columns, 3: '10::A (1990)'"),
-        ("10::A::Drama\n10::B::Crime\n", f"{items} has more than one line of the item 10"),
+        ("10::A::Drama\n10::B::Crime\n", f"{items} has more than one line of 10"),
         (
             "10::Caf\xe9::Dr\xe1ma\n",
             f"{items} has a line that is not in ascii, in column 'title': b'10::Caf\\xe9::Dr\\xe1ma'",

@@ -10,11 +10,11 @@ import pytest
 
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.custom_layout import custom
-from tfx_pipeline.item_table import ItemTable
+from tfx_pipeline.joined_table import JoinedTable
 from tfx_pipeline.layouts import Label, Layout, movielens, taobao
 from tfx_pipeline.retriever_config import Retriever
 
-TABLE = ItemTable("items.csv", ("id", "name"), "id", ())
+TABLE = JoinedTable("items.csv", ("id", "name"), "id", ())
 NAN: Any = float("nan")
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from keras_eta import Feature, Features
-from keras_eta.contract import Contract
+from keras_eta.contract import Contract, LookedUp
 from tests.tfx_pipeline.scoring.requests import FEATURES, SCHEMA, make_requests, write
 from tfx_pipeline.ingestion.values import MalformedRowError
 from tfx_pipeline.scoring.requests import RequestReader, request_columns
@@ -210,7 +210,8 @@ def test_missing_values_of_an_optional_float_are_read_as_nan() -> None:
 
 def test_columns_that_the_version_looks_up_are_no_part_of_requests() -> None:
     features = Features(item_id=Feature("film", "string"), item_attributes=(Feature("shelf", "string"),))
-    contract = Contract(features, VOCABULARIES, tables={"film": ("shelf",)})
-    assert [column.name for column in request_columns(contract)] == ["film", "history_film"]
-    with pytest.raises(ValueError, match=r"looks features up by \['user_id'\], which its model does not"):
-        request_columns(Contract(features, VOCABULARIES, tables={"user_id": ("age",)}))
+    tables = (LookedUp(features.item_id, ("shelf",)), LookedUp(Feature("user_id", "string"), ()))
+    columns = request_columns(Contract(features, VOCABULARIES, tables=tables))
+    # The user's id is asked for, though the model does not read it.
+    assert [column.name for column in columns] == ["film", "history_film", "user_id"]
+    assert (columns[-1].dtype, columns[-1].axis) == ("string", None)

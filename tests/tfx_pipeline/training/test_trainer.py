@@ -23,8 +23,9 @@ from keras_eta.export import export_model
 from keras_eta.interest import MIMN, SDIM, TWIN, InterestUnit, RecentInterest, SIMSoft
 from tests.tfx_pipeline.training.bare_export import export_bare
 from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transform, serialized
-from tfx_pipeline.components.infra_validator import check_signatures, serving_requests
+from tfx_pipeline.components.infra_validator import check_signatures
 from tfx_pipeline.components.model_server import ModelServer
+from tfx_pipeline.components.serving_requests import serving_requests
 from tfx_pipeline.config import PipelineConfig, Training
 from tfx_pipeline.layouts import Label, Layout
 from tfx_pipeline.model_config import ETAUnits, Model

@@ -1,4 +1,4 @@
-"""A table of items that comes with a log."""
+"""A table of items, or of users, that comes with a log."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 
 
 @dataclasses.dataclass(frozen=True)
-class ItemTable:
-    """A small CSV file with further columns of items, joined to the interactions by the item's id.
+class JoinedTable:
+    """A small CSV file with further columns of items, or of users, joined to the interactions by the id.
 
     Args:
         file: relative to the data directory.
-        header: names of its columns; its first line is data.
-        key: the column with the item's id.
+        header: names of its columns, where its first line is data. Empty: the first line names them.
+        key: the column with the id.
         columns: those to join.
         separator: between two values of a row.
         encoding: of the file.
@@ -43,15 +43,12 @@ class ItemTable:
         for name in ("header", "columns", "text", "categories"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "extracted", tuple((name, column, part) for name, column, part in self.extracted))
-        missing = [name for name in (self.key, *self.columns) if name not in self.header]
-        if missing:
-            raise ValueError(
-                f"`key` and `columns` must be among the table's columns {self.header}. Received: {missing}"
-            )
+        if self.header:
+            self.check_header(self.header)
         parts = [name for name, _, _ in self.extracted]
         missing = [name for name in (*self.text, *self.categories) if name not in (*self.header, *parts)]
         missing += [column for _, column, _ in self.extracted if column not in self.header]
-        if missing:
+        if missing and self.header:
             raise ValueError(
                 f"`text`, `categories` and what they are `extracted` from must be among the table's columns "
                 f"{(*self.header, *parts)}. Received: {missing}"
@@ -61,6 +58,15 @@ class ItemTable:
                 raise ValueError(
                     f"`extracted` must hold regular expressions with a group. Received: {pattern!r} of {name!r}"
                 )
+
+    def check_header(self, header: tuple[str, ...]) -> None:
+        """Raises ValueError unless the columns that are read are among those of the file, each once."""
+        missing = [name for name in (self.key, *self.columns) if header.count(name) != 1]
+        if missing:
+            raise ValueError(
+                f"`key` and `columns` must be among the columns of the table {self.file}, {header}, once each. "
+                f"Received: {missing}"
+            )
 
 
 def _has_group(pattern: str) -> bool:
