@@ -1,4 +1,4 @@
-"""`retrieve` of one user with and without the decoder's cache."""
+"""`retrieve` of one user with and without the decoder's cache, the search compiled by XLA or not."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ def latency(flags: argparse.Namespace) -> int:
         models = {}
         for beams in flags.beams:
             for name, model in (("cache", cached), ("no_cache", uncached)):
-                path = models[f"{name}_{beams}"] = Path(folder, f"{name}_{beams}")
-                export_retriever(model, path, num_results=beams, num_beams=beams)
+                for xla in (True, False):
+                    full_name = f"{name}_{beams}{'_xla' if xla else ''}"
+                    path = models[full_name] = Path(folder, full_name)
+                    export_retriever(model, path, num_results=beams, num_beams=beams, jit_compile=xla)
         config = Path(folder, "models.config")
         config.write_text(models_config(models), encoding="utf-8")
         flag = f"--model_config_file={config}"
@@ -48,9 +50,9 @@ def latency(flags: argparse.Namespace) -> int:
         clients = {name: stack.enter_context(RankingClient(address, model_name=name)) for name in models}
         answers = {name: client.predict(inputs, "retrieve")["item_id"] for name, client in clients.items()}
         for beams in flags.beams:
-            if not np.array_equal(answers[f"cache_{beams}"], answers[f"no_cache_{beams}"]):
-                raise ValueError(f"With {beams} beams the two decoders find different items.")
-            names = [f"cache_{beams}", f"no_cache_{beams}"]
+            names = [f"{name}_{beams}{xla}" for xla in ("_xla", "") for name in ("cache", "no_cache")]
+            if not all(np.array_equal(answers[name], answers[names[0]]) for name in names):
+                raise ValueError(f"With {beams} beams the decoders find different items.")
             calls = {name: lambda client=clients[name]: client.predict(inputs, "retrieve") for name in names}
             times = measure(calls, flags.rounds)
             Console().print(table(f"retrieve, one user, {beams} beams", summary(times, names[0]), names[0]))

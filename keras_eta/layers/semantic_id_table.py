@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_eta.columns import ITEM_ID, Feature
 from keras_eta.features import Features
 from keras_eta.layers.feature_lookup import FeatureLookup
-from keras_eta.ops.trie import trie_children, trie_keys
+from keras_eta.ops.trie import most_children, trie_children, trie_keys
 from keras_eta.semantic_ids import SemanticIds
 
 # Rows of padding and of unknown items, which have no tokens.
@@ -30,6 +30,7 @@ class SemanticIdTable(tf.keras.layers.Layer):
         lookup: of the raw item ids.
         sizes: how many values each of the T tokens of an id can take.
         num_nodes: nodes of the trie at depth 1 to T; the last is the number of items.
+        num_children: the most children of a node at depth 0 to T - 1.
 
     Call arguments:
         rows: integers [...], rows of items: 0 is padding, 1 an unknown item.
@@ -40,12 +41,18 @@ class SemanticIdTable(tf.keras.layers.Layer):
     """
 
     def __init__(
-        self, lookup: FeatureLookup, sizes: Sequence[int], num_nodes: Sequence[int], name: str = "semantic_ids"
+        self,
+        lookup: FeatureLookup,
+        sizes: Sequence[int],
+        num_nodes: Sequence[int],
+        num_children: Sequence[int],
+        name: str = "semantic_ids",
     ) -> None:
         super().__init__(name=name)
         self.lookup = lookup
         self.sizes = tuple(sizes)
         self.num_nodes = tuple(num_nodes)
+        self.num_children = tuple(num_children)
 
     @classmethod
     def of(cls, ids: SemanticIds, max_history_length: int, user: Feature | None = None) -> SemanticIdTable:
@@ -65,7 +72,8 @@ class SemanticIdTable(tf.keras.layers.Layer):
             # A vocabulary must hold something: what is nobody's id.
             lookup.set_vocabulary(user.name, ["\0nobody"] if user.dtype == "string" else [np.iinfo(np.int64).max])
         keys, items = trie_keys(ids.codes, ids.sizes)
-        table = cls(lookup, ids.sizes, [len(of_depth) for of_depth in keys])
+        children = [most_children(of_depth, size) for of_depth, size in zip(keys, ids.sizes, strict=True)]
+        table = cls(lookup, ids.sizes, [len(of_depth) for of_depth in keys], children)
         table.build()
         table.vocabulary.assign(_digest(ids.item_ids))
         table.codes.assign(ids.codes)
@@ -104,9 +112,9 @@ class SemanticIdTable(tf.keras.layers.Layer):
         """The codes [..., T] of rows that have some; of others those of any item."""
         return tf.gather(self.codes, tf.maximum(rows - _NO_ITEMS, 0))
 
-    def children(self, level: int, nodes: tf.Tensor) -> tf.Tensor:
-        """The nodes [..., size] that each code of a level leads to from nodes [...] of that depth; -1 where none is."""
-        return trie_children(self.keys[level], nodes, self.sizes[level])
+    def children(self, level: int, nodes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The children of nodes [...] of a depth, and the codes that lead to them, as `trie_children` gives them."""
+        return trie_children(self.keys[level], nodes, self.sizes[level], self.num_children[level])
 
     def rows_of(self, leaves: tf.Tensor) -> tf.Tensor:
         """The rows int64 of items by their nodes, of depth T; 0 for nodes below 0."""
@@ -136,7 +144,13 @@ class SemanticIdTable(tf.keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         lookup = tf.keras.utils.serialize_keras_object(self.lookup)
-        return {"name": self.name, "lookup": lookup, "sizes": self.sizes, "num_nodes": self.num_nodes}
+        return {
+            "name": self.name,
+            "lookup": lookup,
+            "sizes": self.sizes,
+            "num_nodes": self.num_nodes,
+            "num_children": self.num_children,
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SemanticIdTable:

@@ -11,6 +11,8 @@ from keras_eta.layers.semantic_id_table import SemanticIdTable
 
 # The tokens [R, B] chosen last, `None` at first, and the state -> logits [R, B, size] of the next, and the new state.
 Step = Callable[[int, tf.Tensor | None, Any], tuple[tf.Tensor, Any]]
+# Rows [R, B, C] of items -> bool, whether they must not be found.
+Excluded = Callable[[tf.Tensor], tf.Tensor]
 
 
 class Beams(NamedTuple):
@@ -43,7 +45,7 @@ def beam_search(
     table: SemanticIdTable,
     num_requests: tf.Tensor,
     num_beams: int,
-    excluded: tf.Tensor,
+    excluded: Excluded,
     nodes_allowed: Sequence[tf.Tensor | tf.Variable] | None = None,
 ) -> Beams:
     """Decodes semantic ids token by token, and keeps the `num_beams` likeliest beginnings of real items.
@@ -56,7 +58,7 @@ def beam_search(
         table: the items.
         num_requests: R.
         num_beams: B.
-        excluded: int64 [R, E], E > 0, rows of items that must not be found; those below 2 exclude nothing.
+        excluded: tells which items must not be found.
         nodes_allowed: bool [nodes of that depth], of depth 1 to T: what may be found. `None`: every item.
 
     Returns:
@@ -65,22 +67,24 @@ def beam_search(
     nodes = tf.zeros([num_requests, 1], tf.int64)
     scores = tf.zeros([num_requests, 1], tf.float32)
     codes, state = None, None
-    for level, size in enumerate(table.sizes):
+    for level in range(len(table.sizes)):
         logits, state = step(level, codes, state)
-        children = table.children(level, nodes)
+        children, of_children = table.children(level, nodes)
         allowed = children >= 0
         if nodes_allowed is not None:
             allowed &= tf.gather(nodes_allowed[level], tf.maximum(children, 0))
         if level == len(table.sizes) - 1:
-            allowed &= ~_among(table.rows_of(children), excluded)
-        of_codes = scores[..., tf.newaxis] + tf.nn.log_softmax(tf.cast(logits, tf.float32))
-        of_codes = tf.where(allowed, of_codes, -float("inf"))
-        width = of_codes.shape[1] * size
-        scores, places = tf.math.top_k(tf.reshape(of_codes, [-1, width]), min(num_beams, width))
+            allowed &= ~excluded(table.rows_of(children))
+        log_probability = tf.nn.log_softmax(tf.cast(logits, tf.float32))
+        found = scores[..., tf.newaxis] + tf.gather(log_probability, of_children, batch_dims=2)
+        found = tf.where(allowed, found, -float("inf"))
+        most = table.num_children[level]
+        width = found.shape[1] * most
+        scores, places = tf.math.top_k(tf.reshape(found, [-1, width]), min(num_beams, width))
         nodes = tf.gather(tf.reshape(children, [-1, width]), places, batch_dims=1)
         nodes = tf.where(tf.math.is_inf(scores), tf.constant(-1, tf.int64), nodes)
-        codes = places % size
-        state = tf.nest.map_structure(lambda x, beams=places // size: tf.gather(x, beams, batch_dims=1), state)
+        codes = tf.gather(tf.reshape(of_children, [-1, width]), places, batch_dims=1)
+        state = tf.nest.map_structure(lambda x, beams=places // most: tf.gather(x, beams, batch_dims=1), state)
     return Beams(table.rows_of(nodes), scores)
 
 
@@ -95,7 +99,7 @@ def with_reserved(found: Beams, reserved: Beams, num_results: int) -> Beams:
     Returns:
         `Beams` of C items, all different.
     """
-    twice = _among(found.rows[:, tf.newaxis], reserved.rows)[:, 0]
+    twice = among(found.rows[:, tf.newaxis], reserved.rows)[:, 0]
     others = tf.where(twice, -float("inf"), found.log_probability)
     log_probability = tf.concat([reserved.log_probability, others], axis=1)
     rows = tf.concat([reserved.rows, found.rows], axis=1)
@@ -107,8 +111,8 @@ def with_reserved(found: Beams, reserved: Beams, num_results: int) -> Beams:
     return Beams(tf.where(tf.math.is_inf(log_probability), tf.zeros_like(rows), rows), log_probability)
 
 
-def _among(rows: tf.Tensor, some: tf.Tensor) -> tf.Tensor:
-    """Bool [R, B, C], whether each of the rows [R, B, C] is one of the same request's [R, E]."""
+def among(rows: tf.Tensor, some: tf.Tensor) -> tf.Tensor:
+    """Bool [R, B, C], whether each of the rows [R, B, C] is one of the same request's [R, E], E > 0."""
     ordered = tf.sort(some, axis=1)
     flat = tf.reshape(rows, [tf.shape(rows)[0], -1])
     place = tf.minimum(tf.searchsorted(ordered, flat), tf.shape(ordered)[1] - 1)

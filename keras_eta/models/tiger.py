@@ -15,7 +15,8 @@ from keras_eta.features import Features
 from keras_eta.layers.feature_lookup import FeatureLookup
 from keras_eta.layers.semantic_id_table import SemanticIdTable
 from keras_eta.layers.transformer_blocks import DecoderBlock, EncoderBlock, Memory
-from keras_eta.models.beam_search import Beams, Reserve, Step, beam_search, with_reserved
+from keras_eta.models.beam_search import Beams, Excluded, Reserve, Step, among, beam_search, with_reserved
+from keras_eta.models.compiled_search import search_each
 from keras_eta.models.optimizers import EmbeddingsAndDense, check_rates
 from keras_eta.models.trainable import TrainableModel
 from keras_eta.semantic_ids import SemanticIds
@@ -195,6 +196,7 @@ class TIGER(TrainableModel):
         num_beams: int = 50,
         excluded: tf.Tensor | None = None,
         reserve: Reserve | None = None,
+        jit_compile: bool = False,
     ) -> Beams:
         """The items that are likeliest to follow a history.
 
@@ -205,6 +207,8 @@ class TIGER(TrainableModel):
             num_beams: B, beginnings of ids that are kept at each step; at least C. The more, the nearer to exact.
             excluded: rows int [R, E] of items that must not be found. `None`: none.
             reserve: items that results are kept for, which a search of their own finds. `None`: none.
+            jit_compile: whether XLA compiles the search, one request after the other: the model's own time halves for
+                one request, and grows with R. Within a `tf.function`, as every call compiles anew.
 
         Returns:
             `Beams` of C items, all different; rows of 0 where fewer were found.
@@ -226,17 +230,33 @@ class TIGER(TrainableModel):
                 "`num_beams` must be at least `num_results`. "
                 f"Received: num_beams={num_beams}, num_results={num_results}"
             )
-        memories = self._memories(inputs, training=False)
-        requests = tf.shape(inputs[HISTORY_LENGTH])[0]
         # With one that excludes nothing, so that there is one.
-        rows = tf.zeros([requests, 1], tf.int64)
+        rows = tf.zeros([tf.shape(inputs[HISTORY_LENGTH])[0], 1], tf.int64)
         if excluded is not None:
             rows = tf.concat([rows, tf.cast(excluded, tf.int64)], axis=1)
-        speller = self._speller(memories, requests)
-        found = beam_search(speller, self.table, requests, num_beams, rows)
+        if not jit_compile:
+            return self._found(inputs, num_results, num_beams, lambda items: among(items, rows), reserve)
+        name, longest = history_name(ITEM_ID), self.max_history_length
+        history = inputs[name][:, :longest]
+        history = tf.pad(history, [[0, 0], [0, longest - tf.shape(history)[1]]])
+        fixed = {name: tf.ensure_shape(history, [None, longest]), HISTORY_LENGTH: inputs[HISTORY_LENGTH]}
+        fixed |= {user: inputs[user] for user in self._shapes if user not in (*fixed, ITEM_ID)}
+
+        def search(of_one: Inputs, is_excluded: Excluded) -> Beams:
+            return self._found(of_one, num_results, num_beams, is_excluded, reserve)
+
+        return search_each(search, fixed, rows, self.table.num_nodes[-1] + 2, num_results)
+
+    def _found(
+        self, inputs: Inputs, num_results: int, num_beams: int, excluded: Excluded, reserve: Reserve | None
+    ) -> Beams:
+        """What `retrieve` gives."""
+        requests = tf.shape(inputs[HISTORY_LENGTH])[0]
+        speller = self._speller(self._memories(inputs, training=False), requests)
+        found = beam_search(speller, self.table, requests, num_beams, excluded)
         if reserve is not None:
             beams = max(reserve.number, _FEWEST_BEAMS)
-            reserved = beam_search(speller, self.table, requests, beams, rows, reserve.nodes)
+            reserved = beam_search(speller, self.table, requests, beams, excluded, reserve.nodes)
             best = Beams(*(of_beams[:, : reserve.number] for of_beams in reserved))
             found = with_reserved(found, best, min(num_results, found.rows.shape[1] + best.rows.shape[1]))
         missing = [[0, 0], [0, max(num_results - found.rows.shape[1], 0)]]

@@ -39,20 +39,35 @@ def trie_keys(codes: np.ndarray, sizes: Sequence[int]) -> tuple[list[np.ndarray]
     return keys, items
 
 
-def trie_children(keys: tf.Tensor, nodes: tf.Tensor, size: int) -> tf.Tensor:
-    """The nodes that each code leads to.
+def most_children(keys: np.ndarray, size: int) -> int:
+    """The most children that any node has.
+
+    Args:
+        keys: int64 [n], the keys of the depth below the nodes.
+        size: number of codes of the level.
+    """
+    return int(np.unique(keys // size, return_counts=True)[1].max())
+
+
+def trie_children(keys: tf.Tensor, nodes: tf.Tensor, size: int, most: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The children of nodes, by ascending codes. Those of one node are neighbours among the keys.
 
     Args:
         keys: int64 [n], the keys of the depth below the nodes.
         nodes: int64 [...], nodes of one depth; those below 0 have no children.
         size: number of codes of the level.
+        most: as `most_children`.
 
     Returns:
-        int64 [..., size], nodes of the next depth; -1 where there is none.
+        int64 [..., most], nodes of the next depth, -1 behind the last child; and int32 [..., most], the codes that lead
+        to them, 0 there.
     """
-    wanted = nodes[..., tf.newaxis] * size + tf.range(size, dtype=tf.int64)
-    place = tf.reshape(tf.searchsorted(keys, tf.reshape(wanted, [-1]), out_type=tf.int64), tf.shape(wanted))
-    place = tf.minimum(place, tf.size(keys, tf.int64) - 1)
+    flat = tf.reshape(nodes, [-1])
     # No key is below 0, as those of nodes below 0 are.
-    exists = tf.equal(tf.gather(keys, place), wanted)
-    return tf.where(exists, place, tf.constant(-1, tf.int64))
+    first, end = (tf.searchsorted(keys, bound, out_type=tf.int64) for bound in (flat * size, (flat + 1) * size))
+    place = first[:, tf.newaxis] + tf.range(most, dtype=tf.int64)
+    exists = place < end[:, tf.newaxis]
+    code = tf.gather(keys, tf.minimum(place, tf.size(keys, tf.int64) - 1)) - flat[:, tf.newaxis] * size
+    shape = tf.concat([tf.shape(nodes), [most]], axis=0)
+    children = tf.where(exists, place, tf.constant(-1, tf.int64))
+    return tf.reshape(children, shape), tf.reshape(tf.where(exists, tf.cast(code, tf.int32), 0), shape)

@@ -237,6 +237,28 @@ def test_graph_and_xla_retrieve_as_eager_does_and_so_does_a_reloaded_model(
     np.testing.assert_allclose(found.log_probability, expected.log_probability, rtol=1e-5)
 
 
+@pytest.mark.parametrize("user", [None, Feature("user_id", num_oov_indices=4)])
+def test_a_search_compiled_for_each_request_finds_the_same(user: Feature | None) -> None:
+    model = _model(user=user)
+    inputs = {**_histories(model), **({} if user is None else {"user_id": tf.constant([1, 2, 3, 4])})}
+    reserve = Reserve(model.table.nodes_above(np.array([3, 8, 9])), 2)
+    # Of different numbers; no item, and twice the same.
+    excluded = tf.constant([[10, 0, 0, 0], [0, 0, 0, 0], [5, 1, 5, 20], [31, 2, 3, 4]])
+    expected = model.retrieve(inputs, 6, 10, excluded, reserve)
+    traced = tf.function(
+        lambda inputs, excluded: model.retrieve(inputs, 6, 10, excluded, reserve, jit_compile=True), autograph=False
+    )
+    for length in (6, 4, 1):
+        columns = {**inputs, "history_item_id": inputs["history_item_id"][:, :length]}
+        columns["history_length"] = tf.minimum(inputs["history_length"], length)
+        of_length = expected if length > 1 else model.retrieve(columns, 6, 10, excluded, reserve)
+        found = traced(columns, excluded)
+        np.testing.assert_array_equal(found.rows, of_length.rows)
+        np.testing.assert_allclose(found.log_probability, of_length.log_probability, rtol=1e-5)
+    none = traced({name: column[:0] for name, column in inputs.items()}, excluded[:0])
+    assert none.rows.shape == (0, 6)
+
+
 @pytest.mark.parametrize("suffix", [".weights.h5", ".ckpt"])
 def test_weights_of_other_items_are_refused_and_change_nothing(tmp_path: Path, suffix: str) -> None:
     other = _model(_ids(ITEMS + 1))
