@@ -32,11 +32,9 @@ def search_each(
         found = search(of_one, lambda rows: tf.gather(left_out, rows))
         return Beams(*(tf.squeeze(part, axis=0) for part in found))
 
-    real = tf.range(num_rows) >= 2
-
     def one(request: tuple[Inputs, tf.Tensor]) -> Beams:
         of_one, rows = request
-        left_out = real & (tf.scatter_nd(rows[:, tf.newaxis], tf.ones_like(rows), [num_rows]) > 0)
+        left_out = tf.scatter_nd(rows[:, tf.newaxis], tf.ones_like(rows), [num_rows]) > 0
         return compiled({name: column[tf.newaxis] for name, column in of_one.items()}, left_out)
 
     specs = Beams(tf.TensorSpec([num_results], tf.int64), tf.TensorSpec([num_results], tf.float32))
