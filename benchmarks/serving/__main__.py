@@ -4,11 +4,16 @@
     python -m benchmarks.serving load --target 127.0.0.1:8500 --rate 50 100 --json load.json --plot load.png
     python -m benchmarks.serving plot before.json after.json both.png
     python -m benchmarks.serving overhead
+    python -m benchmarks.serving swap --plot swap.png
+    python -m benchmarks.serving swap --target 127.0.0.1:8500 --base_path build/serving/eta
 
 `load` drives any server that speaks TensorFlow Serving's gRPC API, with random requests that fit what the model's
 metadata say. In a closed loop (`--concurrency`) each caller waits for its answer before it asks again: it finds out how
 much the server can do, but slows down with the server. In an open loop (`--rate`) requests come when they come, and
 latency counts from the moment a request was due: when the server stalls, those that queue up behind count in full.
+
+`swap` runs one load twice, the second time while copies of the newest version are pushed to the directory that the
+server watches; without `--target` an embedded server with a model of 200,000 items.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from rich.console import Console
 
 from benchmarks.serving.load import load
 from benchmarks.serving.runs import draw, load_table
+from benchmarks.serving.swap import swap
 from keras_eta.quiet import quiet_imports
 from serving.client import ServingError
 
@@ -66,28 +72,16 @@ def _number(kind: Callable[[str], Any], above: float = 0, or_equal: bool = False
     return parse
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True, metavar="load|plot|overhead")
-
-    one = commands.add_parser("load", help="drive a server")
-    one.set_defaults(run=load)
-    one.add_argument(
-        "--target", default="127.0.0.1:8500", metavar="HOST:PORT", help="address of the server (default: %(default)s)"
-    )
+def _add_load_flags(one: argparse.ArgumentParser, duration: float, callers: int) -> None:
+    """Adds the flags of a load: which requests, how many, how long."""
     one.add_argument("--model_name", default="eta", metavar="NAME", help="name of the model (default: %(default)s)")
-    one.add_argument(
-        "--signature", default="rank", choices=("rank", "explain"), help="signature to call (default: %(default)s)"
-    )
     loop = one.add_mutually_exclusive_group()
     loop.add_argument(
         "--concurrency",
         type=_number(int),
         nargs="+",
         metavar="N",
-        help="closed loop: callers at once, one run for each number (default: 8)",
+        help=f"closed loop: callers at once, one run for each number (default: {callers})",
     )
     loop.add_argument(
         "--rate",
@@ -129,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--duration",
         type=_number(float),
-        default=30.0,
+        default=duration,
         metavar="SECONDS",
         help="measured, of each run (default: %(default)s)",
     )
@@ -152,6 +146,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     one.add_argument("--plot", type=Path, metavar="FILE", help="draw latency against percentile: .png, .svg, .pdf")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="load|plot|overhead|swap")
+
+    one = commands.add_parser("load", help="drive a server")
+    one.set_defaults(run=load)
+    one.add_argument(
+        "--target", default="127.0.0.1:8500", metavar="HOST:PORT", help="address of the server (default: %(default)s)"
+    )
+    one.add_argument(
+        "--signature", default="rank", choices=("rank", "explain"), help="signature to call (default: %(default)s)"
+    )
+    _add_load_flags(one, duration=30.0, callers=8)
 
     one = commands.add_parser("plot", help="lay the runs of several reports over each other")
     one.set_defaults(run=plot)
@@ -202,6 +213,26 @@ def _parser() -> argparse.ArgumentParser:
         help="of a round's throughput (default: %(default)s)",
     )
     one.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of printing it")
+
+    one = commands.add_parser("swap", help="find out what callers notice of new versions")
+    one.set_defaults(run=swap, signature="rank")
+    one.add_argument(
+        "--target", metavar="HOST:PORT", help="address of a server; without: an embedded one with a model of its own"
+    )
+    one.add_argument(
+        "--base_path",
+        type=Path,
+        metavar="DIR",
+        help="with --target: the directory that it watches; versions are added",
+    )
+    one.add_argument(
+        "--every",
+        type=_number(float),
+        default=60.0,
+        metavar="SECONDS",
+        help="from one push to the next (default: %(default)s)",
+    )
+    _add_load_flags(one, duration=600.0, callers=16)
     return parser
 
 
@@ -211,9 +242,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 1 if something is wrong with the server or a file, or no call was answered OK.
     """
-    flags = _parser().parse_args(argv)
+    parser = _parser()
+    flags = parser.parse_args(argv)
     if flags.run is load and not flags.rate:
         flags.concurrency = flags.concurrency or [8]
+    if flags.run is swap:
+        if (flags.target is None) != (flags.base_path is None):
+            parser.error("--target and --base_path go together.")
+        if not flags.rate:
+            flags.concurrency = flags.concurrency or [16]
     try:
         code: int = flags.run(flags)
     except (ServingError, ValueError, RuntimeError, OSError) as error:

@@ -160,26 +160,37 @@ def caller(channel: grpc.Channel, requests: Sequence[bytes], offset: int, timeou
     return lambda: predict(next(following), timeout=timeout)
 
 
+def run_load(flags: argparse.Namespace, number: float, requests: Sequence[bytes], name: str) -> Run:
+    """One load: an open loop where there is a `--rate`, else a closed one.
+
+    Args:
+        flags: of the command.
+        number: requests a second, or callers at once.
+        requests: sent in turn.
+        name: of the run.
+    """
+    seconds = flags.warmup + flags.duration
+    with contextlib.ExitStack() as stack:
+        cpu = time.process_time()
+        began = time.perf_counter()
+        if flags.rate:
+            due = arrivals(number, seconds, flags.arrivals, np.random.default_rng(flags.seed))
+            calls = open_loop(stack.enter_context(connect(flags.target)), requests, due, flags.timeout, name)
+        else:
+            channels = [stack.enter_context(connect(flags.target)) for _ in range(int(number))]
+            callers = [caller(channel, requests, i, flags.timeout) for i, channel in enumerate(channels)]
+            calls = closed_loop(callers, seconds, name)
+        cpu = (time.process_time() - cpu) / (time.perf_counter() - began)
+    return Run.of(name, calls, flags.warmup, cpu)
+
+
 def load(flags: argparse.Namespace) -> int:
     """Runs one load after the other, prints a table, writes JSON and a plot."""
     requests = make_requests(flags)
-    seconds = flags.warmup + flags.duration
     runs = []
     for number in flags.concurrency or flags.rate:
-        with contextlib.ExitStack() as stack:
-            cpu = time.process_time()
-            began = time.perf_counter()
-            if flags.rate:
-                name = f"{number:g}/s {flags.arrivals}"
-                due = arrivals(number, seconds, flags.arrivals, np.random.default_rng(flags.seed))
-                calls = open_loop(stack.enter_context(connect(flags.target)), requests, due, flags.timeout, name)
-            else:
-                name = f"{number} callers"
-                channels = [stack.enter_context(connect(flags.target)) for _ in range(number)]
-                callers = [caller(channel, requests, i, flags.timeout) for i, channel in enumerate(channels)]
-                calls = closed_loop(callers, seconds, name)
-            cpu = (time.process_time() - cpu) / (time.perf_counter() - began)
-        runs.append(Run.of(name, calls, flags.warmup, cpu).report())
+        name = f"{number:g}/s {flags.arrivals}" if flags.rate else f"{number} callers"
+        runs.append(run_load(flags, number, requests, name).report())
     title = f"{flags.signature} of {flags.model_name} at {flags.target}, C={flags.candidates} L={flags.history}"
     Console().print(load_table(title, runs))
     for run in runs:

@@ -243,6 +243,35 @@ def test_load_counts_each_call_once(
     assert registry.get_sample_value("serving_request_latency_seconds_count", labels) == run["ok"] + 1
 
 
+def test_swap_loads_a_server_with_and_without_pushes(
+    serve: Callable[..., EmbeddedServer], push: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    base_path = tmp_path / "eta"
+    push("int64", base_path, 7)
+    where = ["--target", serve(base_path).address, "--base_path", str(base_path)]
+    files = ["--json", str(tmp_path / "swap.json"), "--plot", str(tmp_path / "swap.png")]
+    flags = [*where, *SHORT[2:], "--duration", "3", "--concurrency", "2", "--every", "0.6", *files]
+    assert main(["swap", *flags]) == 0
+    report = json.loads((tmp_path / "swap.json").read_text())
+    assert [run["name"] for run in report["runs"]] == ["no pushes", "a push every 0.6 s"]
+    assert all(run["ok"] > 0 and not run["errors"] for run in report["runs"])
+    p99s = [run["latency_ms"]["p99"] for run in report["runs"]]
+    assert report["p99_ratio"] == p99s[1] / p99s[0]
+    assert f"p99 with pushes over p99 without: {report['p99_ratio']:.2f}" in capsys.readouterr().out
+    # The version that was there, and the last two of its own.
+    assert 3 <= report["pushes"] <= 5
+    assert sorted(path.name for path in base_path.iterdir()) == sorted(
+        map(str, (7, *range(7 + report["pushes"] - 1, 8 + report["pushes"])))
+    )
+    assert (tmp_path / "swap.png").read_bytes().startswith(b"\x89PNG")
+
+    assert main(["swap", *where, *SHORT, "--every", "60"]) == 1
+    assert "`--every` must be below the 0.3 s of a load." in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["swap", "--target", "127.0.0.1:1"])
+    assert "--target and --base_path go together." in capsys.readouterr().err
+
+
 def test_unknown_model_is_an_error_before_and_counted_in_a_run(
     contract_servers: dict[str, str], capsys: pytest.CaptureFixture
 ) -> None:
