@@ -23,11 +23,12 @@ from tests.tfx_pipeline.ingestion.test_ingestion import ingest, make_config, ran
 from tfx_pipeline.components.infra_validator import InfraValidatorExecutor, LocalInfraValidator, check_signatures
 from tfx_pipeline.components.model_server import ModelServer, UnservableModelError
 from tfx_pipeline.components.serving_requests import requests_to, serving_requests
-from tfx_pipeline.config import PipelineConfig
+from tfx_pipeline.config import Evaluation, PipelineConfig, Training
 from tfx_pipeline.custom_layout import custom
 from tfx_pipeline.ingestion.log_checks import check_data
 from tfx_pipeline.joined_table import JoinedTable
 from tfx_pipeline.layouts import Label, Layout, movielens
+from tfx_pipeline.model_config import Model
 from tfx_pipeline.pipeline import make_pipeline
 from tfx_pipeline.training.attribute_tables import attribute_tables
 
@@ -119,16 +120,26 @@ def test_tables_of_an_export_hold_what_the_files_hold(tmp_path: Path) -> None:
     assert attribute_tables(movielens(), "nowhere") == []
 
 
-def test_only_components_that_read_tables_depend_on_where_they_are() -> None:
-    def trainers(layout: Layout) -> list[PipelineConfig]:
-        pipeline = make_pipeline(PipelineConfig(layout, "folder", "x.pbtxt", "output", "served"))
-        custom_configs = [
-            json.loads(component.exec_properties["custom_config"])["config"]
-            for component in pipeline.components
-            if component.id in ("Trainer", "ShortHistoryTrainer")
-        ]
-        return [PipelineConfig.from_json(text) for text in custom_configs]
+def trainers(layout: Layout, **arguments: Any) -> list[PipelineConfig]:
+    """What the Trainers of a pipeline are told: that of the model, and that of the short history."""
+    pipeline = make_pipeline(PipelineConfig(layout, "folder", "x.pbtxt", "output", "served", **arguments))
+    custom_configs = [
+        json.loads(component.exec_properties["custom_config"])["config"]
+        for component in sorted(pipeline.components, key=lambda component: component.id, reverse=True)
+        if component.id in ("Trainer", "ShortHistoryTrainer")
+    ]
+    return [PipelineConfig.from_json(text) for text in custom_configs]
 
+
+def test_the_short_history_is_trained_afresh_and_not_calibrated_and_may_be_left_out() -> None:
+    model, short = trainers(movielens(), training=Training(calibrate="platt", batch_size=64))
+    assert (model.training.warm_start, model.training.calibrate, model.model) == (True, "platt", Model())
+    assert (short.training.warm_start, short.training.calibrate, short.training.batch_size) == (False, None, 64)
+    assert short.model == Model().short_history()
+    assert len(trainers(movielens(), evaluation=Evaluation(short_history_baseline=False))) == 1
+
+
+def test_only_components_that_read_tables_depend_on_where_they_are() -> None:
     assert [config.data for config in trainers(layout_of(join_users=("users.csv", "country")))] == ["folder", "folder"]
     assert [config.data for config in trainers(layout_of())] == ["", ""]
     assert [config.data for config in trainers(movielens())] == ["", ""]
