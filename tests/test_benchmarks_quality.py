@@ -182,6 +182,15 @@ def test_log_of_repeats_has_taobaos_columns_and_users_who_come_back() -> None:
     assert 0.3 < again.mean() < 0.6
 
 
+def test_users_of_a_log_with_tastes_have_categories_that_they_like() -> None:
+    def share_of_three(tastes: int) -> float:
+        log = own_logs.repeats(num_users=40, num_items=2_000, tastes=tastes)
+        counts = log.groupby("user_id")["category_id"].value_counts(normalize=True)
+        return counts.groupby("user_id").nlargest(3).groupby(level=0).sum().mean()
+
+    assert share_of_three(0) < 0.35 < 0.5 < share_of_three(3)
+
+
 def test_own_logs_are_read_by_the_librarys_defaults() -> None:
     data = LOADERS["repeats"][0](None, 24, 300)
     assert [len(part) for part in (data.train, data.validation, data.test)] == [300, 300, 300]

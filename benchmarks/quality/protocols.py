@@ -103,11 +103,21 @@ def load_purchases(path: str | None, max_history_length: int, max_rows: int | No
     return _own_log("purchases", own_logs.purchases(path), features, "category", max_rows)
 
 
+def load_tastes(path: str | None, max_history_length: int, max_rows: int | None) -> Protocol:
+    """A synthetic log in Taobao's layout whose users like some categories and come back to items, likewise."""
+    return _synthetic("tastes", own_logs.TASTES, path, max_history_length, max_rows)
+
+
 def load_repeats(path: str | None, max_history_length: int, max_rows: int | None) -> Protocol:
-    """A synthetic log in Taobao's layout whose users come back to items, likewise."""
+    """The same of users who like nothing in particular."""
+    return _synthetic("repeats", 0, path, max_history_length, max_rows)
+
+
+def _synthetic(name: str, tastes: int, path: str | None, max_history_length: int, max_rows: int | None) -> Protocol:
     if path is not None:
-        raise ValueError(f"repeats makes its own log and reads none. Received: --data {path}")
-    return _own_log("repeats", own_logs.repeats(), taobao.features(32, max_history_length), "category_id", max_rows)
+        raise ValueError(f"{name} makes its own log and reads none. Received: --data {path}")
+    log = own_logs.repeats(tastes=tastes)
+    return _own_log(name, log, taobao.features(32, max_history_length), "category_id", max_rows)
 
 
 def _own_log(name: str, frame: pd.DataFrame, features: Features, category: str, max_rows: int | None) -> Protocol:
@@ -121,6 +131,7 @@ LOADERS: dict[str, tuple[Callable[[str | None, int, int | None], Protocol], int]
     "complete_journey": (load_complete_journey, 2_048),
     "taobao": (load_taobao, 512),
     "purchases": (load_purchases, 512),
+    "tastes": (load_tastes, 512),
     "repeats": (load_repeats, 512),
 }
 """Of each data set, its loader and the history that it is read with by default."""
