@@ -3,8 +3,8 @@
     python -m benchmarks.quality.own_logs build/own_logs
 
 `purchases/log.csv`: all purchases of 300 households of Complete Journey. `tastes/log.csv`: a synthetic log in Taobao's
-layout, whose users like a few categories and come back to what they saw. `repeats/log.csv`: one whose users like nothing
-in particular.
+layout, whose users like a few categories and come back to what they saw. `repeats/log.csv`: one of users who like
+nothing in particular.
 """
 
 from __future__ import annotations
