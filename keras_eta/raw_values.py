@@ -27,9 +27,12 @@ def raw_ids(feature: Feature, values: Any) -> np.ndarray:
         return values
     exact = exact_integers(values)
     if not exact.all():
+        wrong = values[~exact][0]
+        fraction = isinstance(wrong, (float, np.floating)) and np.isfinite(wrong) and wrong % 1
+        hint = ". Fractions, such as half stars, take a feature of dtype 'float32'" if fraction else ""
         raise ValueError(
             f"Feature {feature.name!r} must hold integers of 64 bits, as floats only where they are exact. "
-            f"Received: {values[~exact][0]} (dtype={values.dtype})"
+            f"Received: {wrong} (dtype={values.dtype}){hint}"
         )
     return values.astype(np.int64)
 

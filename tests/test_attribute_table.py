@@ -151,7 +151,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"item_id": [1.5], "price": [1.0]},
         {},
         "Feature 'item_id' must hold integers of 64 bits, as floats only where they are exact. "
-        "Received: 1.5 (dtype=float64)",
+        "Received: 1.5 (dtype=float64). Fractions, such as half stars, take a feature of dtype 'float32'",
     ),
     "number as text": (
         {"item_id": [1], "shelf": [5]},

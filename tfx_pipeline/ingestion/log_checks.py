@@ -80,9 +80,10 @@ def _check_parquet(path: str, layout: Layout) -> bool:
             dtype = dtype.value_type
         moments = name == layout.source(TIMESTAMP) and (pa.types.is_timestamp(dtype) or pa.types.is_date(dtype))
         if (pa.types.is_temporal(dtype) and not moments) or pa.types.is_nested(dtype):
+            hint = ". A feature of several values is written NAME:DTYPE[N]" if pa.types.is_list(dtype) else ""
             raise ValueError(
                 f"The column {name!r} of {path} must hold integers, floats or strings, or dates where it is the "
-                f"timestamp. Received: {dtype}"
+                f"timestamp. Received: {dtype}{hint}"
             )
     return num_rows > 0
 

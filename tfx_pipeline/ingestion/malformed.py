@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tfx_pipeline.ingestion.counting import MALFORMED, ROWS_READ
+from tfx_pipeline.ingestion.values import NON_INTEGER
 
 # Fewer malformed rows than these stop no run for the share that they are of one file or span: in a file of three rows
 # one is a third. They still count in the share of the whole log.
@@ -141,6 +142,8 @@ def check_malformed(
         rows = [(file, row) for file in worst.files for row in examples.get(file, {}).get(reason, ())]
         shown = "; ".join(f"{file}: {row!r}" for file, row in rows[:NUM_EXAMPLES])
         lines.append(f"  {count:,} {reason}, e.g. {shown}")
+    if any(reason.startswith(NON_INTEGER) for reason in worst.reasons):
+        lines.append("  A feature of fractions, such as half stars, is written NAME:float32.")
     raise RuntimeError(
         f"Too many rows are malformed; `max_bad_share` allows {max_bad_share:.2%}.\n"
         + "\n".join(lines)

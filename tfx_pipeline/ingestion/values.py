@@ -20,6 +20,7 @@ _LARGEST_EXACT_FLOAT = 2**53 - 1
 _LARGEST_EXACT_FLOAT32 = 2**24 - 1
 _LARGEST_FLOAT = float(np.finfo("float32").max)
 MISSING = "missing"
+NON_INTEGER = "non-integer"
 _INTEGER = re.compile("[+-]?[0-9]+")
 
 
@@ -54,7 +55,7 @@ def parse_integer(value: Any) -> int:
         decimal = parse_float(value)
         exact = _LARGEST_EXACT_FLOAT if not isinstance(value, np.float32) else _LARGEST_EXACT_FLOAT32
         if decimal != math.floor(decimal) or abs(decimal) > exact:
-            raise MalformedRowError("non-integer")
+            raise MalformedRowError(NON_INTEGER)
         value = decimal
     if not -(2**63) <= value < 2**63:
         raise MalformedRowError("out-of-range")

@@ -556,6 +556,22 @@ def test_too_many_malformed_rows_stop_the_run_with_reasons_and_examples(tmp_path
     assert report["rows_kept"] == 192
 
 
+def test_half_stars_are_read_as_floats_and_refused_as_integers_with_a_hint(tmp_path):
+    rows = [f"{user},{10 + t},{t % 10 / 2 + 0.5},{t}" for user in (1, 2) for t in range(30)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "log.csv").write_text("\n".join(["user_id,item_id,rating,timestamp", *rows]) + "\n")
+    label, split = Label("rating", minimum=4), Split(validation_from=10, eval_from=20)
+    integers = custom("log.csv", label, behaviour_attributes=("rating",))
+    with pytest.raises(
+        RuntimeError, match=r"30 non-integer rating(?s:.*)A feature of fractions, such as half stars, is"
+    ):
+        ingest(make_config(tmp_path, integers, split=split))
+    floats = custom("log.csv", label, behaviour_attributes=("rating:float32",))
+    report, found = ingest(make_config(tmp_path, floats, split=split))
+    assert report["rows_kept"] == 60
+    assert found["eval"][0]["history_rating"][:2] == [5.0, 4.5]
+
+
 def test_row_of_an_unknown_item_is_malformed_and_a_bad_item_table_refused(tmp_path):
     (tmp_path / "data").mkdir()
     ratings = "".join(f"{user}::{10 + t % 2}::{4 - (t // 2) % 2}::{t}\n" for user in (1, 2) for t in range(12))
@@ -1027,6 +1043,11 @@ def test_check_data_looks_into_parquet_and_for_the_item_table(tmp_path):
             table.set_column(2, "timestamp", table["timestamp"].cast(pa.int32()).cast(pa.time32("ms"))),
             f"The column 'timestamp' of {path} must hold integers, floats or strings, or dates where it is the "
             "timestamp. Received: time32[ms]",
+        ),
+        (
+            table.set_column(1, "item_id", pa.array([[1]])),
+            "or dates where it is the timestamp. Received: list<item: int64>. A feature of several values is written "
+            "NAME:DTYPE[N]",
         ),
     ):
         pa.parquet.write_table(content, path)
