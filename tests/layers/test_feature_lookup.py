@@ -429,8 +429,8 @@ def test_set_vocabulary_takes_integers_spelt_in_bytes_as_transform_gives_them(lo
 
 
 NO_INTEGERS: list[tuple[Any, str]] = [
-    ([1.7], "1.7 (dtype=float64)"),
-    ([1, 2.5], "2.5 (dtype=float64)"),
+    ([1.7], "1.7 (dtype=float64). Fractions, such as half stars, take a feature of dtype 'float32'"),
+    ([1, 2.5], "2.5 (dtype=float64). Fractions, such as half stars, take a feature of dtype 'float32'"),
     ([float("nan")], "nan (dtype=float64)"),
     ([float("inf")], "inf (dtype=float64)"),
     # 2**53 + 1 is rounded to 2**53, 2**24 + 1 as float32 to 2**24.

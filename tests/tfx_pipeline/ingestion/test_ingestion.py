@@ -569,7 +569,7 @@ def test_half_stars_are_read_as_floats_and_refused_as_integers_with_a_hint(tmp_p
     floats = custom("log.csv", label, behaviour_attributes=("rating:float32",))
     report, found = ingest(make_config(tmp_path, floats, split=split))
     assert report["rows_kept"] == 60
-    assert found["eval"][0]["history_rating"][:2] == [5.0, 4.5]
+    assert {stars for row in found["eval"] for stars in row["history_rating"]} == {n / 2 for n in range(1, 11)}
 
 
 def test_row_of_an_unknown_item_is_malformed_and_a_bad_item_table_refused(tmp_path):
