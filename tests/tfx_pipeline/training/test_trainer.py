@@ -19,7 +19,7 @@ from tfx import v1 as tfx
 
 from keras_eta import Age, Feature, Features, Positives, Ranker, ops
 from keras_eta.contract import Contract
-from keras_eta.export import export_model
+from keras_eta.export import AttributeTable, export_model
 from keras_eta.interest import MIMN, SDIM, TWIN, InterestUnit, RecentInterest, SIMSoft
 from tests.tfx_pipeline.training.bare_export import export_bare
 from tests.tfx_pipeline.transformed import Impression, raw_columns, run_transform, serialized
@@ -161,7 +161,10 @@ def train(data: Data, output: Path, fn_args: Any = None, **training: Any) -> Tra
 def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has `run_fn` publish an empty version, where a test is of the training alone."""
 
-    def make_version(model: Ranker, base_path: Path, version: int, timestamps: tuple[int, int] | None) -> Path:
+    def make_version(
+        model: Ranker, base_path: Path, version: int, timestamps: tuple[int, int] | None, tables: list[AttributeTable]
+    ) -> Path:
+        assert tables == []
         path = base_path / str(version)
         (path / "assets.extra").mkdir(parents=True)
         return path
