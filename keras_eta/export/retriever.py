@@ -64,8 +64,8 @@ def export_retriever(
             unlikely, for no other reason than that. Empty: none are kept, and `retrieve` makes one search, not two.
         unseen_share: of the C results, rounded up, that are theirs; TIGER's epsilon.
         warmup: as `export_model`.
-        jit_compile: whether XLA compiles the search when the version is loaded: about half of the model's own time for
-            one request; requests that are joined are searched for one after the other. TF Serving needs
+        jit_compile: whether XLA compiles the search when the version is loaded, which makes one request with 50 beams
+            nearly twice as fast; requests that are joined are searched for one after the other. TF Serving needs
             `--xla_cpu_compilation_enabled` for it. The warm-up requests cover the one shape that is ever compiled.
 
     Returns:
