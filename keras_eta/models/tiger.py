@@ -207,8 +207,8 @@ class TIGER(TrainableModel):
             num_beams: B, beginnings of ids that are kept at each step; at least C. The more, the nearer to exact.
             excluded: rows int [R, E] of items that must not be found. `None`: none.
             reserve: items that results are kept for, which a search of their own finds. `None`: none.
-            jit_compile: whether XLA compiles the search, one request after the other: faster for one, and the time grows
-                with R. Within a `tf.function`, as every call compiles anew.
+            jit_compile: whether XLA compiles the search, one request after the other: faster for one, but the time
+                grows with R. Within a `tf.function`, as every call compiles anew.
 
         Returns:
             `Beams` of C items, all different; rows of 0 where fewer were found.
