@@ -133,7 +133,7 @@ class Model:
         from keras_eta.interest import RecentInterest
 
         kind = tf.keras.utils.get_registered_name(RecentInterest)
-        recent = tuple(text for text in self.interests if json.loads(text)["registered_name"] == kind)
+        recent = tuple(text for text in self.interests if json.loads(text).get("registered_name") == kind)
         if len(recent) == len(self.interests):
             return None
         default = RecentInterest(ETAUnits.short_history_length, num_heads=ETAUnits.num_heads, cosine=ETAUnits.cosine)

@@ -251,6 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--target and --base_path go together.")
         if not flags.rate:
             flags.concurrency = flags.concurrency or [16]
+        if len(flags.rate or flags.concurrency) > 1:
+            parser.error("swap runs one load: give one --concurrency or one --rate.")
     try:
         code: int = flags.run(flags)
     except (ServingError, ValueError, RuntimeError, OSError) as error:

@@ -259,10 +259,9 @@ def test_swap_loads_a_server_with_and_without_pushes(
     assert report["p99_ratio"] == p99s[1] / p99s[0]
     assert f"p99 with pushes over p99 without: {report['p99_ratio']:.2f}" in capsys.readouterr().out
     # The version that was there, and the last two of its own.
-    assert 3 <= report["pushes"] <= 5
-    assert sorted(path.name for path in base_path.iterdir()) == sorted(
-        map(str, (7, *range(7 + report["pushes"] - 1, 8 + report["pushes"])))
-    )
+    assert report["pushes"] >= 2
+    last = 7 + report["pushes"]
+    assert {path.name for path in base_path.iterdir()} == {"7", str(last - 1), str(last)}
     assert (tmp_path / "swap.png").read_bytes().startswith(b"\x89PNG")
 
     assert main(["swap", *where, *SHORT, "--every", "60"]) == 1
@@ -270,6 +269,9 @@ def test_swap_loads_a_server_with_and_without_pushes(
     with pytest.raises(SystemExit):
         main(["swap", "--target", "127.0.0.1:1"])
     assert "--target and --base_path go together." in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["swap", *where, "--concurrency", "2", "4"])
+    assert "swap runs one load: give one --concurrency or one --rate." in capsys.readouterr().err
 
 
 def test_unknown_model_is_an_error_before_and_counted_in_a_run(

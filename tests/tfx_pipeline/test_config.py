@@ -85,8 +85,9 @@ def test_short_history_is_the_same_ranker_with_its_recent_units_alone() -> None:
     recent = RecentInterest(4, cosine=True)
     assert model(SDIM(), recent).short_history() == model(recent)
     assert model(recent).short_history() is None
-    # As ETA has it, where the ranker has none.
-    assert model(SDIM()).short_history() == model(ETAUnits().make()[0])
+    # As ETA has it, where the ranker has none; JSON of one's own need not have a registered name.
+    for unit in (SDIM(), '{"class_name": "keras_eta>SDIM", "config": {}}'):
+        assert model(unit).short_history() == model(ETAUnits().make()[0])
 
 
 @pytest.mark.parametrize("num_bits", [16, 64, 256])
