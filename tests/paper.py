@@ -12,6 +12,7 @@ PAPER = {
     "cosine": False,
     "distance_edges": (),
     "matches": False,
+    "popularity": False,
     "retrieval_task": None,
     "id_dropout": 0.0,
 }

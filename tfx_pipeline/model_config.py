@@ -87,6 +87,7 @@ class Model:
     hidden_units: tuple[int, ...] = option((128, 64), "widths of the MLP's hidden layers", metavar="N")
     activation: str = option("relu", "of the hidden layers, a name that Keras knows", metavar="NAME")
     cross_layers: int = option(0, "layers of DCN-v2 before the MLP", metavar="N")
+    popularity: bool = option(True, "whether the MLP reads how often the training part has the candidate as a positive")
     id_dropout: float = option(
         0.01, "share of users', contexts' and candidates' ids that training takes for unknown ones", metavar="RATE"
     )

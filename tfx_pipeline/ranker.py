@@ -15,7 +15,7 @@ from tfx_pipeline.model_config import Model
 
 
 def make_ranker(model: Model, features: Features, vocabularies: Mapping[str, Any]) -> Ranker:
-    """The ranker, built, with a lookup of raw ids.
+    """The ranker, built, with a lookup of raw ids; how popular items are it has yet to be told.
 
     Args:
         model: its configuration.
@@ -35,6 +35,7 @@ def make_ranker(model: Model, features: Features, vocabularies: Mapping[str, Any
         hidden_units=model.hidden_units,
         activation=activation_class(model.activation) or model.activation,
         cross_layers=model.cross_layers,
+        popularity=model.popularity,
         id_dropout=model.id_dropout,
         retrieval_task=model.retrieval_task(),
     )

@@ -45,6 +45,9 @@ def eta_and_recent_query(data: Protocol, attention: dict[str, Any]) -> list[Inte
     return [*eta(data, attention), further]
 
 
+# The contestants that read how popular the candidate is.
+POPULARITY = ("eta-default",)
+
 # The contestants that read clusters of behaviours; `with_clusters` makes them.
 CLUSTERED = ("twin-v2",)
 
@@ -58,6 +61,7 @@ UNITS: dict[str, Callable[[Protocol, dict[str, Any]], list[InterestUnit]]] = {
     "full": lambda data, attention: [keras_eta.interest.FullInterest(**attention)],
     "eta": eta,
     "eta-matches": lambda data, attention: [keras_eta.interest.MatchInterest(), *eta(data, attention)],
+    "eta-default": lambda data, attention: [keras_eta.interest.MatchInterest(), *eta(data, attention)],
     "matches": lambda data, attention: [keras_eta.interest.MatchInterest()],
     "eta-no-counts": lambda data, attention: [eta_unit(distance_edges=(), **LEARNED, **attention)],
     "eta-fixed-planes": lambda data, attention: [eta_unit(**attention)],
@@ -86,11 +90,11 @@ def make_ranker(name: str, data: Protocol, task: bool, cosine: bool) -> Ranker:
         task: whether the embeddings of items learn by a retrieval task as well.
         cosine: whether attention goes by cosines.
     """
-    rates: dict[str, Any] = {}
+    options: dict[str, Any] = {"popularity": name in POPULARITY}
     if name in USER_ID_DROPOUT:
         names = [feature.name for feature in data.features.row_features if feature.is_id]
-        rates["id_dropout"] = {**dict.fromkeys(names, ID_DROPOUT), USER_ID: USER_ID_DROPOUT[name]}
-    return ranker_of(UNITS[name](data, {"cosine": cosine}), name, data, task, cosine, **rates)
+        options["id_dropout"] = {**dict.fromkeys(names, ID_DROPOUT), USER_ID: USER_ID_DROPOUT[name]}
+    return ranker_of(UNITS[name](data, {"cosine": cosine}), name, data, task, cosine, **options)
 
 
 def ranker_of(

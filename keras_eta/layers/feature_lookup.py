@@ -70,6 +70,7 @@ class FeatureLookup(tf.keras.layers.Layer):
             raise TypeError(f"`features` must be a keras_eta.Features. Received: features={features!r}")
         self._features = features
         self._scales: dict[str, tuple[float, float]] = {}
+        self._item_counts: np.ndarray | None = None
         for name, (mean, std) in (scales or {}).items():
             self.set_scale(name, mean, std)
         self.tables = {feature.name: _table(feature) for feature in features.all_features if feature.is_id}
@@ -133,6 +134,8 @@ class FeatureLookup(tf.keras.layers.Layer):
                     f"there {totals[order[0]]:,.0f} times."
                 )
             self.set_vocabulary(name, values[order][totals[order] >= least])
+            if name == self._features.item_id.name:
+                self._item_counts = totals[order]
 
     def set_vocabulary(self, name: str, vocabulary: Sequence[Any] | np.ndarray) -> None:
         """Sets the vocabulary of one feature; ids beyond its `vocabulary_size` are cut off.
@@ -146,6 +149,8 @@ class FeatureLookup(tf.keras.layers.Layer):
             ValueError: if `name` is no id feature, or the feature is int64 and an id is no integer of 64 bits.
         """
         feature, table = self._id_feature(name), self.tables[name]
+        if name == self._features.item_id.name:
+            self._item_counts = None
         if feature.dtype == "int64" and np.asarray(vocabulary).dtype.kind in "SO":
             vocabulary = [int(id_) if isinstance(id_, bytes) else id_ for id_ in vocabulary]
         ids = raw_ids(feature, vocabulary)[: feature.vocabulary_size]
@@ -153,6 +158,18 @@ class FeatureLookup(tf.keras.layers.Layer):
             ids = np.array([tf.compat.as_bytes(id_) for id_ in ids], object)
         # Without the reserved ids in front, Keras would take an id that equals them for one of them and leave it out.
         table.set_vocabulary(np.concatenate([np.full(feature.num_oov_indices, table.oov_token, ids.dtype), ids]))
+
+    @property
+    def item_counts(self) -> np.ndarray | None:
+        """How often the data that was last adapted to has each item, int64 [num_indices] by row.
+
+        0 for padding and the out-of-vocabulary buckets. `None` where the vocabulary does not come from `adapt`.
+        """
+        if self._item_counts is None:
+            return None
+        reserved = 1 + self._features.item_id.num_oov_indices
+        known = self.features.item_id.num_indices - reserved
+        return np.concatenate([np.zeros(reserved, "int64"), self._item_counts[:known].astype("int64")])
 
     def set_scale(self, name: str, mean: float, std: float) -> None:
         """Sets what a float32 feature is scaled by.

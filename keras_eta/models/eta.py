@@ -22,9 +22,10 @@ class ETA(Ranker):
     """End-to-End Target Attention: a `Ranker` with `RecentInterest`, `MatchInterest` and `ETAInterest`, ready made.
 
     The defaults add to the paper's ETA: planes that learn, attention by cosines, counts of what was retrieved by ranges
-    of distance, counts of the behaviours with the candidate's item or attributes, a `RetrievalTask`, which brings items
-    of one taste near each other, and training for unknown ids. The paper's own has `similarity_bias=False,
-    trainable_planes=False, cosine=False, distance_edges=(), matches=False, retrieval_task=None, id_dropout=0`.
+    of distance, counts of the behaviours with the candidate's item or attributes, how popular the candidate is, a
+    `RetrievalTask`, which brings items of one taste near each other, and training for unknown ids. The paper's own has
+    `similarity_bias=False, trainable_planes=False, cosine=False, distance_edges=(), matches=False, popularity=False,
+    retrieval_task=None, id_dropout=0`.
 
     The item embeddings that the model ranks with are hashed to M-bit SimHash fingerprints; for each candidate the K
     behaviours nearest by Hamming distance are retrieved and attended to. A table of fingerprints beside the embeddings
@@ -46,8 +47,8 @@ class ETA(Ranker):
         distance_edges: ranges of distances in which retrieved behaviours are counted; see `ETAInterest`. `None`:
             `keras_eta.interest.default_distance_edges(num_bits)`; `()`: no counts.
         matches: whether the behaviours with the candidate's item, category and so on are counted; see `MatchInterest`.
-        **kwargs: as `Ranker`, without `interests`. By default `retrieval_task=RetrievalTask()` (`None`: none) and
-            `id_dropout=0.01`.
+        **kwargs: as `Ranker`, without `interests`. By default `retrieval_task=RetrievalTask()` (`None`: none),
+            `id_dropout=0.01` and `popularity=True`.
 
     Call arguments:
         inputs: as `Ranker`.
@@ -108,7 +109,7 @@ class ETA(Ranker):
             distance_edges=default_distance_edges(num_bits) if distance_edges is None else distance_edges,
             **heads,
         )
-        defaults = {"retrieval_task": RetrievalTask(), "id_dropout": 0.01}
+        defaults = {"retrieval_task": RetrievalTask(), "id_dropout": 0.01, "popularity": True}
         super().__init__(features, interests=[*others, retrieved], **{**defaults, **kwargs})
         self.short_history_length = short_history_length
         self.matches = matches

@@ -25,6 +25,7 @@ from keras_eta.models.input_checks import (
 )
 from keras_eta.models.losses import RETRIEVAL_LOSS, ranking_losses
 from keras_eta.models.mlp import check_activation, make_mlp
+from keras_eta.models.popularity import Popularity
 from keras_eta.models.prior import warn_if_nothing_was_learned
 from keras_eta.models.ranker_config import deserialized, serialized
 from keras_eta.models.tasks import RetrievalTask
@@ -67,6 +68,8 @@ class Ranker(UserStates, TrainableModel):
         activation: of the hidden layers: a name that Keras knows, or a class of layers, Keras's own or a registered
             one such as `keras_eta.layers.Dice`.
         cross_layers: number of `tfrs.layers.dcn.Cross` layers before the MLP (DCN-v2).
+        popularity: whether the MLP reads how often the training data has the candidate: what `lookup` has counted, or
+            `model.popularity.set_counts` was given; see `keras_eta.models.popularity.Popularity`.
         embeddings_regularizer: of all embedding tables, e.g. `tf.keras.regularizers.L2(1e-6)`.
         id_dropout: share of the users', contexts' and candidates' ids that training takes for unknown ones, so that the
             out-of-vocabulary rows learn what to say of an id never seen; one for all features, or by feature name.
@@ -103,6 +106,7 @@ class Ranker(UserStates, TrainableModel):
         hidden_units: Sequence[int] = (128, 64),
         activation: str | type[tf.keras.layers.Layer] = "relu",
         cross_layers: int = 0,
+        popularity: bool = False,
         embeddings_regularizer: Any = None,
         id_dropout: float | Mapping[str, float] = 0.0,
         retrieval_task: RetrievalTask | None = None,
@@ -130,6 +134,8 @@ class Ranker(UserStates, TrainableModel):
             unit.bind(features, self.own_embeddings.get(unit.name, self.feature_embedding).tables)
         self.cross = [tfrs.layers.dcn.Cross(name=f"cross_{index}") for index in range(cross_layers)]
         self.mlp = make_mlp(self.hidden_units, activation)
+        counts = None if lookup is None else lookup.item_counts
+        self.popularity = Popularity(features.item_id, counts) if popularity else None
         self.id_dropout = IdDropout(features, id_dropout)
         self.retrieval_task = retrieval_task
         if retrieval_task is not None:
@@ -147,7 +153,7 @@ class Ranker(UserStates, TrainableModel):
     def build(self, input_shape: Any = None) -> None:
         """Creates all variables. Keras calls it at the first batch; call it earlier to restore weights."""
         self.build_embeddings()
-        for layer in (self.id_dropout, self.retrieval_task):
+        for layer in (self.popularity, self.id_dropout, self.retrieval_task):
             if layer is not None and not layer.built:
                 # Keras scopes names only where it builds by itself.
                 with tf.name_scope(layer.name):
@@ -170,6 +176,8 @@ class Ranker(UserStates, TrainableModel):
                 "`fit` moves the weights that `calibrator` was fitted to. Set `model.calibrator = None` before, and "
                 f"fit another afterwards. Received: model.calibrator of class {type(self.calibrator).__name__}"
             )
+        if self.popularity is not None:
+            self.popularity.warn_if_unknown()
         history = super().fit(*args, **kwargs)
         warn_if_nothing_was_learned(history, next(metric for metric in self.metrics if metric.name == "auc"))
         return history
@@ -206,6 +214,8 @@ class Ranker(UserStates, TrainableModel):
         shared = self.feature_embedding.candidates(inputs)
         # Looked up once, before any unit asks for them.
         parts, interests = [shared.vectors], {}
+        if self.popularity is not None:
+            parts.append(self.popularity(shared.ids[self.features.item_id.name]))
         for unit in self.interests:
             embedding = self.embedding_of(unit)
             candidate = shared if embedding is self.feature_embedding else embedding.candidates(inputs)
@@ -249,6 +259,8 @@ class Ranker(UserStates, TrainableModel):
         """Derives again what the units keep beside the embeddings; needed only after writes to raw variable handles."""
         for unit in self.interests:
             unit.refresh()
+        if self.popularity is not None:
+            self.popularity.refresh()
 
     def after_step(self, step: tf.Tensor) -> None:
         for unit in self.interests:
@@ -266,6 +278,7 @@ class Ranker(UserStates, TrainableModel):
             {
                 **{name: getattr(self, name) for name in (*arguments, "retrieval_task", "calibrator")},
                 "cross_layers": len(self.cross),
+                "popularity": self.popularity is not None,
                 "id_dropout": self.id_dropout.rate,
                 "embeddings_regularizer": self._regularizer,
             }

@@ -81,6 +81,7 @@ class Part(NamedTuple):
         file_bytes: their size.
         shuffle_buffer: impressions among which the next one is drawn.
         timestamps: when the first and the last impression was; `None` if there are none, or no timestamps.
+        positives: int64, impressions with a positive label by row of the item's vocabulary, up to its last.
     """
 
     files: list[str]
@@ -88,30 +89,33 @@ class Part(NamedTuple):
     file_bytes: int
     shuffle_buffer: int
     timestamps: tuple[int, int] | None
+    positives: np.ndarray
 
 
-def measure(patterns: Sequence[str]) -> Part:
-    """Counts what the files of a part hold."""
+def measure(patterns: Sequence[str], item: str) -> Part:
+    """Counts what the files of a part hold.
+
+    Args:
+        patterns: of gzip-compressed TFRecord files of transformed impressions.
+        item: name of the item's id.
+    """
     files = files_of(patterns)
-    if not files:
-        return Part([], 0, 0, 0, None)
-    # Where there are no timestamps, the first stays after the last.
-    start = tuple(tf.constant(value, tf.int64) for value in (0, 0, tf.int64.max, tf.int64.min))
-    spec = {TIMESTAMP: tf.io.VarLenFeature(tf.int64)}
-
-    def added(totals: tuple[tf.Tensor, ...], records: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        moments = tf.io.parse_example(records, spec)[TIMESTAMP].values
-        return (
-            totals[0] + tf.size(records, tf.int64),
-            totals[1] + tf.reduce_sum(tf.cast(tf.strings.length(records), tf.int64)),
-            tf.minimum(totals[2], tf.reduce_min(moments)),
-            tf.maximum(totals[3], tf.reduce_max(moments)),
-        )
-
-    count, record_bytes, first, last = map(int, impressions_of(files).batch(8192).reduce(start, added))
+    row = tf.io.FixedLenFeature([], tf.int64)
+    spec = {TIMESTAMP: tf.io.VarLenFeature(tf.int64), item: row, LABEL: row}
+    count, record_bytes, positives, bounds = 0, 0, np.zeros(0, "int64"), []
+    for records in impressions_of(files).batch(8192) if files else ():
+        columns = tf.io.parse_example(records, spec)
+        count += len(records)
+        record_bytes += int(tf.reduce_sum(tf.cast(tf.strings.length(records), tf.int64)))
+        if len(moments := columns[TIMESTAMP].values.numpy()):
+            bounds += [int(moments.min()), int(moments.max())]
+        taken = np.bincount(columns[item].numpy()[columns[LABEL].numpy() > 0], minlength=len(positives))
+        taken[: len(positives)] += positives
+        positives = taken
     buffer = max(1, min(count, SHUFFLE_BYTES * count // max(1, record_bytes)))
     size = sum(tf.io.gfile.stat(name).length for name in files)
-    return Part(files, count, size, buffer, (first, last) if first <= last else None)
+    timestamps = (min(bounds), max(bounds)) if bounds else None
+    return Part(files, count, size, buffer if count else 0, timestamps, positives)
 
 
 def _between(records: tf.data.Dataset, bounds: np.ndarray) -> tf.data.Dataset:

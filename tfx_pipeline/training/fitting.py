@@ -23,6 +23,8 @@ _logger = logging.getLogger(__name__)
 def make_model(config: PipelineConfig, transform_output: tft.TFTransformOutput) -> Ranker:
     """The model, built and compiled, with a lookup that holds the vocabularies of Transform.
 
+    How popular items are it is yet to be told, by `set_popularity`.
+
     Args:
         config: what it is.
         transform_output: of Transform.
@@ -41,6 +43,14 @@ def make_model(config: PipelineConfig, transform_output: tft.TFTransformOutput) 
     optimizer.build(model.trainable_variables)
     model.compile(optimizer)
     return model
+
+
+def set_popularity(model: Ranker, train: Part) -> None:
+    """Tells a model that reads it how often the training part has each item as a positive."""
+    if model.popularity is not None:
+        counts = np.zeros(model.features.item_id.num_indices, "int64")
+        counts[: len(train.positives)] = train.positives
+        model.popularity.set_counts(counts)
 
 
 def fit(

@@ -23,7 +23,7 @@ from tfx_pipeline.training.attribute_tables import attribute_tables
 from tfx_pipeline.training.backups import Backups, State
 from tfx_pipeline.training.batches import measure, transformed_batches
 from tfx_pipeline.training.calibrating import calibrate
-from tfx_pipeline.training.fitting import fit, make_model
+from tfx_pipeline.training.fitting import fit, make_model, set_popularity
 from tfx_pipeline.training.publishing import model_name, publish
 from tfx_pipeline.training.warm_start import warm_start
 
@@ -52,7 +52,8 @@ def run_fn(fn_args: Any) -> None:
     """
     config = PipelineConfig.from_json(fn_args.custom_config["config"])
     tf.keras.utils.set_random_seed(config.training.seed)
-    train, validation = measure(fn_args.train_files), measure(fn_args.eval_files)
+    item = config.layout.features.item_id.name
+    train, validation = measure(fn_args.train_files, item), measure(fn_args.eval_files, item)
     for name, part, patterns in (
         ("training", train, fn_args.train_files),
         ("validation", validation, fn_args.eval_files),
@@ -68,6 +69,8 @@ def run_fn(fn_args: Any) -> None:
         _logger.info("Training goes on at epoch %d, after step %d.", state.epoch + 1, state.step)
     elif config.training.warm_start:
         state.base_version = warm_start(model, config.serving_dir)
+    # That of this training part, also where a version was one of another.
+    set_popularity(model, train)
     start = time.monotonic()
     validation_batches = transformed_batches(validation.files, config.layout.features, config.training.batch_size)
     if fn_args.eval_steps:

@@ -172,8 +172,9 @@ def _carry_statistics_over(model: Ranker, base_variables: Iterable[tf.Variable])
 
 
 def _row_state(model: Ranker) -> list[tuple[str, tf.Variable]]:
-    """What units and the retrieval task keep by row of a vocabulary, with the feature's name."""
-    parts: list[Any] = [*model.interests, *([] if model.retrieval_task is None else [model.retrieval_task])]
+    """What units, the popularity and the retrieval task keep by row of a vocabulary, with the feature's name."""
+    others = [part for part in (model.popularity, model.retrieval_task) if part is not None]
+    parts: list[Any] = [*model.interests, *others]
     return [(name, variable) for part in parts for name, by_row in part.row_state().items() for variable in by_row]
 
 

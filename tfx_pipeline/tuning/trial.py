@@ -15,7 +15,7 @@ from keras_eta.features import Features
 from tfx_pipeline.config import TRAIN, VALIDATION, PipelineConfig
 from tfx_pipeline.training.backups import MONITORED, Backups, State
 from tfx_pipeline.training.batches import Part, measure, transformed_batches
-from tfx_pipeline.training.fitting import fit, make_model
+from tfx_pipeline.training.fitting import fit, make_model, set_popularity
 from tfx_pipeline.tuning.search import Outcome
 
 
@@ -45,12 +45,6 @@ class Data:
         Raises:
             ValueError: if a part is empty, or the impressions lack a column.
         """
-        parts = {
-            name: measure([os.path.join(transformed_examples, f"Split-{name}", "*")]) for name in (TRAIN, VALIDATION)
-        }
-        for name, part in parts.items():
-            if not part.num_examples:
-                raise ValueError(f"The {name} part of {transformed_examples} holds no impressions.")
         sequences = [name for x in features.all_sequences for name in (*features.encoded_sequence_names(x), x.length)]
         columns = {*features.encoded_row_names, *sequences, LABEL}
         missing = sorted(columns - tft.TFTransformOutput(transform_graph).transformed_feature_spec().keys())
@@ -59,6 +53,13 @@ class Data:
                 f"The impressions of {transformed_examples} have no {', '.join(missing)}: the run that made them had "
                 "another layout. Give the layout's flags as in that run."
             )
+        parts = {
+            name: measure([os.path.join(transformed_examples, f"Split-{name}", "*")], features.item_id.name)
+            for name in (TRAIN, VALIDATION)
+        }
+        for name, part in parts.items():
+            if not part.num_examples:
+                raise ValueError(f"The {name} part of {transformed_examples} holds no impressions.")
         return cls(transform_graph, parts[TRAIN], parts[VALIDATION])
 
 
@@ -79,6 +80,7 @@ def run_trial(config: PipelineConfig, data: Data, directory: str) -> Outcome:
     model, state = make_model(config, tft.TFTransformOutput(data.transform_graph)), State()
     backups = Backups(model, state, str(Path(directory) / "checkpoints"))
     backups.restore_last()
+    set_popularity(model, data.train)
     validation = transformed_batches(data.validation.files, config.layout.features, config.training.batch_size)
     fit(
         model,

@@ -88,22 +88,25 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     return Data(directory, validation)
 
 
-def write_records(path: Path, timestamps: list[int], name: str = "timestamp") -> None:
+def write_records(path: Path, rows: list[tuple[int, int, int]], timestamped: bool = True) -> None:
     with tf.io.TFRecordWriter(str(path), "GZIP") as writer:
-        for timestamp in timestamps:
+        for row in rows:
             example = tf.train.Example()
-            example.features.feature[name].int64_list.value.append(timestamp)
+            for name, value in zip(("timestamp", "film", "label"), row, strict=True):
+                if timestamped or name != "timestamp":
+                    example.features.feature[name].int64_list.value.append(value)
             writer.write(example.SerializeToString())
 
 
-def test_measure_counts_impressions_and_finds_when_they_were(tmp_path: Path) -> None:
-    write_records(tmp_path / "a-0.gz", [7, 5, 6])
-    write_records(tmp_path / "a-1.gz", [-3, 6])
-    write_records(tmp_path / "b-0.gz", [1, 2], name="label")
-    with_timestamps, without = measure([str(tmp_path / "a-*")]), measure([str(tmp_path / "b-*")])
+def test_measure_counts_impressions_and_positives_and_finds_when_they_were(tmp_path: Path) -> None:
+    write_records(tmp_path / "a-0.gz", [(7, 2, 1), (5, 4, 1), (6, 5, 0)])
+    write_records(tmp_path / "a-1.gz", [(-3, 4, 1), (6, 2, 0)])
+    write_records(tmp_path / "b-0.gz", [(0, 2, 0), (0, 3, 0)], timestamped=False)
+    with_timestamps, without, empty = (measure([str(tmp_path / f"{name}-*")], "film") for name in "abc")
     assert (with_timestamps.num_examples, with_timestamps.timestamps) == (5, (-3, 7))
-    assert (without.num_examples, without.timestamps) == (2, None)
-    assert (measure([str(tmp_path / "c-*")])).timestamps is None
+    assert with_timestamps.positives.tolist() == [0, 0, 1, 0, 2]
+    assert (without.num_examples, without.timestamps, without.positives.tolist()) == (2, None, [])
+    assert (empty.num_examples, empty.timestamps, empty.positives.tolist()) == (0, None, [])
 
 
 def make_config(output: Path, model: Model = MODEL, **training: Any) -> PipelineConfig:

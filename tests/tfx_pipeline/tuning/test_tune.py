@@ -9,6 +9,7 @@ import re
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -123,7 +124,7 @@ def test_budget_reaches_the_search_and_no_success_is_said(
         budgets.append((max_trials, max_seconds))
         return [Finished(0, {"top_k": "4"}, None, 0.0, "ValueError: no")]
 
-    nothing = Part([], 0, 0, 0, None)
+    nothing = Part([], 0, 0, 0, None, np.zeros(0))
     monkeypatch.setattr(tune, "_data", lambda _: Data("graph", nothing, nothing))
     monkeypatch.setattr(Search, "go_on", go_on)
     assert tune.main([*FLAGS, "--output", str(tmp_path), "--search", "top_k=4,8", "--trials", "7", *flags]) == 1
