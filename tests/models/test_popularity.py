@@ -94,7 +94,8 @@ def test_other_counts_are_refused(counts: list[Any], received: str) -> None:
 def test_a_lookup_counts_the_items_that_it_was_adapted_to(feature: Feature, expected: list[int]) -> None:
     lookup = adapted(Features(item_id=feature))
     counts = lookup.item_counts
-    assert counts is not None and counts.tolist() == expected
+    assert counts is not None
+    assert counts.tolist() == expected
     lookup.set_vocabulary("item_id", [30])
     assert lookup.item_counts is None
 
