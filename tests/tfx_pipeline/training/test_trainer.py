@@ -204,6 +204,17 @@ def test_served_scores_equal_the_trained_model_on_transformed_impressions(data: 
     assert_exact_fingerprints(trained.model)
 
 
+def test_popularity_is_how_often_the_training_part_has_items_as_positives(data: Data, trained: Trained) -> None:
+    ((columns, labels),) = transformed_batches([str(data.directory / "train" / "*")], FEATURES, 1000)
+    expected = np.zeros(trained.model.features.item_id.num_indices, int)
+    for item, label in zip(columns["item_id"].numpy(), labels.numpy(), strict=True):
+        expected[item] += label > 0
+    expected[: 1 + FEATURES.item_id.num_oov_indices] = 0
+    assert trained.model.popularity is not None
+    np.testing.assert_array_equal(trained.model.popularity.counts, expected)
+    assert len(set(expected)) > 2
+
+
 def test_outputs_are_whole_and_nothing_is_left_behind(trained: Trained) -> None:
     assert (trained.served / "saved_model.pb").is_file()
     assert Contract.read(trained.served).timestamps == (1_600_000_000, 1_600_000_000)

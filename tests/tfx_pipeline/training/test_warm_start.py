@@ -216,6 +216,18 @@ def test_counts_of_the_retrieval_task_follow_their_ids(base_has_task: bool, tmp_
     np.testing.assert_array_equal(model.interests[0].attention.weights[0], base.interests[0].attention.weights[0])
 
 
+def test_popularity_follows_its_ids_and_is_standardised_anew(tmp_path: Path) -> None:
+    base, model = make([RecentInterest(2)], OLD), make([RecentInterest(2)], NEW)
+    base.popularity.set_counts([0, 0, 0, 7, 11, 3, 1])
+    export_bare(base, tmp_path, 1)
+    assert warm_start(model, str(tmp_path)) == 1
+    # 13, 99, 10 and 12; 99 is new.
+    np.testing.assert_array_equal(model.popularity.counts, [0, 0, 0, 1, 0, 7, 3])
+    logarithms = np.log([2, 1, 8, 4])
+    standard = (logarithms - logarithms.mean()) / logarithms.std()
+    np.testing.assert_allclose(model.popularity(tf.constant([[3, 4, 5, 6]]))[0, :, 0], standard, rtol=1e-5)
+
+
 def test_accumulators_are_those_that_adagrad_adds_to() -> None:
     """One step on one row, worked by hand: the accumulator grows by the square of the gradient."""
     model = make([RecentInterest(2)], OLD)
