@@ -154,7 +154,7 @@ class ContentVectorizer:
         """
         with np.load(file) as arrays:
             vectorizer = cls(**json.loads(arrays["config"].tobytes()))
-            vectorizer._components = arrays["components"] if "components" in arrays else None
+            vectorizer._components = arrays.get("components")
             for place in range(len(vectorizer.text) + len(vectorizer.categories)):
                 if f"terms_{place}" not in arrays:
                     vectorizer._vectorizers.append(None)
@@ -162,8 +162,9 @@ class ContentVectorizer:
                 spelt = split_bytes(arrays[f"terms_{place}"], arrays[f"lengths_{place}"])
                 terms = [term.decode(*_TERM_CODEC) for term in spelt]
                 words = place < len(vectorizer.text)
+                nothing: list[Any] = [""] if words else [[]]
                 # Of a vocabulary that is given, only the weights are learned, which are known as well.
-                column = (_words_of if words else _categories_of)(terms).fit([""] if words else [[]])
+                column = (_words_of if words else _categories_of)(terms).fit(nothing)
                 if words:
                     column.idf_ = arrays[f"idf_{place}"]
                 vectorizer._vectorizers.append(column)
