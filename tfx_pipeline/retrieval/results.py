@@ -45,7 +45,7 @@ class RetrieverResults:
         return [
             f"Retriever: {verdict.items:,} items, {verdict.cold_items:,} of which training never saw; trained on "
             f"{positives['training']:,} positives, {unknown['training']:,} of unknown items left out"
-            + ("" if base is None else f"; it goes on from version {base}"),
+            + ("" if base is None else f"; warm start from version {base}"),
             f"Judged by {verdict.judged:,} of {verdict.positives:,} positives of the eval part: {verdict.unknown:,} of "
             f"unknown items, {verdict.cold:,} of items that training never saw; {verdict.repeats:,} more are of items "
             "in the user's history, which are not to be found",
