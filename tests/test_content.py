@@ -141,10 +141,10 @@ def test_a_vectorizer_gives_new_items_vectors_by_what_it_learned(tmp_path: Path,
     np.testing.assert_array_equal(vectors, content_vectors(FILMS, **arguments, seed=3))
     new = pd.DataFrame(
         {
-            "title": ["War (again)", "Space", "war, the war!"],
-            "genres": [["Space", "Drama"], "Space", ("War", None)],
-            "year": [1994, 2030, 1994],
-            "empty": ["now there is one", None, None],
+            "title": ["War (again)", "Space", "war, the war!", "The Peace"],
+            "genres": [["Space", "Drama"], "Space", ("War", None), None],
+            "year": [1994, 2030, 1994, None],
+            "empty": ["now there is one", None, None, None],
         }
     )
     vectorizer.save(tmp_path / "vectorizer")
