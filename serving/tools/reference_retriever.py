@@ -47,10 +47,10 @@ def make_models(folder: Path) -> list[model_server_config_pb2.ModelConfig]:
     return [model, retriever]
 
 
-# The second history has an item that the model does not know, and a column that is not read.
-HISTORIES = np.array([[103, 101, 104], [105, 999, 0]])
+# The second history has an item that the model does not know, and an item behind its length.
+HISTORIES = np.array([[103, 101, 104], [105, 999, 110]])
 LENGTHS = np.array([3, 2])
-EXCLUDED = np.array([[109, 0], [108, 102]])
+EXCLUDED = np.array([[109, 101], [108, 102]])
 EXCLUDED_LENGTHS = np.array([0, 2])
 
 
