@@ -301,4 +301,6 @@ def _categories_of(vocabulary: list[str] | None = None) -> TfidfVectorizer:
 def _values(cell: Any) -> list[str]:
     """The categories of a cell, without those that are missing."""
     values = list(cell) if isinstance(cell, (list, tuple, set, frozenset, np.ndarray)) else [cell]
-    return [str(value) for value in values if not pd.isna(value) and value != ""]
+    # One missing cell makes a column of integers one of floats in pandas: 1994 and 1994.0 are one category.
+    whole = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+    return [str(value) for value in whole if not pd.isna(value) and value != ""]
