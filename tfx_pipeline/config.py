@@ -85,7 +85,8 @@ class Training:
     embedding_learning_rate: float = option(0.1, "Adagrad's, for embeddings", metavar="RATE")
     dense_learning_rate: float = option(1e-3, "Adam's, for the rest", metavar="RATE")
     warm_start: bool = option(
-        True, "whether to start from the latest pushed model, where there is one with the same features"
+        True,
+        "whether ranker and retriever start from the version pushed last, where there is one with the same features",
     )
     calibrate: str | None = option(
         None,

@@ -1,13 +1,14 @@
 """What finding candidates first costs and keeps, by the embedded server.
 
     python -m benchmarks.two_stages kept --ranker build/serving/eta --retriever build/quality/tiger.keras
-    python -m benchmarks.two_stages latency
+    python -m benchmarks.two_stages latency --size paper
 
 `kept` asks for the ten best of all films that a user of MovieLens-1M has not rated, by ranking all of them, and by
 retrieving C of them and ranking these: how many of the ten are the same, and how long either takes. `make demo` writes
 a ranker; the retriever is trained on the liked films of the ranker's training period where the file is missing.
 
-`latency` times the signature `retrieve` for one user, with the decoder's cache and without.
+`latency` times the signature `retrieve` for one user, with the decoder's cache and without, of TIGER's default
+size or, with `--size paper`, of the paper's.
 """
 
 from __future__ import annotations
@@ -69,6 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     other = commands.add_parser("latency", help="with the decoder's cache and without")
     other.set_defaults(run=latency)
     other.add_argument("--beams", type=int, nargs="+", default=[50, 200], help="widths (default: 50 200)")
+    other.add_argument(
+        "--size",
+        choices=("default", "paper"),
+        default="default",
+        help="of the model: TIGER's own, or the paper's (4 + 4 layers, width 128, 6 heads of 64, spelt histories)",
+    )
     other.add_argument("--rounds", type=int, default=100, help="calls of each (default: 100)")
 
     flags = parser.parse_args(arguments)

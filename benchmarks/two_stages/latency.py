@@ -6,14 +6,15 @@ import argparse
 import contextlib
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-import keras_eta
 from benchmarks.timing import measure, summary, table
 from benchmarks.two_stages.uncached import UncachedTIGER
 from keras_eta.export import export_retriever
+from keras_eta.models import TIGER
 from keras_eta.quantization import random_codes
 from keras_eta.semantic_ids import SemanticIds
 from serving.client import RankingClient
@@ -21,6 +22,18 @@ from serving.models_config import models_config
 from serving.process import ServerProcess
 
 ITEMS, LEVELS, CODEBOOK_SIZE = 3_706, 3, 256
+# Arguments of TIGER. The paper's, in its Section 4, but for the token of the user.
+SIZES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "dim": 128,
+        "num_heads": 6,
+        "key_dim": 64,
+        "num_layers": 4,
+        "feed_forward_units": 1024,
+        "spelt_history": True,
+    },
+}
 
 
 def latency(flags: argparse.Namespace) -> int:
@@ -28,7 +41,7 @@ def latency(flags: argparse.Namespace) -> int:
     sizes = (CODEBOOK_SIZE,) * LEVELS
     items = np.arange(1, ITEMS + 1)
     ids = SemanticIds.from_codes(items, random_codes(ITEMS, sizes, seed=0), sizes, max_collisions=16)
-    cached, uncached = keras_eta.models.TIGER(ids), UncachedTIGER(ids)
+    cached, uncached = (kind(ids, **SIZES[flags.size]) for kind in (TIGER, UncachedTIGER))
     for model in (cached, uncached):
         model.build()
     uncached.set_weights(cached.get_weights())
@@ -55,5 +68,6 @@ def latency(flags: argparse.Namespace) -> int:
                 raise ValueError(f"With {beams} beams the decoders find different items.")
             calls = {name: lambda client=clients[name]: client.predict(inputs, "retrieve") for name in names}
             times = measure(calls, flags.rounds)
-            Console().print(table(f"retrieve, one user, {beams} beams", summary(times, names[0]), names[0]))
+            title = f"retrieve, one user, {beams} beams, {flags.size} size"
+            Console().print(table(title, summary(times, names[0]), names[0]))
     return 0

@@ -45,7 +45,8 @@ class TIGER(TrainableModel):
         ids: the semantic ids of all items that can be found.
         max_history_length: L, behaviours that are read.
         dim: D, width of all vectors.
-        num_heads: heads of every attention, of width D / `num_heads`.
+        num_heads: heads of every attention.
+        key_dim: width of a head. `None`: D / `num_heads`.
         num_layers: of the encoder, and of the decoder.
         feed_forward_units: width of the hidden layers.
         dropout: rate, in training.
@@ -64,8 +65,8 @@ class TIGER(TrainableModel):
 
     Raises:
         TypeError: if `ids` are no `SemanticIds`, or `user` is no `Feature`.
-        ValueError: if an argument is out of its range, `num_heads` does not divide `dim`, or `user` is no id or has
-            several values.
+        ValueError: if an argument is out of its range, `num_heads` does not divide `dim` and there is no `key_dim`, or
+            `user` is no id or has several values.
 
     Reference:
         Rajput et al., "Recommender Systems with Generative Retrieval", arXiv 2305.05065, Sections 3.2 and 4. The paper
@@ -80,6 +81,7 @@ class TIGER(TrainableModel):
         max_history_length: int = 20,
         dim: int = 64,
         num_heads: int = 4,
+        key_dim: int | None = None,
         num_layers: int = 2,
         feed_forward_units: int = 256,
         dropout: float = 0.1,
@@ -90,8 +92,8 @@ class TIGER(TrainableModel):
     ) -> None:
         sizes = {"max_history_length": max_history_length, "dim": dim, "num_heads": num_heads}
         sizes |= {"num_layers": num_layers, "feed_forward_units": feed_forward_units}
-        check_positive_integers(**sizes)
-        if dim % num_heads:
+        check_positive_integers(**sizes, **({} if key_dim is None else {"key_dim": key_dim}))
+        if key_dim is None and dim % num_heads:
             raise ValueError(f"`num_heads` must divide `dim`. Received: num_heads={num_heads}, dim={dim}")
         rates = {"dropout": dropout, "label_smoothing": label_smoothing}
         for name, rate in rates.items():
@@ -107,12 +109,12 @@ class TIGER(TrainableModel):
         if not isinstance(ids, SemanticIdTable):
             raise TypeError(f"`ids` must be keras_eta.SemanticIds. Received: ids={ids!r}")
         self.table = ids
-        self._arguments = {**sizes, **rates, "spelt_history": spelt_history}
+        self._arguments = {**sizes, **rates, "key_dim": key_dim, "spelt_history": spelt_history}
         self.max_history_length = max_history_length
         self.user = user
         self.spelt_history = spelt_history
         self.label_smoothing = label_smoothing
-        block: dict[str, Any] = {"num_heads": num_heads, "key_dim": dim // num_heads, "dropout": dropout}
+        block: dict[str, Any] = {"num_heads": num_heads, "key_dim": key_dim or dim // num_heads, "dropout": dropout}
         block["feed_forward_units"] = feed_forward_units
         self.tokens = tf.keras.layers.Embedding(1 + ids.num_tokens, dim, name="tokens")
         self.positions = tf.keras.layers.Embedding(max_history_length, dim, name="positions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -30,7 +31,7 @@ class Case:
         request: of any method of PredictionService or ModelService.
         code: the status code.
         text: what the error's message, or the summary of the answer, must contain.
-        probability: the scores, for a Predict request that must succeed.
+        outputs: what a Predict request that must succeed gives, by name; floats up to 1e-4.
         timeout: deadline in seconds.
     """
 
@@ -38,7 +39,7 @@ class Case:
     request: Any
     code: grpc.StatusCode = _Code.OK
     text: str = ""
-    probability: np.ndarray | None = None
+    outputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     timeout: float = 30
 
 
@@ -58,6 +59,8 @@ def cases(*, batching: bool = False) -> list[Case]:
     """
     invalid, missing = _Code.INVALID_ARGUMENT, _Code.NOT_FOUND
     ranked = "probability(2, 7) version=2 sig='rank'"
+    of_version_1, of_version_2 = ({"probability": HITS + version} for version in (1, 2))
+    no_hits = {"probability": np.full((2, 7), 2)}
     spec = {"name": MODEL}
     examples = {"example_list": {"examples": [tf.train.Example()]}}
     wrong_ids = {dtype: tensor(IDS, dtype) for dtype in (tf.int32, tf.float32)}
@@ -73,15 +76,25 @@ def cases(*, batching: bool = False) -> list[Case]:
     long_history = {"history": tensor(long), "history_length": tensor([3_000_000]), CANDIDATES: tensor([[1]])}
     names = "len({history,history_length}) != len({candidates,history,history_length})"
     return [
-        Case("good rank request", rank_request(), text=ranked, probability=HITS + 2),
+        Case("good rank request", rank_request(), text=ranked, outputs=of_version_2),
         Case(
             "empty signature name",
             default,
             text="probability(2,) version=2 sig='serving_default'",
-            probability=np.array([4, 2]),
+            outputs={"probability": np.array([4, 2])},
         ),
-        Case("version 1", rank_request(spec={"version": {"value": 1}}), text="version=1", probability=HITS + 1),
-        Case("version 2", rank_request(spec={"version": {"value": 2}}), text="version=2", probability=HITS + 2),
+        Case(
+            "version 1",
+            rank_request(spec={"version": {"value": 1}}),
+            text="version=1",
+            outputs=of_version_1,
+        ),
+        Case(
+            "version 2",
+            rank_request(spec={"version": {"value": 2}}),
+            text="version=2",
+            outputs=of_version_2,
+        ),
         Case("version label known", rank_request(spec={"version_label": "stable"}), text="version=1"),
         Case(
             "unknown version 99",
@@ -147,25 +160,25 @@ def cases(*, batching: bool = False) -> list[Case]:
             invalid,
             "" if batching else "Incompatible shapes: [3,7,1] vs. [2,1,100]",
         ),
-        Case("zero rows", rank_request(**no_rows), text="probability(0, 7)", probability=np.zeros((0, 7))),
+        Case("zero rows", rank_request(**no_rows), text="probability(0, 7)", outputs={"probability": np.zeros((0, 7))}),
         Case(
             "zero rows, pointwise",
             rank_request(CANDIDATES, {"signature_name": ""}, **no_rows_at_all),
             text="probability(0,)",
-            probability=np.zeros(0),
+            outputs={"probability": np.zeros(0)},
         ),
         Case(
             "zero candidates",
             rank_request(candidates=tensor(np.zeros((2, 0)))),
             text="probability(2, 0)",
-            probability=np.zeros((2, 0)),
+            outputs={"probability": np.zeros((2, 0))},
         ),
-        Case("zero history columns", rank_request(**no_history), text=ranked, probability=np.full((2, 7), 2)),
+        Case("zero history columns", rank_request(**no_history), text=ranked, outputs=no_hits),
         Case(
             "negative ids",
             rank_request(candidates=tensor(np.full((2, 7), -5))),
             text=ranked,
-            probability=np.full((2, 7), 2),
+            outputs=no_hits,
         ),
         Case(
             "malformed tensor_content",
@@ -182,7 +195,7 @@ def cases(*, batching: bool = False) -> list[Case]:
             invalid,
             "output tensor alias not found in signature: nope Outputs expected to be in the set {probability}.",
         ),
-        Case("output_filter known", rank_request(filters=["probability"]), text=ranked, probability=HITS + 2),
+        Case("output_filter known", rank_request(filters=["probability"]), text=ranked, outputs=of_version_2),
         Case("nothing at all", predict_pb2.PredictRequest(), invalid, "Missing ModelSpec"),
         # A large one: a fast server answers a small one before gRPC's clock has ticked.
         Case(
@@ -226,6 +239,6 @@ def cases(*, batching: bool = False) -> list[Case]:
             "24 MB request",
             rank_request(**long_history),
             text="probability(1, 1) version=2 sig='rank'",
-            probability=np.array([[3_000_002]]),
+            outputs={"probability": np.array([[3_000_002]])},
         ),
     ]

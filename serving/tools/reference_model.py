@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf import text_format
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow_serving.apis import predict_pb2
 from tensorflow_serving.config import model_server_config_pb2
@@ -68,15 +67,13 @@ def server_command(models_config: Path) -> str:
 
 
 def make_model(folder: Path) -> model_server_config_pb2.ModelConfig:
-    """Writes versions 1 and 2 under `folder`/eta, and `folder`/models.config, which serves both under labels."""
+    """Writes versions 1 and 2 under `folder`/eta, and returns what serves both under labels."""
     base_path = folder.absolute() / MODEL
     for version in (1, 2):
         ReferenceModel(version).save(base_path)
-    config = model_server_config_pb2.ModelServerConfig()
-    model = config.model_config_list.config.add(name=MODEL, base_path=str(base_path), model_platform="tensorflow")
+    model = model_server_config_pb2.ModelConfig(name=MODEL, base_path=str(base_path), model_platform="tensorflow")
     model.model_version_policy.specific.versions.extend([1, 2])
     model.version_labels.update({"stable": 1, "canary": 2})
-    (folder / "models.config").write_text(text_format.MessageToString(config), encoding="utf-8")
     return model
 
 
@@ -101,10 +98,16 @@ def rank_request(
     drop: str = "", spec: dict[str, Any] | None = None, filters: Sequence[str] = (), **changes: Any
 ) -> predict_pb2.PredictRequest:
     """A good request to `rank`, except for what is dropped or changed."""
-    request = predict_pb2.PredictRequest(model_spec={"name": MODEL, "signature_name": "rank", **(spec or {})})
     inputs = {"history": tensor(HISTORY), "history_length": tensor(LENGTHS), CANDIDATES: tensor(IDS)}
-    for name, value in (inputs | changes).items():
-        if name != drop:
-            request.inputs[name].CopyFrom(value)
-    request.output_filter.extend(filters)
+    inputs = {name: value for name, value in (inputs | changes).items() if name != drop}
+    return predict_request({"name": MODEL, "signature_name": "rank", **(spec or {})}, inputs, filters)
+
+
+def predict_request(
+    spec: dict[str, Any], inputs: Mapping[str, tensor_pb2.TensorProto], filters: Sequence[str] = ()
+) -> predict_pb2.PredictRequest:
+    """A Predict request of tensors that need not fit."""
+    request = predict_pb2.PredictRequest(model_spec=spec, output_filter=filters)
+    for name, value in inputs.items():
+        request.inputs[name].CopyFrom(value)
     return request

@@ -107,9 +107,9 @@ def _reference_scores(model: TIGER) -> np.ndarray:
     return scores
 
 
-@pytest.mark.parametrize("spelt", [True, False])
-def test_beams_as_wide_as_the_catalogue_equal_scoring_every_item_in_numpy(spelt: bool) -> None:
-    model = _model(spelt_history=spelt)
+@pytest.mark.parametrize("arguments", [{"spelt_history": True}, {"spelt_history": False}, {"key_dim": 5}])
+def test_beams_as_wide_as_the_catalogue_equal_scoring_every_item_in_numpy(arguments: dict[str, Any]) -> None:
+    model = _model(**arguments)
     expected = _reference_scores(model)
     found = model.retrieve(_histories(model), len(ITEMS), len(ITEMS))
     order = np.argsort(-expected, axis=1)
@@ -331,6 +331,7 @@ def test_training_on_a_log_learns_what_follows() -> None:
     ("arguments", "error", "message"),
     [
         ({"dim": 10, "num_heads": 4}, ValueError, "`num_heads` must divide `dim`. Received: num_heads=4, dim=10"),
+        ({"key_dim": 0}, ValueError, "`key_dim` must be a positive integer. Received: key_dim=0"),
         ({"dim": 0}, ValueError, "`dim` must be a positive integer. Received: dim=0"),
         ({"num_layers": 1.5}, ValueError, "`num_layers` must be a positive integer. Received: num_layers=1.5"),
         ({"dropout": 1.0}, ValueError, "`dropout` must be a number from 0 to below 1. Received: dropout=1.0"),

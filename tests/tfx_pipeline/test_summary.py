@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -252,6 +253,8 @@ def test_retriever_has_a_table_and_lines() -> None:
         "Gate refused: excluded_items is 1,234 and must be 0",
         RETRIEVER.outcome,
     ]
+    warm = dataclasses.replace(RETRIEVER, training={**RETRIEVER.training, "base_version": 7})
+    assert warm.lines()[0].endswith(", 70 of unknown items left out; warm start from version 7")
 
 
 def test_page_shows_the_retriever_where_there_is_one() -> None:

@@ -31,7 +31,10 @@ def retriever_components(
         config.only("data"),
         retriever=dataclasses.replace(config.retriever, max_recall_drop=Retriever.max_recall_drop),
         training=Training(
-            batch_size=config.training.batch_size, patience=config.training.patience, seed=config.training.seed
+            batch_size=config.training.batch_size,
+            patience=config.training.patience,
+            warm_start=config.training.warm_start,
+            seed=config.training.seed,
         ),
     )
     custom_config: dict[str, Any] = {"config": read.to_json()}

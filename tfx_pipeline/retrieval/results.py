@@ -40,10 +40,12 @@ class RetrieverResults:
     def lines(self) -> list[str]:
         """What the summary says beside the table of measures."""
         verdict, positives = self.verdict, self.training["positives"]
+        base = self.training.get("base_version")
         unknown = self.training["positives_of_unknown_items"]
         return [
             f"Retriever: {verdict.items:,} items, {verdict.cold_items:,} of which training never saw; trained on "
-            f"{positives['training']:,} positives, {unknown['training']:,} of unknown items left out",
+            f"{positives['training']:,} positives, {unknown['training']:,} of unknown items left out"
+            + ("" if base is None else f"; warm start from version {base}"),
             f"Judged by {verdict.judged:,} of {verdict.positives:,} positives of the eval part: {verdict.unknown:,} of "
             f"unknown items, {verdict.cold:,} of items that training never saw; {verdict.repeats:,} more are of items "
             "in the user's history, which are not to be found",

@@ -15,22 +15,17 @@ import tensorflow as tf
 
 from keras_eta import TIGER, SemanticIds
 from keras_eta.columns import HISTORY_LENGTH, ITEM_ID, history_name
-from keras_eta.content import content_vectors
 from keras_eta.datasets.batches import batches_of_rows, made_ahead
 from keras_eta.export import export_retriever
-from keras_eta.quantization import ResidualKMeans
 from tfx_pipeline.config import PipelineConfig, Training
 from tfx_pipeline.retrieval.items import Items, read_items
 from tfx_pipeline.retrieval.positives import FIRST_ROW, Positives, read_positives
+from tfx_pipeline.retrieval.warm_start import Start, cold_start, warm_start
 from tfx_pipeline.training.publishing import model_name, publish
 from tfx_pipeline.training.trainer import TRAINING_REPORT
 
 # Most recent behaviours that the retriever reads, as in the paper.
 MAX_HISTORY_LENGTH = 20
-
-_LEVELS = 3
-# The logits of the last token are as many, for each beam.
-_MAX_COLLISIONS = 1024
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +33,7 @@ _logger = logging.getLogger(__name__)
 def run_fn(fn_args: Any) -> None:
     """Makes semantic ids of all items, trains TIGER with early stopping, and exports it, as TFX's Trainer asks for.
 
+    Training goes on from the latest served version, its semantic ids included, if the configuration says so.
     `model_run_dir` receives TensorBoard logs and `training.json`, `serving_model_dir` the SavedModel, whole or not at
     all. The validation part has a say in nothing but when to stop.
 
@@ -50,12 +46,14 @@ def run_fn(fn_args: Any) -> None:
         FloatingPointError: if a loss is not finite.
     """
     config = PipelineConfig.from_json(fn_args.custom_config["config"])
-    start = time.monotonic()
+    began = time.monotonic()
     tf.keras.utils.set_random_seed(config.training.seed)
     items = read_items(config, [*fn_args.train_files, *fn_args.eval_files])
-    ids, quality = semantic_ids(items, config.retriever.codebook_size, config.training.seed)
+    start = _start(items, config)
+    model = start.model
+    # The report compares all pairs where it gets vectors.
+    quality = start.tokenizer.ids_of(items.ids).report()
     _logger.info("Semantic ids: %s", quality)
-    model = TIGER(ids, max_history_length=min(MAX_HISTORY_LENGTH, config.layout.features.max_history_length))
     parts: dict[str, Positives] = {}
     unknown: dict[str, int] = {}
     for name, patterns in (("training", fn_args.train_files), ("validation", fn_args.eval_files)):
@@ -75,23 +73,29 @@ def run_fn(fn_args: Any) -> None:
         unknown[name] = int(np.count_nonzero(~known))
     history = _fit(model, parts["training"], parts["validation"], config, fn_args.model_run_dir)
 
-    seen = np.isin(np.arange(len(ids)) + FIRST_ROW, parts["training"].items)
+    rows = start.tokenizer.rows_of(items.ids)
+    learned = np.isin(np.arange(len(rows)) + FIRST_ROW, parts["training"].items)
+    start.seen[rows[learned]] = True
+    unseen = start.tokenizer.issued.item_ids[rows[~start.seen[rows]]]
 
     def export(base_path: Path) -> Path:
-        return export_retriever(
+        exported = export_retriever(
             model,
             base_path,
             version=1,
             num_results=config.retriever.retriever_results,
-            unseen=ids.item_ids[~seen],
+            unseen=unseen,
             unseen_share=config.retriever.unseen_share,
         )
+        start.save(exported)
+        return exported
 
     publish(export, fn_args.serving_model_dir, model_name(config.retriever.retriever_dir or "", "tiger"))
     report = {
         "history": history,
+        "base_version": start.base_version,
         "best_epoch": int(np.argmin(history["val_loss"])),
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(time.monotonic() - began, 1),
         "positives": {name: part.total for name, part in parts.items()},
         "positives_of_unknown_items": unknown,
         "parameters": model.count_params(),
@@ -101,30 +105,17 @@ def run_fn(fn_args: Any) -> None:
         json.dump(report, file, indent=2)
 
 
-def semantic_ids(items: Items, codebook_size: int, seed: int) -> tuple[SemanticIds, Any]:
-    """The ids of all items, by residual k-means of their content vectors, and the report on them.
+def _start(items: Items, config: PipelineConfig) -> Start:
+    """Where the training starts: from the served version, if the configuration says so and it can be, else afresh."""
+    retriever, length = config.retriever, config.layout.features.max_history_length
 
-    Args:
-        items: and what is known of them.
-        codebook_size: codes of each level.
-        seed: of the vectors and of k-means.
+    def make_model(ids: SemanticIds) -> TIGER:
+        return TIGER(ids, max_history_length=min(MAX_HISTORY_LENGTH, length))
 
-    Raises:
-        ValueError: if nothing is known of any item, or too little to tell items apart.
-    """
-    vectors = content_vectors(items.table, items.text, items.categories, seed=seed)
-    quantizer = ResidualKMeans(_LEVELS, codebook_size, seed=seed).fit(vectors)
-    codes = quantizer.codes(vectors)
-    most = int(np.unique(codes, axis=0, return_counts=True)[1].max())
-    if most > _MAX_COLLISIONS:
-        raise ValueError(
-            f"{most:,} items have the same codes, and at most {_MAX_COLLISIONS:,} can: what is known of them does not "
-            f"tell them apart. Give more columns of an item table. Received: text={items.text}, "
-            f"categories={items.categories}, codebook_size={codebook_size}"
-        )
-    ids = SemanticIds.from_codes(items.ids, codes, quantizer.codebook_sizes, max_collisions=most)
-    # The report compares all pairs where it gets vectors.
-    return ids, ids.report()
+    start = None
+    if config.training.warm_start:
+        start = warm_start(items, retriever.codebook_size, retriever.retriever_dir or "", make_model)
+    return start or cold_start(items, retriever.codebook_size, config.training.seed, make_model)
 
 
 def _fit(

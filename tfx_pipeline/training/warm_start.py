@@ -152,7 +152,7 @@ def _carry_over(rows: _Rows, source: np.ndarray, variable: tf.Variable) -> None:
 def _carry_learned_over(model: Ranker, base_variables: Iterable[tf.Variable]) -> bool:
     """Gives the model what the base has learned besides embeddings and planes; false if the architecture is another."""
     ours, theirs = _dense(_variables(model)), _dense(base_variables)
-    if list(map(_signature, ours)) != list(map(_signature, theirs)):
+    if list(map(signature, ours)) != list(map(signature, theirs)):
         return False
     for variable, source in zip(ours, theirs, strict=True):
         variable.assign(source)
@@ -164,9 +164,9 @@ def _carry_statistics_over(model: Ranker, base_variables: Iterable[tf.Variable])
     done = {id(variable) for _, variable in _row_state(model)}
     by_signature = defaultdict(list)
     for variable in filter(_is_statistic, base_variables):
-        by_signature[_signature(variable)].append(variable)
+        by_signature[signature(variable)].append(variable)
     for variable in filter(_is_statistic, _variables(model)):
-        sources = by_signature[_signature(variable)]
+        sources = by_signature[signature(variable)]
         if sources and id(variable) not in done:
             variable.assign(sources.pop(0))
 
@@ -200,6 +200,6 @@ def _dense(variables: Iterable[tf.Variable]) -> list[tf.Variable]:
     ]
 
 
-def _signature(variable: tf.Variable) -> tuple[str, tf.TensorShape]:
+def signature(variable: tf.Variable) -> tuple[str, tf.TensorShape]:
     """Name and shape. Keras numbers the layers of a process, as in `dense_3`; the numbers mean nothing."""
     return re.sub(r"_\d+(?=[/:])", "", variable.name), variable.shape

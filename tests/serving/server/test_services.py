@@ -37,6 +37,7 @@ from serving.server.status import StatusError
 from serving.tools.conformance import check as conformance
 from serving.tools.conformance.__main__ import main
 from serving.tools.reference_model import HISTORY, HITS, rank_request, raw_tensor, tensor
+from serving.tools.retriever_cases import retriever_cases
 
 Code = grpc.StatusCode
 CASES = conformance.cases()
@@ -121,7 +122,8 @@ def test_printed_command_starts_a_server_that_conforms(
         assert main(["--target", server.address, *(["--batching"] if batching else [])]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     how = "with" if batching else "without"
-    assert last == f"{len(CASES)} of {len(CASES)} cases as expected at {server.address}, {how} batching"
+    number = len(CASES) + len(retriever_cases())
+    assert last == f"{number} of {number} cases as expected at {server.address}, {how} batching"
 
 
 def test_conformance_without_a_server(
@@ -134,7 +136,9 @@ def test_conformance_without_a_server(
 
 def test_docs_count_the_cases() -> None:
     docs = Path(__file__).parents[3] / "docs" / "serving.md"
-    assert f"a table of {len(CASES)} cases" in docs.read_text()
+    asked, derived = len(CASES), len(retriever_cases())
+    assert f"a table of {asked} cases" in docs.read_text()
+    assert f"{derived} cases of a retriever" in docs.read_text()
 
 
 @pytest.mark.parametrize(
@@ -142,7 +146,8 @@ def test_docs_count_the_cases() -> None:
     [
         ({"code": Code.NOT_FOUND}, "expected NOT_FOUND"),
         ({"text": "version=1"}, "expected the text 'version=1'"),
-        ({"probability": HITS}, "expected probability [[2.0,"),
+        ({"outputs": {"probability": HITS}}, "expected probability [[2.0,"),
+        ({"outputs": {"probability": HITS[:1] + 2}}, "expected probability [[4.0,"),
     ],
 )
 def test_conformance_notices(channel: grpc.Channel, change: dict[str, Any], fault: str) -> None:

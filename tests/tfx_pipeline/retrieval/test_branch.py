@@ -17,7 +17,7 @@ from tfx import v1 as tfx
 from tfx.types import standard_artifacts
 from tfx.utils import io_utils
 
-from keras_eta import TIGER
+from keras_eta import TIGER, SemanticIds
 from keras_eta.contract import Contract
 from tests.tfx_pipeline import servable
 from tfx_pipeline.components import retriever_evaluator
@@ -84,13 +84,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     )
 
 
-def run(config: PipelineConfig) -> dict[str, Any]:
-    """Runs ingestion and the branch, and returns the artifacts."""
+def run(config: PipelineConfig, components: int | None = None) -> dict[str, Any]:
+    """Runs ingestion and the branch, or its first components, and returns the artifacts."""
     gen = impression_gen(config)
     pipeline = tfx.dsl.Pipeline(
         pipeline_name="branch",
         pipeline_root=config.pipeline_root,
-        components=[gen, *retriever_components(config, gen.outputs["examples"])],
+        components=[gen, *retriever_components(config, gen.outputs["examples"])[:components]],
         enable_cache=True,
         metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(config.metadata_path),
     )
@@ -132,6 +132,24 @@ def test_retriever_is_trained_judged_tried_and_pushed(config: PipelineConfig, mo
     second = read_verdict(again["RetrieverEvaluator"]["evaluation"][0].uri)
     assert second.measures["pushed last"] == second.measures["this retriever"] == verdict.measures["this retriever"]
     assert [path.name for path in retriever_dir.glob("[0-9]*")] == [version.name]
+
+    # One more item: the ids of all others stay, and training goes on from the version that was pushed.
+    with open(config.retriever.item_table or "", "a") as table:
+        table.write("added,part 13 of tale 4,4\n")
+    model = run(config, components=1)["RetrieverTrainer"]
+    report = json.loads(Path(model["model_run"][0].uri, TRAINING_REPORT).read_text())
+    assert report["base_version"] == int(version.name)
+    pushed, trained = (
+        SemanticIds.load(path / "assets.extra" / "retriever" / "semantic_ids.npz")
+        for path in (version, Path(model["model"][0].uri, "Format-Serving"))
+    )
+    np.testing.assert_array_equal(trained.codes[:-1], pushed.codes)
+    assert trained.item_ids.tolist() == [*pushed.item_ids.tolist(), b"added"]
+    # Like the one that has the same content, but for the last token.
+    never = pushed.item_ids.tolist().index(NEVER.encode())
+    np.testing.assert_array_equal(trained.codes[-1, :-1], pushed.codes[never, :-1])
+    # What was learned is not learned anew.
+    assert report["history"]["loss"][0] < training["history"]["loss"][0] / 2
 
 
 def _positives(examples: Path) -> int:
@@ -193,6 +211,8 @@ def test_what_a_component_does_not_read_does_not_run_it_again(config: PipelineCo
     assert [one == two for one, two in zip(before, other, strict=True)] == [True, False, True, True]
     other = properties(dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=8)))
     assert [one == two for one, two in zip(before, other, strict=True)] == [False, True, True, True]
+    cold = properties(dataclasses.replace(config, training=dataclasses.replace(config.training, warm_start=False)))
+    assert [one == two for one, two in zip(before, cold, strict=True)] == [False, True, True, True]
     table = Path(config.retriever.item_table or "")
     os.utime(table, (0, table.stat().st_mtime + 2))
     assert [one == two for one, two in zip(before, properties(config), strict=True)] == [False, True, True, True]

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import tensorflow as tf
 
@@ -18,29 +17,10 @@ from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.custom_layout import custom
 from tfx_pipeline.layouts import Label
 from tfx_pipeline.retrieval import trainer
-from tfx_pipeline.retrieval.items import Items
-from tfx_pipeline.retrieval.trainer import run_fn, semantic_ids
+from tfx_pipeline.retrieval.trainer import run_fn
 from tfx_pipeline.retriever_config import Retriever
 
 LAYOUT = custom("log.csv", Label("clicked"), item_attributes=("brand:string",), max_history_length=4)
-
-
-def of_brands(brands: list[str]) -> Items:
-    return Items(list(range(len(brands))), pd.DataFrame({"brand": brands}), (), ("brand",))
-
-
-@pytest.mark.filterwarnings("ignore:ResidualKMeans has fewer clusters:UserWarning")
-def test_items_of_equal_content_are_told_apart_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    ids, report = semantic_ids(of_brands(["a", "b", "a", "c", "a"]), 4, 0)
-    assert ids.sizes == (3, 1, 1, 3)
-    assert (ids.codes[[0, 2, 4], 3].tolist(), ids.codes[[1, 3], 3].tolist()) == ([0, 1, 2], [0, 0])
-    assert len({*ids.codes[:, 0].tolist()}) == 3
-    assert (report.colliding, report.largest_collision) == (3 / 5, 3)
-    monkeypatch.setattr(trainer, "_MAX_COLLISIONS", 2)
-    message = "3 items have the same codes, and at most 2 can: what is known of them does not tell them apart."
-    with pytest.raises(ValueError, match="^" + re.escape(message)):
-        semantic_ids(of_brands(["a", "b", "a", "c", "a"]), 4, 0)
-    semantic_ids(of_brands(["a", "b", "a", "c"]), 4, 0)
 
 
 @pytest.fixture
