@@ -1,0 +1,237 @@
+"""The TFX components of a round."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from typing import Any
+
+import tensorflow_data_validation as tfdv
+from absl import logging
+from tfx import v1 as tfx
+from tfx.components.util import examples_utils
+from tfx.dsl.components.base import base_executor, executor_spec
+from tfx.dsl.io import fileio
+from tfx.types import artifact_utils
+from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
+from tfx.utils import path_utils
+
+from tfx_pipeline.components.validator import STATISTICS_FILE, describe, find_anomalies
+from tfx_pipeline.config import EVAL
+from tfx_pipeline.continuous.database import opened
+from tfx_pipeline.continuous.gates import Window, refusals
+from tfx_pipeline.continuous.impressions import file_of, read_impressions, split_uri, write_impressions
+from tfx_pipeline.continuous.judging import Judged, judge
+from tfx_pipeline.continuous.ledger import Ledger
+from tfx_pipeline.continuous.settings import Loop
+from tfx_pipeline.continuous.store import EventStore
+from tfx_pipeline.continuous.training import train_on, write_model
+from tfx_pipeline.schema import read_schema
+from tfx_pipeline.training.warm_start import Base, load_base
+
+IMPRESSIONS_FILE, JUDGED_FILE, TRAINED_FILE, GATES_FILE = (
+    "impressions.json",
+    "judged.json",
+    "trained.json",
+    "gates.json",
+)
+
+_LOOP, _ROUND = "loop", "round"
+_BLESSED_FILE, _NOT_BLESSED_FILE = "BLESSED", "NOT_BLESSED"
+_PARAMETERS = {_LOOP: ExecutionParameter(type=str), _ROUND: ExecutionParameter(type=int)}
+
+# A version takes seconds to load, and three components of a round ask the served one.
+_loaded = functools.lru_cache(maxsize=2)(load_base)
+
+
+class _Spec(ComponentSpec):
+    PARAMETERS = _PARAMETERS
+
+
+class RoundImpressionsSpec(_Spec):
+    """What `RoundImpressions` takes and gives."""
+
+    INPUTS: dict[str, Any] = {}  # noqa: RUF012
+    OUTPUTS = {"examples": ChannelParameter(type=tfx.types.standard_artifacts.Examples)}  # noqa: RUF012
+
+
+class ProgressiveEvaluatorSpec(_Spec):
+    """What `ProgressiveEvaluator` takes and gives."""
+
+    INPUTS = {"examples": ChannelParameter(type=tfx.types.standard_artifacts.Examples)}  # noqa: RUF012
+    OUTPUTS = {"evaluation": ChannelParameter(type=tfx.types.standard_artifacts.ModelEvaluation)}  # noqa: RUF012
+
+
+class IncrementalTrainerSpec(_Spec):
+    """What `IncrementalTrainer` takes and gives."""
+
+    INPUTS = {  # noqa: RUF012
+        "examples": ChannelParameter(type=tfx.types.standard_artifacts.Examples),
+        "evaluation": ChannelParameter(type=tfx.types.standard_artifacts.ModelEvaluation),
+    }
+    OUTPUTS = {"model": ChannelParameter(type=tfx.types.standard_artifacts.Model)}  # noqa: RUF012
+
+
+class RoundGatesSpec(_Spec):
+    """What `RoundGates` takes and gives."""
+
+    INPUTS = {  # noqa: RUF012
+        "statistics": ChannelParameter(type=tfx.types.standard_artifacts.ExampleStatistics),
+        "evaluation": ChannelParameter(type=tfx.types.standard_artifacts.ModelEvaluation),
+        "model": ChannelParameter(type=tfx.types.standard_artifacts.Model),
+    }
+    OUTPUTS = {"blessing": ChannelParameter(type=tfx.types.standard_artifacts.ModelBlessing)}  # noqa: RUF012
+
+
+class RoundImpressionsExecutor(base_executor.BaseExecutor):
+    """Makes impressions of the events of a round."""
+
+    def Do(  # noqa: N802
+        self, input_dict: dict[str, list[Any]], output_dict: dict[str, list[Any]], exec_properties: dict[str, Any]
+    ) -> None:
+        """Writes the impressions as the split eval, and how many there are."""
+        loop, number = _asked(exec_properties)
+        config = loop.config
+        artifact = artifact_utils.get_single_instance(output_dict["examples"])
+        artifact.split_names = artifact_utils.encode_split_names([EVAL])
+        fileio.makedirs(split_uri(artifact.uri))
+        with opened(loop.database, config.layout, config.min_history) as connection:
+            store = EventStore(connection, config.layout, config.min_history)
+            counts = write_impressions(store, number, config, file_of(split_uri(artifact.uri)))
+        _write(artifact.uri, IMPRESSIONS_FILE, counts)
+        examples_utils.set_payload_format(artifact, tfx.proto.PayloadFormat.FORMAT_TF_EXAMPLE)
+        examples_utils.set_file_format(artifact, "tfrecords_gzip")
+
+
+class ProgressiveEvaluatorExecutor(base_executor.BaseExecutor):
+    """Judges the served version, and the challenger, on impressions that neither was trained on."""
+
+    def Do(  # noqa: N802
+        self, input_dict: dict[str, list[Any]], output_dict: dict[str, list[Any]], exec_properties: dict[str, Any]
+    ) -> None:
+        """Writes the metrics, and the path of the version to train on from: the better one."""
+        loop, number = _asked(exec_properties)
+        impressions = _impressions(input_dict)
+        with opened(loop.database, loop.config.layout, loop.config.min_history) as connection:
+            current = Ledger(connection).open_round()
+        if current is None or current.number != number:
+            raise RuntimeError(f"Round {number} is not open.")
+        paths = {"base": current.base, "challenger": current.facts["challenger_path"]}
+        paths = {name: path for name, path in paths.items() if path}
+        judged = {name: judge(_loaded(path).module, impressions) for name, path in paths.items()}
+        best = min(judged, key=lambda name: judged[name].log_loss, default="")
+        if best == "challenger" and "base" in judged and judged[best].auc <= judged["base"].auc:
+            best = "base"
+        found = {name: metrics.to_json() for name, metrics in judged.items()}
+        uri = artifact_utils.get_single_uri(output_dict["evaluation"])
+        _write(uri, JUDGED_FILE, {"judged": found, "best": best, "path": paths.get(best, "")})
+
+
+class IncrementalTrainerExecutor(base_executor.BaseExecutor):
+    """Trains on from the version that was judged the better one."""
+
+    def Do(  # noqa: N802
+        self, input_dict: dict[str, list[Any]], output_dict: dict[str, list[Any]], exec_properties: dict[str, Any]
+    ) -> None:
+        """Writes the model whole or not at all, and what is new in it."""
+        loop, number = _asked(exec_properties)
+        base, impressions = _base(input_dict), _impressions(input_dict)
+        artifact = artifact_utils.get_single_instance(output_dict["model"])
+        with opened(loop.database, loop.config.layout, loop.config.min_history) as connection:
+            store = EventStore(connection, loop.config.layout, loop.config.min_history)
+            model, added = train_on(loop.config, base, impressions, number, store.count_of)
+        write_model(model, loop.config, base, impressions.times, path_utils.serving_model_dir(artifact.uri))
+        _write(artifact.uri, TRAINED_FILE, {"new_ids": added, "parameters": model.count_params()})
+
+
+class RoundGatesExecutor(base_executor.BaseExecutor):
+    """Judges the new model beside the served one on the last pushed round, and blesses it if it passes all gates."""
+
+    def Do(  # noqa: N802
+        self, input_dict: dict[str, list[Any]], output_dict: dict[str, list[Any]], exec_properties: dict[str, Any]
+    ) -> None:
+        """Writes the blessing, and in `gates.json` why not."""
+        loop, number = _asked(exec_properties)
+        blessing = artifact_utils.get_single_instance(output_dict["blessing"])
+        model = artifact_utils.get_single_instance(input_dict["model"])
+        judged = _read(input_dict["evaluation"][0].uri, JUDGED_FILE)["judged"].get("base")
+        with opened(loop.database, loop.config.layout, loop.config.min_history) as connection:
+            ledger = Ledger(connection)
+            rounds = ledger.rounds(loop.gates.compared_rounds + 1)
+            window_uri = ledger.fact("window", {"uri": ""})["uri"]
+        earlier = [one.facts["judged"] for one in rounds if one.number < number and one.facts.get("judged")]
+        window = None
+        base = _base(input_dict)
+        if base is not None and window_uri:
+            held = read_impressions(file_of(split_uri(window_uri)))
+            candidate = _loaded(path_utils.serving_model_path(model.uri)).module
+            window = Window(judge(base.module, held), judge(candidate, held))
+        reasons = self._anomalies(loop, input_dict["statistics"][0])
+        reasons += refusals(
+            loop.gates,
+            None if judged is None else Judged.from_json(judged),
+            [Judged.from_json(one) for one in earlier],
+            window,
+        )
+        found = {} if window is None else {name: one.to_json() for name, one in window._asdict().items()}
+        _write(blessing.uri, GATES_FILE, {"reasons": reasons, "window": found})
+        for reason in reasons:
+            logging.warning("Not blessed: %s", reason)
+        blessing.set_int_custom_property("blessed", int(not reasons))
+        with fileio.open(os.path.join(blessing.uri, _NOT_BLESSED_FILE if reasons else _BLESSED_FILE), "w") as file:
+            file.write("")
+
+    def _anomalies(self, loop: Loop, statistics: Any) -> list[str]:
+        """What of the impressions does not fit the schema."""
+        uri = artifact_utils.get_split_uri([statistics], EVAL)
+        found = {EVAL: tfdv.load_stats_binary(os.path.join(uri, STATISTICS_FILE))}
+        schema = read_schema(loop.config.schema)
+        return describe(found, schema, find_anomalies(found, schema, {}))
+
+
+def _component(spec: type[ComponentSpec], executor: type[base_executor.BaseExecutor]) -> Any:
+    """The class of a component with the inputs of its specification and two parameters: the loop and the round."""
+
+    def init(self: Any, loop: Loop, number: int, **inputs: tfx.types.BaseChannel) -> None:
+        outputs = {name: tfx.dsl.Channel(type=parameter.type) for name, parameter in spec.OUTPUTS.items()}
+        tfx.types.BaseComponent.__init__(self, spec(**{_LOOP: loop.to_json(), _ROUND: number}, **inputs, **outputs))
+
+    members = {
+        "SPEC_CLASS": spec,
+        "EXECUTOR_SPEC": executor_spec.ExecutorClassSpec(executor),
+        "__init__": init,
+        "__module__": __name__,
+        "__doc__": executor.__doc__,
+    }
+    return type(spec.__name__.removesuffix("Spec"), (tfx.types.BaseComponent,), members)
+
+
+RoundImpressions = _component(RoundImpressionsSpec, RoundImpressionsExecutor)
+ProgressiveEvaluator = _component(ProgressiveEvaluatorSpec, ProgressiveEvaluatorExecutor)
+IncrementalTrainer = _component(IncrementalTrainerSpec, IncrementalTrainerExecutor)
+RoundGates = _component(RoundGatesSpec, RoundGatesExecutor)
+
+
+def _asked(exec_properties: dict[str, Any]) -> tuple[Loop, int]:
+    return Loop.from_json(exec_properties[_LOOP]), exec_properties[_ROUND]
+
+
+def _impressions(input_dict: dict[str, list[Any]]) -> Any:
+    return read_impressions(file_of(split_uri(artifact_utils.get_single_uri(input_dict["examples"]))))
+
+
+def _base(input_dict: dict[str, list[Any]]) -> Base | None:
+    path = _read(artifact_utils.get_single_uri(input_dict["evaluation"]), JUDGED_FILE)["path"]
+    return _loaded(path) if path else None
+
+
+def _write(uri: str, name: str, values: Any) -> None:
+    fileio.makedirs(uri)
+    with fileio.open(os.path.join(uri, name), "w") as file:
+        file.write(json.dumps(values))
+
+
+def _read(uri: str, name: str) -> Any:
+    with fileio.open(os.path.join(uri, name)) as file:
+        return json.loads(file.read())
