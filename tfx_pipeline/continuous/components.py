@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from typing import Any
@@ -24,11 +23,12 @@ from tfx_pipeline.continuous.gates import Window, refusals
 from tfx_pipeline.continuous.impressions import file_of, read_impressions, split_uri, write_impressions
 from tfx_pipeline.continuous.judging import Judged, judge
 from tfx_pipeline.continuous.ledger import Ledger
+from tfx_pipeline.continuous.loaded import loaded
 from tfx_pipeline.continuous.settings import Loop
 from tfx_pipeline.continuous.store import EventStore
 from tfx_pipeline.continuous.training import train_on, write_model
 from tfx_pipeline.schema import read_schema
-from tfx_pipeline.training.warm_start import Base, load_base
+from tfx_pipeline.training.warm_start import Base
 
 IMPRESSIONS_FILE, JUDGED_FILE, TRAINED_FILE, GATES_FILE = (
     "impressions.json",
@@ -41,31 +41,27 @@ _LOOP, _ROUND = "loop", "round"
 _BLESSED_FILE, _NOT_BLESSED_FILE = "BLESSED", "NOT_BLESSED"
 _PARAMETERS = {_LOOP: ExecutionParameter(type=str), _ROUND: ExecutionParameter(type=int)}
 
-# A version takes seconds to load, and three components of a round ask the served one.
-_loaded = functools.lru_cache(maxsize=2)(load_base)
 
-
-class _Spec(ComponentSpec):
-    PARAMETERS = _PARAMETERS
-
-
-class RoundImpressionsSpec(_Spec):
+class RoundImpressionsSpec(ComponentSpec):
     """What `RoundImpressions` takes and gives."""
 
+    PARAMETERS = _PARAMETERS
     INPUTS: dict[str, Any] = {}  # noqa: RUF012
     OUTPUTS = {"examples": ChannelParameter(type=tfx.types.standard_artifacts.Examples)}  # noqa: RUF012
 
 
-class ProgressiveEvaluatorSpec(_Spec):
+class ProgressiveEvaluatorSpec(ComponentSpec):
     """What `ProgressiveEvaluator` takes and gives."""
 
+    PARAMETERS = _PARAMETERS
     INPUTS = {"examples": ChannelParameter(type=tfx.types.standard_artifacts.Examples)}  # noqa: RUF012
     OUTPUTS = {"evaluation": ChannelParameter(type=tfx.types.standard_artifacts.ModelEvaluation)}  # noqa: RUF012
 
 
-class IncrementalTrainerSpec(_Spec):
+class IncrementalTrainerSpec(ComponentSpec):
     """What `IncrementalTrainer` takes and gives."""
 
+    PARAMETERS = _PARAMETERS
     INPUTS = {  # noqa: RUF012
         "examples": ChannelParameter(type=tfx.types.standard_artifacts.Examples),
         "evaluation": ChannelParameter(type=tfx.types.standard_artifacts.ModelEvaluation),
@@ -73,9 +69,10 @@ class IncrementalTrainerSpec(_Spec):
     OUTPUTS = {"model": ChannelParameter(type=tfx.types.standard_artifacts.Model)}  # noqa: RUF012
 
 
-class RoundGatesSpec(_Spec):
+class RoundGatesSpec(ComponentSpec):
     """What `RoundGates` takes and gives."""
 
+    PARAMETERS = _PARAMETERS
     INPUTS = {  # noqa: RUF012
         "statistics": ChannelParameter(type=tfx.types.standard_artifacts.ExampleStatistics),
         "evaluation": ChannelParameter(type=tfx.types.standard_artifacts.ModelEvaluation),
@@ -119,7 +116,7 @@ class ProgressiveEvaluatorExecutor(base_executor.BaseExecutor):
             raise RuntimeError(f"Round {number} is not open.")
         paths = {"base": current.base, "challenger": current.facts["challenger_path"]}
         paths = {name: path for name, path in paths.items() if path}
-        judged = {name: judge(_loaded(path).module, impressions) for name, path in paths.items()}
+        judged = {name: judge(loaded(path).module, impressions) for name, path in paths.items()}
         best = min(judged, key=lambda name: judged[name].log_loss, default="")
         if best == "challenger" and "base" in judged and judged[best].auc <= judged["base"].auc:
             best = "base"
@@ -165,7 +162,7 @@ class RoundGatesExecutor(base_executor.BaseExecutor):
         base = _base(input_dict)
         if base is not None and window_uri:
             held = read_impressions(file_of(split_uri(window_uri)))
-            candidate = _loaded(path_utils.serving_model_path(model.uri)).module
+            candidate = loaded(path_utils.serving_model_path(model.uri)).module
             window = Window(judge(base.module, held), judge(candidate, held))
         reasons = self._anomalies(loop, input_dict["statistics"][0])
         reasons += refusals(
@@ -223,7 +220,7 @@ def _impressions(input_dict: dict[str, list[Any]]) -> Any:
 
 def _base(input_dict: dict[str, list[Any]]) -> Base | None:
     path = _read(artifact_utils.get_single_uri(input_dict["evaluation"]), JUDGED_FILE)["path"]
-    return _loaded(path) if path else None
+    return loaded(path) if path else None
 
 
 def _write(uri: str, name: str, values: Any) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from tfx import v1 as tfx
 
-from tfx_pipeline.components.infra_validator import LocalInfraValidator
 from tfx_pipeline.components.pusher import AtomicPusher
 from tfx_pipeline.components.validator import statistics_options
 from tfx_pipeline.continuous.components import IncrementalTrainer, ProgressiveEvaluator, RoundGates, RoundImpressions
+from tfx_pipeline.continuous.infra_validator import LoadedInfraValidator
 from tfx_pipeline.continuous.settings import Loop
 
 PIPELINE_NAME = "eta-continuous"
@@ -37,7 +37,7 @@ def round_pipeline(loop: Loop, number: int) -> Any:
     trainer = IncrementalTrainer(loop, number, examples=examples, evaluation=evaluation)
     model = trainer.outputs["model"]
     gates = RoundGates(loop, number, statistics=statistics.outputs["statistics"], evaluation=evaluation, model=model)
-    infra_validator = LocalInfraValidator(model=model, examples=examples, config=config)
+    infra_validator = LoadedInfraValidator(model=model, examples=examples, config=config)
     pusher = AtomicPusher(
         model=model,
         model_blessing=gates.outputs["blessing"],

@@ -122,7 +122,7 @@ def _outcome(loop: Loop, number: int, progress: Progress) -> tuple[str, dict[str
 
     evaluation = _read(uri("ProgressiveEvaluator", "evaluation"), JUDGED_FILE)
     gates = _read(uri("RoundGates", "blessing"), GATES_FILE)
-    infra = artifacts["LocalInfraValidator"]["blessing"][0].custom_properties
+    infra = artifacts["LoadedInfraValidator"]["blessing"][0].custom_properties
     pushed = artifacts["AtomicPusher"]["pushed_model"][0].custom_properties
     reasons = list(gates["reasons"])
     if not infra[BLESSED_PROPERTY].int_value:
