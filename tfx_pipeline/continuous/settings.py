@@ -37,7 +37,7 @@ class Gates:
         1.5, "ceiling of the label rate by the median of label rates, and of the reverse", metavar="RATIO"
     )
     max_window_loss: float = option(
-        0.02,
+        0.05,
         "how far the new model's log loss may lie above the served version's on the impressions of the last pushed "
         "round, as a share",
         metavar="SHARE",

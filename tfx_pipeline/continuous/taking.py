@@ -91,9 +91,10 @@ class Taking:
                 if known.status == TAKEN:
                     latest = span if latest is None else max(span, latest)
                 taken.append(known)
-            events = sum(file.events for file in taken)
+            facts = _summary(taken, number)
+            events = facts["events"]
             if events:
-                self._ledger.open(number, base, {**_summary(taken), "challenger_path": challenger})
+                self._ledger.open(number, base, {**facts, "challenger_path": challenger})
         return number if events else None
 
     def _take_file(self, path: str, span: int, number: int, latest: int | None, joined: Joined) -> KnownFile:
@@ -173,16 +174,16 @@ class Taking:
             (self._dead_letters / f"{digest[:16]}.jsonl").write_text(lines, encoding="utf-8")
 
 
-def _summary(files: list[KnownFile]) -> dict[str, Any]:
-    malformed = sum(sum(file.malformed.values()) for file in files)
+def _summary(files: list[KnownFile], number: int) -> dict[str, Any]:
+    taken = [file for file in files if file.round == number]
     return {
-        "files": sum(file.status == TAKEN for file in files),
-        "late_files": sum(file.late and file.status == TAKEN for file in files),
-        "left_out_files": [f"{file.name}: {file.reason}" for file in files if file.status != TAKEN],
-        "rows": sum(file.rows for file in files),
-        "events": sum(file.events for file in files),
-        "known_rows": sum(file.known for file in files),
-        "malformed": malformed,
+        "files": len(taken),
+        "late_files": sum(file.late for file in taken),
+        "left_out_files": [f"{file.name}: {file.reason}" for file in files if file.round != number],
+        "rows": sum(file.rows for file in taken),
+        "events": sum(file.events for file in taken),
+        "known_rows": sum(file.known for file in taken),
+        "malformed": sum(sum(file.malformed.values()) for file in taken),
     }
 
 
