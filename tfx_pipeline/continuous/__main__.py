@@ -24,7 +24,7 @@ from tfx_pipeline.flags import add_options, config_from_flags, given_options
 from tfx_pipeline.layout_flags import CUSTOM, add_layout_flags
 from tfx_pipeline.model_config import ETAUnits, Model
 
-_PIPELINE = ("data", "schema", "serving_dir", "min_history", "max_bad_share", "statistics_sample_rate")
+_PIPELINE = ("data", "schema", "serving_dir", "min_history", "max_bad_share")
 _TRAINING = ("batch_size", "embedding_learning_rate", "dense_learning_rate", "seed")
 
 

@@ -7,8 +7,13 @@ from typing import Any
 from tfx import v1 as tfx
 
 from tfx_pipeline.components.pusher import AtomicPusher
-from tfx_pipeline.components.validator import statistics_options
-from tfx_pipeline.continuous.components import IncrementalTrainer, ProgressiveEvaluator, RoundGates, RoundImpressions
+from tfx_pipeline.continuous.components import (
+    IncrementalTrainer,
+    ProgressiveEvaluator,
+    RoundGates,
+    RoundImpressions,
+    RoundStatistics,
+)
 from tfx_pipeline.continuous.infra_validator import LoadedInfraValidator
 from tfx_pipeline.continuous.settings import Loop
 
@@ -29,9 +34,7 @@ def round_pipeline(loop: Loop, number: int) -> Any:
     impressions = RoundImpressions(loop, number)
     examples = impressions.outputs["examples"]
     schema = tfx.components.ImportSchemaGen(schema_file=config.schema)
-    statistics = tfx.components.StatisticsGen(
-        examples=examples, schema=schema.outputs["schema"], stats_options=statistics_options(config)
-    )
+    statistics = RoundStatistics(loop, number, examples=examples, schema=schema.outputs["schema"])
     evaluator = ProgressiveEvaluator(loop, number, examples=examples)
     evaluation = evaluator.outputs["evaluation"]
     trainer = IncrementalTrainer(loop, number, examples=examples, evaluation=evaluation)

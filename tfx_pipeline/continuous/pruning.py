@@ -22,10 +22,10 @@ DELETE FROM Event WHERE execution_id NOT IN (SELECT id FROM Execution);
 DELETE FROM Artifact WHERE id NOT IN (SELECT artifact_id FROM Event);
 DELETE FROM ArtifactProperty WHERE artifact_id NOT IN (SELECT id FROM Artifact);
 DELETE FROM Association WHERE execution_id NOT IN (SELECT id FROM Execution);
-DELETE FROM Attribution WHERE artifact_id NOT IN (SELECT id FROM Artifact);
 DELETE FROM Context WHERE id NOT IN (SELECT context_id FROM Association)
-    AND id NOT IN (SELECT context_id FROM Attribution)
     AND type_id IN (SELECT id FROM Type WHERE name IN ('pipeline_run', 'execution_cache'));
+DELETE FROM Attribution WHERE artifact_id NOT IN (SELECT id FROM Artifact)
+    OR context_id NOT IN (SELECT id FROM Context);
 DELETE FROM ContextProperty WHERE context_id NOT IN (SELECT id FROM Context);
 DELETE FROM ParentContext WHERE context_id NOT IN (SELECT id FROM Context)
     OR parent_context_id NOT IN (SELECT id FROM Context);

@@ -12,7 +12,6 @@ from rich.console import Console
 from keras_eta import Feature, Features
 from keras_eta.interest import PoolingInterest
 from tfx_pipeline.config import PipelineConfig, Training
-from tfx_pipeline.continuous.ledger import Round
 from tfx_pipeline.continuous.rounds import run_round
 from tfx_pipeline.continuous.settings import Gates, Loop
 from tfx_pipeline.layouts import Label, Layout
@@ -78,6 +77,6 @@ def write_span(loop: Loop, span: int, rows: Sequence[str] | None = None, name: s
     return path
 
 
-def run(loop: Loop) -> Round | None:
-    """Runs a round without printing."""
+def run(loop: Loop) -> Any:
+    """Runs a round without printing; the round, or `None`."""
     return run_round(loop, Console(quiet=True))

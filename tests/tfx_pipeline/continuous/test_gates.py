@@ -12,7 +12,9 @@ from tfx_pipeline.continuous.judging import Judged, measured
 from tfx_pipeline.continuous.settings import Gates
 
 
-def judged(auc: float = 0.75, log_loss: float = 0.5, rate: float = 0.3, probability: float = 0.3, rows: int = 4_000) -> Judged:
+def judged(
+    auc: float = 0.75, log_loss: float = 0.5, rate: float = 0.3, probability: float = 0.3, rows: int = 4_000
+) -> Judged:
     return Judged(rows, int(rows * rate), auc, auc, log_loss, probability, 0.005)
 
 
@@ -48,8 +50,8 @@ def test_good_rounds_pass() -> None:
     [
         (
             judged(auc=0.6),
-            "The AUC of the served version on the new events is 0.6000, against a median of 0.7500 in the rounds before; "
-            "`max_auc_fall` is 0.05, which makes 0.7000 the least.",
+            "The AUC of the served version on the new events is 0.6000, against a median of 0.7500 in the rounds "
+            "before; `max_auc_fall` is 0.05, which makes 0.7000 the least.",
         ),
         (
             judged(log_loss=0.6),
@@ -101,7 +103,9 @@ def test_new_model_is_held_against_the_served_one() -> None:
 
 
 def test_arguments_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"`max_label_drift` must be a number of at least 1. Received: max_label_drift=0"):
+    with pytest.raises(
+        ValueError, match=r"`max_label_drift` must be a number of at least 1. Received: max_label_drift=0"
+    ):
         Gates(max_label_drift=0)
     with pytest.raises(ValueError, match="`compared_rounds` must be a positive integer"):
         Gates(compared_rounds=0)
