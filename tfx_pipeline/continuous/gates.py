@@ -50,14 +50,21 @@ def _progressive(gates: Gates, judged: Judged, earlier: Sequence[Judged]) -> lis
     reasons = []
     compared = len(earlier) >= _FEWEST_ROUNDS
     aucs = [one.auc for one in earlier if not math.isnan(one.auc)]
-    usual = float(np.median(aucs)) if compared and aucs else _CHANCE + gates.max_auc_fall
-    least = usual - max(gates.max_auc_fall, _STANDARD_ERRORS * judged.auc_error)
-    if judged.auc < least:
-        against = f"a median of {usual:.4f} in the rounds before" if compared and aucs else "chance"
-        reasons.append(
-            f"The AUC of the served version on the new events is {judged.auc:.4f}, against {against}; `max_auc_fall` "
-            f"is {gates.max_auc_fall:g}, which makes {least:.4f} the least."
-        )
+    noise = _STANDARD_ERRORS * judged.auc_error
+    if not (compared and aucs):
+        if judged.auc < _CHANCE - noise:
+            reasons.append(
+                f"The AUC of the served version on the new events is {judged.auc:.4f}, worse than chance by more than "
+                f"{_STANDARD_ERRORS:g} standard errors."
+            )
+    else:
+        usual = float(np.median(aucs))
+        least = usual - max(gates.max_auc_fall, noise)
+        if judged.auc < least:
+            reasons.append(
+                f"The AUC of the served version on the new events is {judged.auc:.4f}, against a median of {usual:.4f} "
+                f"in the rounds before; `max_auc_fall` is {gates.max_auc_fall:g}, which makes {least:.4f} the least."
+            )
     if not compared:
         return reasons
     usual = float(np.median([one.log_loss for one in earlier]))

@@ -83,7 +83,10 @@ def test_one_poisoned_round_moves_no_median_and_lasting_change_does() -> None:
 
 def test_without_earlier_rounds_worse_than_chance_is_refused() -> None:
     (reason,) = refusals(Gates(), judged(auc=0.3), BEFORE[:2], None)
-    assert reason.startswith("The AUC of the served version on the new events is 0.3000, against chance;")
+    assert reason == (
+        "The AUC of the served version on the new events is 0.3000, worse than chance by more than 3 standard errors."
+    )
+    assert refusals(Gates(), judged(auc=0.48), [], None) == []
     assert refusals(Gates(), judged(auc=0.5), [], None) == []
 
 

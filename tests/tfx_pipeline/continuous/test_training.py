@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +68,7 @@ def test_training_goes_on_where_the_last_version_stopped(tmp_path: Path) -> None
         config,
         training=dataclasses.replace(config.training, embedding_learning_rate=1e-30, dense_learning_rate=1e-30),
     )
+    second: Any
     second, added = train_on(still, base, impressions(range(15, 25)), 2, none_counted)
     assert added == {"item_id": 5, "clicked": 0}
     ids, places = second.lookup.tables["item_id"].lookup_table.export()
@@ -102,7 +104,7 @@ def test_losses_that_are_no_numbers_make_no_model(tmp_path: Path, monkeypatch: p
 
 def test_first_impressions_must_have_a_value_of_each_feature(tmp_path: Path) -> None:
     config = make_loop(tmp_path).config
-    row = {"user_id": 1, "item_id": 2, "timestamp": 3, "label": 1}
+    row: dict[str, Any] = {"user_id": 1, "item_id": 2, "timestamp": 3, "label": 1}
     row |= {"history_item_id": [], "history_clicked": [], "history_timestamp": []}
     alone = Impressions([serialized(row, LAYOUT.features)], np.array([1]), np.array([1]), (3, 3))
     with pytest.raises(
@@ -114,6 +116,7 @@ def test_first_impressions_must_have_a_value_of_each_feature(tmp_path: Path) -> 
 def test_rare_ids_get_no_rows(tmp_path: Path) -> None:
     features = dataclasses.replace(LAYOUT.features, item_id=dataclasses.replace(LAYOUT.features.item_id, min_count=2))
     config = make_loop(tmp_path, dataclasses.replace(LAYOUT, features=features)).config
+    model: Any
     model, added = train_on(config, None, impressions(range(4)), 1, lambda name, id_: 2 if id_ in (1, 3) else 1)
     assert added == {"item_id": 2, "clicked": 2}
     assert sorted(model.lookup.tables["item_id"].lookup_table.export()[0].numpy()) == [1, 3]
