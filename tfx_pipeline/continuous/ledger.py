@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-# Of rounds. An open one is gone on with; a quiet one had no impressions.
-OPEN, PUSHED, REFUSED, QUIET = "open", "pushed", "refused", "quiet"
+# Of rounds. An open one is gone on with; a quiet one had no impressions, and one of history was to have none.
+OPEN, PUSHED, REFUSED, QUIET, HISTORY = "open", "pushed", "refused", "quiet", "history"
 # Of files: its events are in the store; it holds what another file held; too much of it can't be read.
 TAKEN, REPEATED, UNREADABLE = "taken", "repeated", "unreadable"
 
@@ -54,7 +54,7 @@ class Round:
 
     Args:
         number: from 1.
-        status: `OPEN`, `PUSHED`, `REFUSED` or `QUIET`.
+        status: `OPEN`, `PUSHED`, `REFUSED`, `QUIET` or `HISTORY`.
         base: path of the served version that was judged and trained on; empty if there was none.
         opened: seconds since 1970, by the machine's clock.
         facts: what became of it; see `Ledger.close`.

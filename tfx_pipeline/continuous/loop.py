@@ -46,17 +46,20 @@ def run_loop(loop: Loop, console: Console, *, every: float | None, until: float 
             # Not the machine's clock, which may jump.
             start = time.monotonic()
             process = processes.Process(target=_round, args=(loop.to_json(), console.width), name="round")
-            process.start()
-            process.join()
-            failed = process.exitcode not in (0, _NOTHING)
-            if failed and process.exitcode != _FAILED:
-                console.print(
-                    f"The round's process ended with exit code {process.exitcode}. The next one goes on.",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+            try:
+                process.start()
+                process.join()
+                code = process.exitcode
+            except (EOFError, OSError) as error:
+                # The process that rounds are forked from is gone, or there is no memory; there will be another.
+                code = None
+                console.print(f"The round could not be started: {error}", highlight=False, soft_wrap=True)
+            failed = code not in (0, _NOTHING)
+            if code not in (0, _NOTHING, _FAILED, None):
+                ended = f"The round's process ended with exit code {code}. The next one goes on."
+                console.print(ended, highlight=False, soft_wrap=True)
             if every is None:
-                if process.exitcode == _NOTHING:
+                if code == _NOTHING:
                     console.print("No new events.")
                 break
             stop.wait(max(0.0, every - (time.monotonic() - start)))
@@ -83,7 +86,7 @@ def _round(text: str, width: int) -> None:
     """What a round's process does. It ends by itself: signals are for the loop."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    from tfx_pipeline.continuous.report import outcome
+    from tfx_pipeline.continuous.report import line
     from tfx_pipeline.continuous.rounds import run_round
 
     loop, console = Loop.from_json(text), Console(width=width)
@@ -96,4 +99,4 @@ def _round(text: str, width: int) -> None:
         raise SystemExit(_FAILED) from None
     if done is None:
         raise SystemExit(_NOTHING)
-    console.print(f"Round {done.number}: {outcome(done)}", markup=False, highlight=False, soft_wrap=True)
+    console.print(line(done), markup=False, highlight=False, soft_wrap=True)

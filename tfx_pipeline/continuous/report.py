@@ -9,7 +9,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from tfx_pipeline.continuous.judging import Judged
-from tfx_pipeline.continuous.ledger import PUSHED, REFUSED, Ledger, Round
+from tfx_pipeline.continuous.ledger import HISTORY, PUSHED, QUIET, REFUSED, Ledger, Round
 from tfx_pipeline.continuous.settings import Loop
 from tfx_pipeline.report_page import svg
 
@@ -65,7 +65,18 @@ def outcome(one: Round) -> str:
         return f"Pushed: {one.facts['version']}" + (", from the challenger" if challenged else "")
     if one.status == REFUSED:
         return "Not pushed. " + " ".join(one.facts["reasons"])
-    return "No impressions" if one.status != "open" else "Not finished"
+    return {QUIET: "No impressions", HISTORY: "History alone"}.get(one.status, "Not finished")
+
+
+def line(one: Round) -> str:
+    """A round in one line."""
+    facts, judged = one.facts, judged_of(one)
+    parts = [f"{facts['impressions']:,} impressions"] if "impressions" in facts else []
+    if judged is not None:
+        parts.append(f"AUC before training on them {judged.auc:.4f}, within users {judged.grouped_auc:.4f}")
+    if "seconds" in facts:
+        parts.append(f"{facts['seconds']['all']:.1f} s")
+    return f"Round {one.number}: {'; '.join([*parts, outcome(one)])}"
 
 
 def metrics_plot(rounds: Sequence[Round]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -16,7 +17,7 @@ from tfx.dsl.io import fileio
 from tfx_pipeline.components.infra_validator import BLESSED_PROPERTY, REASON_PROPERTY
 from tfx_pipeline.continuous.components import GATES_FILE, IMPRESSIONS_FILE, JUDGED_FILE, TRAINED_FILE
 from tfx_pipeline.continuous.database import opened, transaction
-from tfx_pipeline.continuous.ledger import PUSHED, QUIET, REFUSED, Ledger, Round
+from tfx_pipeline.continuous.ledger import HISTORY, PUSHED, QUIET, REFUSED, Ledger, Round
 from tfx_pipeline.continuous.pipeline import round_pipeline
 from tfx_pipeline.continuous.pruning import last_execution, prune
 from tfx_pipeline.continuous.report import write_report
@@ -30,6 +31,8 @@ from tfx_pipeline.training.publishing import served_versions
 from tfx_pipeline.training.warm_start import base_features, same_features
 
 _JUDGED_CHALLENGER = "judged challenger"
+
+_logger = logging.getLogger(__name__)
 
 
 def run_round(loop: Loop, console: Console) -> Round | None:
@@ -57,7 +60,7 @@ def run_round(loop: Loop, console: Console) -> Round | None:
         ledger = Ledger(connection)
         current = ledger.open_round()
         if current is None:
-            current = _opened(loop, connection, ledger)
+            current = _opened(loop, connection, ledger, console)
         taking_seconds = time.monotonic() - start
         if current is None:
             return None
@@ -65,7 +68,7 @@ def run_round(loop: Loop, console: Console) -> Round | None:
         console.print(_opening_line(current), markup=False, highlight=False, soft_wrap=True)
         store = EventStore(connection, config.layout, config.min_history)
         if not store.has_impressions(number):
-            _close(connection, number, QUIET, {"impressions": 0})
+            _close(loop, connection, number, QUIET, {"impressions": 0})
             write_report(loop, ledger)
             return ledger.rounds(1)[0]
     with shown(console, loop.logs / f"round-{number:09d}.log") as progress:
@@ -73,7 +76,7 @@ def run_round(loop: Loop, console: Console) -> Round | None:
     facts["seconds"] = {"take": taking_seconds, **{timing.component: timing.seconds for timing in progress.timings}}
     facts["seconds"] |= {"all": time.monotonic() - start}
     with opened(loop.database, config.layout, config.min_history) as connection:
-        _close(connection, number, status, facts, window)
+        _close(loop, connection, number, status, facts, window)
         ledger = Ledger(connection)
         prune(loop, ledger)
         write_report(loop, ledger)
@@ -81,7 +84,7 @@ def run_round(loop: Loop, console: Console) -> Round | None:
     return done
 
 
-def _opened(loop: Loop, connection: sqlite3.Connection, ledger: Ledger) -> Round | None:
+def _opened(loop: Loop, connection: sqlite3.Connection, ledger: Ledger, console: Console) -> Round | None:
     files = new_files(loop.config, ledger)
     if not files:
         return None
@@ -91,14 +94,37 @@ def _opened(loop: Loop, connection: sqlite3.Connection, ledger: Ledger) -> Round
             f"The served version {base} reads other features than the layout of this loop. Give the flags that it was "
             "trained with, or another --serving_dir."
         )
-    challenger = newest(loop.challenger)
-    if challenger == ledger.fact(_JUDGED_CHALLENGER):
-        challenger = ""
-    number = Taking(loop.config, connection, loop.dead_letters).take(files, base, challenger)
-    if number is None:
+    taking = Taking(loop.config, connection, loop.dead_letters)
+    old = {path: span for path, span in files.items() if loop.history_until is not None and span <= loop.history_until}
+    new = {path: span for path, span in files.items() if path not in old}
+    if old:
+        number = taking.take(old, base, status=HISTORY)
+        if number is not None:
+            console.print(
+                f"Round {number}: {ledger.rounds(1)[0].facts['events']:,} events are history.", highlight=False
+            )
+    if new:
+        taking.take(new, base, _challenger(loop, ledger))
+    for path in files:
+        file = ledger.file(os.path.relpath(path, loop.config.data))
+        if file is not None and file.reason:
+            line = f"{file.name} is left out: {file.reason}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    current = ledger.open_round()
+    if current is None:
         write_report(loop, ledger)
-        return None
-    return ledger.open_round()
+    return current
+
+
+def _challenger(loop: Loop, ledger: Ledger) -> str:
+    """The path of a version of a full run that was not judged yet; empty if there is none."""
+    challenger = newest(loop.challenger)
+    if not challenger or challenger == ledger.fact(_JUDGED_CHALLENGER):
+        return ""
+    if not same_features(base_features(challenger), loop.config.layout.features):
+        _logger.warning("%s reads other features than the layout of this loop: it is no challenger.", challenger)
+        return ""
+    return challenger
 
 
 def newest(serving_dir: str) -> str:
@@ -144,14 +170,14 @@ def _outcome(loop: Loop, number: int, progress: Progress) -> tuple[str, dict[str
 
 
 def _close(
-    connection: sqlite3.Connection, number: int, status: str, facts: Mapping[str, Any], window: str = ""
+    loop: Loop, connection: sqlite3.Connection, number: int, status: str, facts: Mapping[str, Any], window: str = ""
 ) -> None:
     """The transaction that makes a round done."""
-    ledger = Ledger(connection)
+    ledger, store = Ledger(connection), EventStore(connection, loop.config.layout, loop.config.min_history)
     challenger = ledger.rounds(1)[0].facts["challenger_path"]
     with transaction(connection):
         ledger.close(number, status, facts)
-        connection.execute("DELETE FROM newcomer")
+        store.round_over()
         if facts.get("challenger") and (status == PUSHED or facts["trained_from"] != challenger):
             # One that was the better one and whose offspring was refused gets another chance.
             ledger.write_fact(_JUDGED_CHALLENGER, challenger)

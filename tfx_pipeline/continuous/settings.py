@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from keras_eta.validation import check_positive_integers, is_number
+from keras_eta.validation import check_integers_from_zero, check_positive_integers, is_number
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.options import option
 
@@ -72,6 +72,8 @@ class Loop:
         state: directory of everything that the loop keeps.
         gates: when a round pushes nothing.
         keep: rounds whose artifacts, metadata and log are kept, and pushed versions in the serving directory.
+        history_until: the last span whose events are behaviours only, and are neither judged nor trained on; days since
+            1970 where the pattern has dates. `None`: there is none.
         challenger: serving directory of a full run, whose versions take over if they win; empty: there is none.
 
     Raises:
@@ -84,6 +86,12 @@ class Loop:
     keep: int = option(
         5, "rounds whose artifacts, metadata and logs are kept, and pushed versions to serve", metavar="N"
     )
+    history_until: int | None = option(
+        None,
+        "files up to this span are history alone: what the served version was trained on by a full run",
+        type=int,
+        metavar="SPAN",
+    )
     challenger: str = option(
         "",
         "serving directory of full runs of tfx_pipeline.run; a new version there takes over if it is the better one on "
@@ -93,6 +101,8 @@ class Loop:
 
     def __post_init__(self) -> None:
         check_positive_integers(keep=self.keep)
+        if self.history_until is not None:
+            check_integers_from_zero(history_until=self.history_until)
         layout = self.config.layout
         if not any(spec in layout.pattern for spec in ("{SPAN", "{YYYY}")):
             raise ValueError(

@@ -79,6 +79,10 @@ class EventStore:
         )
         return known
 
+    def round_over(self) -> None:
+        """Forgets whose events are new, within the caller's transaction."""
+        self._connection.execute("DELETE FROM newcomer")
+
     def new_logs(self, round_number: int) -> Iterator[UserLog]:
         """The log of each user with events of the open round, as far back as their impressions reach.
 

@@ -16,7 +16,7 @@ from tfx.dsl.io import fileio
 
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.continuous.database import transaction
-from tfx_pipeline.continuous.ledger import REPEATED, TAKEN, UNREADABLE, KnownFile, Ledger
+from tfx_pipeline.continuous.ledger import OPEN, REPEATED, TAKEN, UNREADABLE, KnownFile, Ledger
 from tfx_pipeline.continuous.reading import FileRows, read_joined, read_rows
 from tfx_pipeline.continuous.store import Event, EventStore
 from tfx_pipeline.ingestion.counting import MALFORMED, Malformed
@@ -67,13 +67,14 @@ class Taking:
         self._ledger = Ledger(connection)
         self._store = EventStore(connection, config.layout, config.min_history)
 
-    def take(self, files: Mapping[str, int], base: str, challenger: str = "") -> int | None:
-        """Opens a round with the events of some files.
+    def take(self, files: Mapping[str, int], base: str, challenger: str = "", *, status: str = OPEN) -> int | None:
+        """Begins a round with the events of some files.
 
         Args:
             files: their spans by path, in order.
             base: path of the version that is served, or empty.
             challenger: path of a version that may take over, or empty.
+            status: `OPEN`, or `HISTORY` for a round that is over at once, as its events are behaviours only.
 
         Returns:
             The number of the round; `None` if the files hold no new event. They are in the ledger in any case.
@@ -95,6 +96,9 @@ class Taking:
             events = facts["events"]
             if events:
                 self._ledger.open(number, base, {**facts, "challenger_path": challenger})
+            if events and status != OPEN:
+                self._ledger.close(number, status, {})
+                self._store.round_over()
         return number if events else None
 
     def _take_file(self, path: str, span: int, number: int, latest: int | None, joined: Joined) -> KnownFile:

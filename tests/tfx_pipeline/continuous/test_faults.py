@@ -21,7 +21,7 @@ from tfx_pipeline.components import pusher
 from tfx_pipeline.continuous import components, rounds
 from tfx_pipeline.continuous.database import opened
 from tfx_pipeline.continuous.judging import Judged
-from tfx_pipeline.continuous.ledger import OPEN, PUSHED, QUIET, REFUSED, Ledger
+from tfx_pipeline.continuous.ledger import HISTORY, OPEN, PUSHED, QUIET, REFUSED, Ledger
 from tfx_pipeline.continuous.settings import Gates, Loop
 
 
@@ -175,6 +175,21 @@ def test_events_without_impressions_are_history(loop: Loop) -> None:
     second = run(loop)
     assert (second.status, second.facts["impressions"]) == (PUSHED, 1)
     assert trained(loop) == {(1, 3, 1_600_000_002): 1}
+
+
+def test_spans_of_a_full_run_are_history_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_rounds_quick(monkeypatch.setattr)
+    loop = make_loop(tmp_path, history_until=2)
+    for span in (1, 2, 3):
+        write_span(loop, span, rows_of(span, 60))
+    third = run(loop)
+    assert (third.number, third.facts["files"], statuses(loop)) == (2, 1, [HISTORY, PUSHED])
+    new = {int(row.split(",")[2]) for row in rows_of(3, 60)}
+    assert {moment for _, _, moment in trained(loop)} <= new
+    # Most users have behaviours in the first two spans.
+    assert third.facts["impressions"] > 50
+    write_span(loop, 4, rows_of(4, 60))
+    assert run(loop).number == 3
 
 
 def test_disk_and_metadata_stay_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
