@@ -18,7 +18,7 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 from tfx.utils import path_utils
 from tfx_bsl.coders import example_coder
 
-from tfx_pipeline.components.validator import SCHEMA_FILE, STATISTICS_FILE, describe, find_anomalies
+from tfx_pipeline.components.validator import STATISTICS_FILE, describe, find_anomalies
 from tfx_pipeline.config import EVAL
 from tfx_pipeline.continuous.database import opened
 from tfx_pipeline.continuous.gates import Window, refusals
@@ -56,10 +56,7 @@ class RoundStatisticsSpec(ComponentSpec):
     """What `RoundStatistics` takes and gives."""
 
     PARAMETERS = _PARAMETERS
-    INPUTS = {  # noqa: RUF012
-        "examples": ChannelParameter(type=tfx.types.standard_artifacts.Examples),
-        "schema": ChannelParameter(type=tfx.types.standard_artifacts.Schema),
-    }
+    INPUTS = {"examples": ChannelParameter(type=tfx.types.standard_artifacts.Examples)}  # noqa: RUF012
     OUTPUTS = {"statistics": ChannelParameter(type=tfx.types.standard_artifacts.ExampleStatistics)}  # noqa: RUF012
 
 
@@ -121,7 +118,8 @@ class RoundStatisticsExecutor(base_executor.BaseExecutor):
         self, input_dict: dict[str, list[Any]], output_dict: dict[str, list[Any]], exec_properties: dict[str, Any]
     ) -> None:
         """Writes the statistics of the split eval."""
-        schema = read_schema(os.path.join(artifact_utils.get_single_uri(input_dict["schema"]), SCHEMA_FILE))
+        loop, _ = _asked(exec_properties)
+        schema = read_schema(loop.config.schema)
         decoder = example_coder.ExamplesToRecordBatchDecoder(schema.SerializeToString())
         options = tfdv.StatsOptions(schema=schema, use_sketch_based_topk_uniques=True)
         batch = decoder.DecodeBatch(_impressions(input_dict).records)
@@ -192,7 +190,7 @@ class RoundGatesExecutor(base_executor.BaseExecutor):
         earlier = [one.facts["judged"] for one in rounds if one.number < number and one.facts.get("judged")]
         window = None
         base = _base(input_dict)
-        if base is not None and window_uri:
+        if base is not None and window_uri and fileio.exists(file_of(split_uri(window_uri))):
             held = read_impressions(file_of(split_uri(window_uri)))
             candidate = loaded(path_utils.serving_model_path(model.uri)).module
             window = Window(judge(base.module, held), judge(candidate, held))
@@ -218,28 +216,79 @@ class RoundGatesExecutor(base_executor.BaseExecutor):
         return describe(found, schema, find_anomalies(found, schema, {}))
 
 
-def _component(spec: type[ComponentSpec], executor: type[base_executor.BaseExecutor]) -> Any:
-    """The class of a component with the inputs of its specification and two parameters: the loop and the round."""
+class _RoundComponent(tfx.types.BaseComponent):
+    """A component with the inputs of its specification and two parameters: the loop and the number of the round."""
 
-    def init(self: Any, loop: Loop, number: int, **inputs: tfx.types.BaseChannel) -> None:
-        outputs = {name: tfx.dsl.Channel(type=parameter.type) for name, parameter in spec.OUTPUTS.items()}
-        tfx.types.BaseComponent.__init__(self, spec(**{_LOOP: loop.to_json(), _ROUND: number}, **inputs, **outputs))
-
-    members = {
-        "SPEC_CLASS": spec,
-        "EXECUTOR_SPEC": executor_spec.ExecutorClassSpec(executor),
-        "__init__": init,
-        "__module__": __name__,
-        "__doc__": executor.__doc__,
-    }
-    return type(spec.__name__.removesuffix("Spec"), (tfx.types.BaseComponent,), members)
+    def __init__(self, loop: Loop, number: int, **inputs: tfx.types.BaseChannel) -> None:
+        outputs = {name: tfx.dsl.Channel(type=output.type) for name, output in self.SPEC_CLASS.OUTPUTS.items()}
+        super().__init__(self.SPEC_CLASS(**{_LOOP: loop.to_json(), _ROUND: number}, **inputs, **outputs))
 
 
-RoundStatistics = _component(RoundStatisticsSpec, RoundStatisticsExecutor)
-RoundImpressions = _component(RoundImpressionsSpec, RoundImpressionsExecutor)
-ProgressiveEvaluator = _component(ProgressiveEvaluatorSpec, ProgressiveEvaluatorExecutor)
-IncrementalTrainer = _component(IncrementalTrainerSpec, IncrementalTrainerExecutor)
-RoundGates = _component(RoundGatesSpec, RoundGatesExecutor)
+class RoundImpressions(_RoundComponent):
+    """Makes impressions of the events of a round.
+
+    Args:
+        loop: the loop.
+        number: of the round.
+    """
+
+    SPEC_CLASS = RoundImpressionsSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(RoundImpressionsExecutor)
+
+
+class RoundStatistics(_RoundComponent):
+    """Computes statistics of impressions.
+
+    Args:
+        loop: the loop.
+        number: of the round.
+        examples: channel of Examples.
+    """
+
+    SPEC_CLASS = RoundStatisticsSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(RoundStatisticsExecutor)
+
+
+class ProgressiveEvaluator(_RoundComponent):
+    """Judges the served version, and a challenger, on impressions that neither was trained on.
+
+    Args:
+        loop: the loop.
+        number: of the round.
+        examples: channel of Examples.
+    """
+
+    SPEC_CLASS = ProgressiveEvaluatorSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(ProgressiveEvaluatorExecutor)
+
+
+class IncrementalTrainer(_RoundComponent):
+    """Trains on from the version that was judged the better one.
+
+    Args:
+        loop: the loop.
+        number: of the round.
+        examples: channel of Examples.
+        evaluation: channel of `ProgressiveEvaluator`'s ModelEvaluation.
+    """
+
+    SPEC_CLASS = IncrementalTrainerSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(IncrementalTrainerExecutor)
+
+
+class RoundGates(_RoundComponent):
+    """Blesses a model if it passes all gates.
+
+    Args:
+        loop: the loop.
+        number: of the round.
+        statistics: channel of ExampleStatistics.
+        evaluation: channel of `ProgressiveEvaluator`'s ModelEvaluation.
+        model: channel of the Model.
+    """
+
+    SPEC_CLASS = RoundGatesSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(RoundGatesExecutor)
 
 
 def _asked(exec_properties: dict[str, Any]) -> tuple[Loop, int]:

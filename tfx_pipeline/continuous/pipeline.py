@@ -33,8 +33,7 @@ def round_pipeline(loop: Loop, number: int) -> Any:
     config = loop.config
     impressions = RoundImpressions(loop, number)
     examples = impressions.outputs["examples"]
-    schema = tfx.components.ImportSchemaGen(schema_file=config.schema)
-    statistics = RoundStatistics(loop, number, examples=examples, schema=schema.outputs["schema"])
+    statistics = RoundStatistics(loop, number, examples=examples)
     evaluator = ProgressiveEvaluator(loop, number, examples=examples)
     evaluation = evaluator.outputs["evaluation"]
     trainer = IncrementalTrainer(loop, number, examples=examples, evaluation=evaluation)
@@ -52,7 +51,7 @@ def round_pipeline(loop: Loop, number: int) -> Any:
     return tfx.dsl.Pipeline(
         pipeline_name=PIPELINE_NAME,
         pipeline_root=str(loop.artifacts),
-        components=[impressions, schema, statistics, evaluator, trainer, gates, infra_validator, pusher],
+        components=[impressions, statistics, evaluator, trainer, gates, infra_validator, pusher],
         enable_cache=True,
         metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(loop.metadata)),
     )
