@@ -42,25 +42,29 @@ def main(folder: Path) -> None:
     loop = make_loop(folder, keep=2)
     # Every event is an impression.
     loop = dataclasses.replace(loop, config=dataclasses.replace(loop.config, min_history=0))
-    moments = random.Random(0)
-    spans = list(range(1, KILLS + 3))
-    # Two of them arrive late.
-    spans[3], spans[4], spans[7], spans[8] = spans[4], spans[3], spans[8], spans[7]
-    write_span(loop, spans[0], rows_of(spans[0], ROWS, users=10))
+    moments, killed, spans = random.Random(0), 0, list[int]()
+
+    def write(span: int) -> None:
+        write_span(loop, span, rows_of(span, ROWS, users=10))
+        spans.append(span)
+
+    write(1)
     start = time.monotonic()
     _, status = os.waitpid(started(loop), 0)
     round_seconds = time.monotonic() - start
     assert status == 0
-    killed = 0
-    for span in spans[1:-1]:
-        write_span(loop, span, rows_of(span, ROWS, users=10))
+    while killed < KILLS:
+        # 3, 2, 5, 4, ...: every other one is late.
+        count = len(spans)
+        write(count + 2 if count % 2 else count)
         child = started(loop)
         time.sleep(moments.random() * round_seconds)
         os.kill(child, signal.SIGKILL)
+        # One that was quicker than that is no kill.
         killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    write_span(loop, spans[-1], rows_of(spans[-1], ROWS, users=10))
+    write(len(spans) + 2)
     _, status = os.waitpid(started(loop), 0)
-    rows = [row for span in spans for row in rows_of(span, ROWS, users=10)]
+    rows = [row for span in set(spans) for row in rows_of(span, ROWS, users=10)]
     with opened(loop.database, loop.config.layout, 0) as connection:
         events = [row[0] for row in connection.execute("SELECT round FROM event")]
         rounds = connection.execute("SELECT number, status FROM round ORDER BY number").fetchall()
