@@ -22,6 +22,7 @@ _MODULES = [
     "serving.tools.soak",
     "tfx_pipeline.run",
     "tfx_pipeline.compile",
+    "tfx_pipeline.continuous",
     "tfx_pipeline.propose_schema",
     "tfx_pipeline.item_vectors",
     "tfx_pipeline.tune",

@@ -10,8 +10,12 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def exclusive(output: Path) -> Iterator[None]:
-    """Holds the output directory for one run; the system lets go of it however the process ends.
+def exclusive(output: Path, flag: str = "--output") -> Iterator[None]:
+    """Holds a directory for one run; the system lets go of it however the process ends.
+
+    Args:
+        output: the directory; made when missing.
+        flag: that names it.
 
     Raises:
         RuntimeError: if another run holds it.
@@ -24,7 +28,7 @@ def exclusive(output: Path) -> Iterator[None]:
             file.seek(0)
             raise RuntimeError(
                 f"Another run is using {output} (process {file.read().strip() or 'unknown'}). Wait for it, or choose "
-                "another --output."
+                f"another {flag}."
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ SCHEMA_HISTORY_LENGTH = 512
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `config_from_flags` reads."""
     pipeline = parser.add_argument_group("pipeline")
-    _add_options(pipeline, PipelineConfig)
-    _add_options(pipeline, Split)
+    add_options(pipeline, PipelineConfig)
+    add_options(pipeline, Split)
     add_layout_flags(parser)
-    _add_options(parser.add_argument_group("ranker"), Model)
-    _add_options(parser.add_argument_group("ETA, the ranker without --interest"), ETAUnits)
-    _add_options(parser.add_argument_group("training"), Training)
-    _add_options(parser.add_argument_group("evaluation"), Evaluation)
-    _add_options(parser.add_argument_group("retriever", "beside the ranker, with --retriever_dir"), Retriever)
+    add_options(parser.add_argument_group("ranker"), Model)
+    add_options(parser.add_argument_group("ETA, the ranker without --interest"), ETAUnits)
+    add_options(parser.add_argument_group("training"), Training)
+    add_options(parser.add_argument_group("evaluation"), Evaluation)
+    add_options(parser.add_argument_group("retriever", "beside the ranker, with --retriever_dir"), Retriever)
 
 
 def config_from_flags(flags: argparse.Namespace) -> PipelineConfig:
@@ -52,7 +53,7 @@ def unbuilt_config_from_flags(flags: argparse.Namespace) -> PipelineConfig:
     """As `config_from_flags`, which also builds the ranker, to see that there is one."""
     if "data" not in flags:
         raise ValueError("--data is missing: the directory of the raw log.")
-    given = _given(flags, PipelineConfig)
+    given = given_options(flags, PipelineConfig)
     if flags.layout == CUSTOM and "schema" not in given:
         raise ValueError(
             "--layout custom needs a --schema. `python -m tfx_pipeline.propose_schema --help` says how to get one."
@@ -65,21 +66,21 @@ def unbuilt_config_from_flags(flags: argparse.Namespace) -> PipelineConfig:
                 f"of your own for longer ones. Received: --max_history_length {flags.max_history_length}"
             )
         given["schema"] = str(SCHEMAS / f"{flags.layout}.pbtxt")
-    training = Training(**_given(flags, Training))
+    training = Training(**given_options(flags, Training))
     return PipelineConfig(
         layout=layout,
-        split=Split(**_given(flags, Split)),
+        split=Split(**given_options(flags, Split)),
         model=_model(flags, training.seed),
         training=training,
-        evaluation=Evaluation(**_given(flags, Evaluation)),
-        retriever=Retriever(**_given(flags, Retriever)),
+        evaluation=Evaluation(**given_options(flags, Evaluation)),
+        retriever=Retriever(**given_options(flags, Retriever)),
         **given,
     )
 
 
 def _model(flags: argparse.Namespace, seed: int) -> Model:
     """The ranker: of `--interest`, or ETA's units as its flags say."""
-    given, of_eta = _given(flags, Model), _given(flags, ETAUnits)
+    given, of_eta = given_options(flags, Model), given_options(flags, ETAUnits)
     if "interests" not in given:
         return Model(**{**given, "interests": ETAUnits(**of_eta).make(seed)})
     if of_eta:
@@ -101,7 +102,7 @@ def _units(value: str) -> list[Any]:
     return content if isinstance(content, list) else [content]
 
 
-def _given(flags: argparse.Namespace, options: type) -> dict[str, Any]:
+def given_options(flags: argparse.Namespace, options: type) -> dict[str, Any]:
     """The fields of a dataclass that flags were given for."""
     return {field.name: getattr(flags, field.name) for field in options_of(options) if field.name in flags}
 
@@ -111,8 +112,10 @@ def options_of(options: type) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(options) if "meaning" in field.metadata]
 
 
-def _add_options(group: argparse._ArgumentGroup, options: type) -> None:
-    """Adds a flag for each of `_options`."""
+def add_options(group: argparse._ArgumentGroup, options: type, only: Collection[str] | None = None) -> None:
+    """Adds a flag for each of `options_of` a dataclass, or for some of these fields alone."""
     for field in options_of(options):
+        if only is not None and field.name not in only:
+            continue
         argument = {"dest": field.name, "help": field.metadata["meaning"], **field.metadata["argument"]}
         add_flag(group, argument.pop("flag", field.name), field.default, argument)

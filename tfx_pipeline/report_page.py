@@ -66,7 +66,7 @@ def calibration_plot(slices: Sequence[Slice]) -> str:
             xlabel="mean probability", ylabel="mean label", title=_escaped(column) if column else "all impressions"
         )
         axes.legend(fontsize="small")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _draw_tenths(axes: Any, part: Slice, **style: Any) -> None:
@@ -89,10 +89,11 @@ def history_plot(slices: Sequence[Slice]) -> str:
     axes.set_xticks(range(len(slices)), names)
     axes.set(xlabel="earlier behaviours, and impressions with so many")
     axes.legend()
-    return _svg(figure)
+    return svg(figure)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """A figure as SVG, for HTML."""
     FigureCanvasAgg(figure)
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none"}):

@@ -191,7 +191,7 @@ def test_page_of_a_first_run_that_was_refused() -> None:
 
 def test_calibration_is_drawn_by_slice_of_each_column(monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Any] = []
-    monkeypatch.setattr(report_page_module, "_svg", figures.append)
+    monkeypatch.setattr(report_page_module, "svg", figures.append)
     many = [part(f"_price=${n}", 9 - n, 0.5, *[0.5] * 5, tenths=[Tenth(1, n / 10, 0.5)]) for n in range(9)]
     report_page_module.calibration_plot([*SLICES, *many])
     (figure,) = figures

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from keras_eta.contract import Contract, LookedUp
 from keras_eta.export import COUNT, EXAMPLES, POSITIONS, PROBABILITY, WEIGHTS
 from keras_eta.export.columns import RANK_FROM_STATE, UPDATE_STATE, USER_STATE
 from keras_eta.features import Features
-from tfx_pipeline.components.model_server import ModelServer, Signature, UnservableModelError, local_model
+from tfx_pipeline.components.model_server import Answering, ModelServer, Signature, UnservableModelError, local_model
 from tfx_pipeline.components.serving_requests import EXPLAIN, POINTWISE, RANK, Inputs, requests_to
 from tfx_pipeline.config import EVAL, PipelineConfig
 from tfx_pipeline.layouts import USER_ID, Layout
@@ -40,7 +40,7 @@ _NUM_EXAMPLES = 16
 _TOLERANCE = 1e-5
 
 
-def check_signatures(server: ModelServer, requests: Mapping[str, Inputs]) -> None:
+def check_signatures(server: Answering, requests: Mapping[str, Inputs]) -> None:
     """Sends a request to every signature and checks the answers.
 
     What `explain` gives depends on the interest units, as do the signatures about user states, and whether these exist:
@@ -89,10 +89,12 @@ class InfraValidatorExecutor(base_executor.BaseExecutor):
     Attributes:
         make_requests: makes requests to a version with a contract, of records.
         check: sends them to a server; raises UnservableModelError where an answer is wrong.
+        make_server: of a model's directory, with `loading_seconds` and `request_seconds`.
     """
 
     make_requests = staticmethod(requests_to)
     check = staticmethod(check_signatures)
+    make_server: Callable[..., Answering] = ModelServer
 
     def Do(  # noqa: N802
         self, input_dict: dict[str, list[Any]], output_dict: dict[str, list[Any]], exec_properties: dict[str, Any]
@@ -113,7 +115,7 @@ class InfraValidatorExecutor(base_executor.BaseExecutor):
         contract = Contract(features, {}, tables=self.tables_of(exec_properties))
         requests = self.make_requests(contract, records)
         with local_model(path_utils.serving_model_path(model.uri)) as model_path:
-            server = ModelServer(
+            server = self.make_server(
                 model_path,
                 loading_seconds=exec_properties["loading_seconds"],
                 request_seconds=exec_properties["request_seconds"],
@@ -229,7 +231,7 @@ def _check_probability(signature: str, outputs: Inputs, shape: tuple[int, ...]) 
 
 
 def _state_answers(
-    server: ModelServer, present: Mapping[str, Signature], ranking: Inputs, rows: int
+    server: Answering, present: Mapping[str, Signature], ranking: Inputs, rows: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """What the signatures about user states answer: the states, ranking from them, and states that go on from them."""
     answers: dict[str, dict[str, np.ndarray]] = {}

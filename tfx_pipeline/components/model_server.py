@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 import numpy as np
@@ -60,6 +60,26 @@ class Signature(NamedTuple):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+
+class Answering(Protocol):
+    """What answers the requests of an infra validation, inside of its context."""
+
+    log: str
+
+    def __enter__(self) -> Answering: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def signatures(self) -> dict[str, Signature]:
+        """The model's signatures by name."""
+        ...
+
+    def predict(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs of a signature by name."""
+        ...
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from keras_eta.export import EXAMPLES
 from keras_eta.export.examples import LISTS, make_example
 from keras_eta.export.retriever import EXCLUDED, LOG_PROBABILITY, RETRIEVE
 from tfx_pipeline.components.infra_validator import InfraValidatorExecutor, LocalInfraValidator
-from tfx_pipeline.components.model_server import ModelServer, UnservableModelError
+from tfx_pipeline.components.model_server import Answering, UnservableModelError
 from tfx_pipeline.components.serving_requests import Inputs
 from tfx_pipeline.retrieval.answers import faults
 from tfx_pipeline.retrieval.served import request
@@ -60,7 +60,7 @@ def retrieval_requests(contract: Contract, records: Sequence[bytes]) -> dict[str
     }
 
 
-def check_retrieval(server: ModelServer, requests: Mapping[str, Inputs]) -> None:
+def check_retrieval(server: Answering, requests: Mapping[str, Inputs]) -> None:
     """Sends a request to both signatures and checks the answers.
 
     Args:

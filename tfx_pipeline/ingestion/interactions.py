@@ -63,10 +63,10 @@ class ReadInteractions(beam.PTransform):
             rows = paths | beam.io.ReadAllFromText(
                 coder=beam.coders.BytesCoder(), skip_header_lines=0 if layout.header else 1, with_filename=True
             )
-            parse: beam.DoFn = _ParseLines(layout, headers)
+            parse: beam.DoFn = ParseLines(layout, headers)
         else:
             rows = paths | beam.io.ReadAllFromParquetBatched(columns=list(layout.sources), with_filename=True)
-            parse = _ParseTables(layout, self._files)
+            parse = ParseTables(layout, self._files)
         keys = (("Items", layout.items, layout.features.item_id.name), ("Users", layout.users, USER_ID))
         joined = [
             None
@@ -94,7 +94,7 @@ class _ParseRows(CountingDoFn):
         return user, interaction
 
 
-class _ParseLines(_ParseRows):
+class ParseLines(_ParseRows):
     """(path, line) -> (user, `Interaction`)."""
 
     def __init__(self, layout: Layout, headers: Mapping[str, tuple[str, ...]]) -> None:
@@ -124,7 +124,7 @@ class _ParseLines(_ParseRows):
             yield interaction
 
 
-class _ParseTables(_ParseRows):
+class ParseTables(_ParseRows):
     """(path, `pyarrow.Table`) -> (user, `Interaction`) of each row."""
 
     def __init__(self, layout: Layout, files: Sequence[str]) -> None:

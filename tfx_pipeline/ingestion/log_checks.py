@@ -48,9 +48,21 @@ def check_data(config: PipelineConfig) -> None:
         with_header(table, config.data)
     if layout.clusters is not None:
         read_item_vectors(layout.clusters.item_vectors, layout.features.item_id)
-    check = _check_parquet if layout.file_format == PARQUET else _check_csv
-    if not any([check(path, layout) for path in files]):
+    if not any([check_file(path, layout) for path in files]):
         raise ValueError(f"The log is empty: {listed(files)} have no rows.")
+
+
+def check_file(path: str, layout: Layout) -> bool:
+    """Whether a file has rows.
+
+    Args:
+        path: of the file.
+        layout: how it is read.
+
+    Raises:
+        ValueError: if it lacks a column that the layout reads or holds it in a type that can't be read.
+    """
+    return (_check_parquet if layout.file_format == PARQUET else _check_csv)(path, layout)
 
 
 def _check_csv(path: str, layout: Layout) -> bool:

@@ -22,6 +22,8 @@ TIME_UNIT = "time unit"
 INTEGER, DECIMAL = "integer", "decimal"
 
 Scalar: TypeAlias = int | float | bytes
+# What a row is called whose timestamp the machine's clock has not reached.
+AFTER_THE_RUN = "after the run"
 # Seconds by which clocks and time zones may differ.
 _CLOCKS_APART = 86_400
 # A missing value of an optional feature: unlike NaN it sorts, and rows that have it can be equal.
@@ -223,7 +225,7 @@ class RowParser:
         """
         unit = time_unit(timestamp)
         if unit and timestamp // per_second(unit) > self._latest:
-            raise MalformedRowError(f"with a {self._timestamp.source} after the run")
+            raise MalformedRowError(f"with a {self._timestamp.source} {AFTER_THE_RUN}")
         return unit
 
     def number_spellings(self, row: Sequence[Any]) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,7 @@ from tfx_pipeline.training.backups import Backups, State
 from tfx_pipeline.training.batches import measure, transformed_batches
 from tfx_pipeline.training.calibrating import calibrate
 from tfx_pipeline.training.fitting import fit, make_model, set_popularity
+from tfx_pipeline.training.moments import save_moments
 from tfx_pipeline.training.publishing import model_name, publish
 from tfx_pipeline.training.warm_start import warm_start
 
@@ -95,6 +96,7 @@ def run_fn(fn_args: Any) -> None:
         tables = attribute_tables(config.layout, config.data)
         exported = export_model(model, base_path, version=1, timestamps=train.timestamps, tables=tables)
         save_accumulators(model, exported)
+        save_moments(model, exported)
         return exported
 
     publish(export, fn_args.serving_model_dir, model_name(config.serving_dir, "eta"))

@@ -54,24 +54,82 @@ def warm_start(model: Ranker, serving_dir: str) -> int | None:
         return None
     version = max(present)
     path = os.path.join(serving_dir, present[version])
-    with tf.io.gfile.GFile(os.path.join(path, "assets.extra", "features.json")) as file:
-        base_features = Features.from_dict(json.load(file))
-    if _without_sizes(base_features) != _without_sizes(model.features):
+    if not same_features(base_features(path), model.features):
         _logger.warning("Cold start: version %d in %s reads other features than this model.", version, serving_dir)
         return None
+    if carry_over(model, load_base(path)):
+        _logger.info("Warm start from version %d in %s.", version, serving_dir)
+    else:
+        _logger.warning(
+            "Warm start from version %d in %s, of the embeddings only: its architecture is another.",
+            version,
+            serving_dir,
+        )
+    return version
 
-    base = tf.saved_model.load(path)
-    named = {variable.name: variable for variable in base.model_variables}
+
+class Base(NamedTuple):
+    """A served version that a model goes on from.
+
+    Args:
+        path: of the version.
+        features: its columns.
+        module: the SavedModel.
+    """
+
+    path: str
+    features: Features
+    module: Any
+
+    @property
+    def vocabularies(self) -> dict[str, np.ndarray]:
+        """The ids of each vocabulary in the order of its rows, int64 or bytes as objects."""
+        found = {}
+        for feature, table in zip(_id_features(self.features), self.module.vocabularies, strict=True):
+            ids, places = tf.raw_ops.LookupTableExportV2(
+                table_handle=table.resource_handle, Tkeys=feature.dtype, Tvalues=tf.int64
+            )
+            found[feature.name] = ids.numpy()[np.argsort(places.numpy())]
+        return found
+
+
+def base_features(path: str) -> Features:
+    """The columns of a served version."""
+    with tf.io.gfile.GFile(os.path.join(path, "assets.extra", "features.json")) as file:
+        return Features.from_dict(json.load(file))
+
+
+def same_features(features: Features, others: Features) -> bool:
+    """Whether columns are the same, up to what the data decides."""
+    return _without_sizes(features) == _without_sizes(others)
+
+
+def load_base(path: str) -> Base:
+    """Loads a served version."""
+    return Base(path, base_features(path), tf.saved_model.load(path))
+
+
+def carry_over(model: Ranker, base: Base) -> bool:
+    """Gives a new model the weights of a version with the same features, as `warm_start` does.
+
+    Args:
+        model: as `warm_start`.
+        base: the version.
+
+    Returns:
+        Whether the architecture is the same; if not, embeddings and planes alone are carried over.
+    """
+    path, module = base.path, base.module
+    named = {variable.name: variable for variable in module.model_variables}
     # Before the embeddings, which are hashed with the planes when they are assigned.
     for planes in filter(_is_planes, _variables(model)):
         # A version whose planes follow the optimiser at once has learned no others.
         source = named.get(planes.name, named.get(planes.name.replace("/learned_planes", "/planes")))
         if source is not None and source.shape == planes.shape:
             planes.assign(source)
-    id_features = [feature for feature in base_features.all_features if feature.is_id]
     rows = {
         feature.name: _common_rows(model, feature, table)
-        for feature, table in zip(id_features, base.vocabularies, strict=True)
+        for feature, table in zip(_id_features(base.features), module.vocabularies, strict=True)
     }
     if model.features.age is not None:
         buckets = np.arange(model.features.age.num_indices)
@@ -90,7 +148,7 @@ def warm_start(model: Ranker, serving_dir: str) -> int | None:
             accumulator = theirs(name)
             if accumulator is not None and name in ours:
                 _carry_over(rows[feature_name], accumulator, ours[name])
-    same = _carry_learned_over(model, base.model_variables)
+    same = _carry_learned_over(model, module.model_variables)
     for unit in model.interests:
         if unit.row_state():
             # New ids, and a base that lacks this state, get what the unit makes of the weights of the moment.
@@ -99,18 +157,13 @@ def warm_start(model: Ranker, serving_dir: str) -> int | None:
         if variable.name in named:
             _carry_over(rows[feature_name], named[variable.name].numpy(), variable)
     if same:
-        _carry_statistics_over(model, base.model_variables)
+        _carry_statistics_over(model, module.model_variables)
     model.refresh()
+    return same
 
-    if same:
-        _logger.info("Warm start from version %d in %s.", version, serving_dir)
-    else:
-        _logger.warning(
-            "Warm start from version %d in %s, of the embeddings only: its architecture is another.",
-            version,
-            serving_dir,
-        )
-    return version
+
+def _id_features(features: Features) -> list[Feature]:
+    return [feature for feature in features.all_features if feature.is_id]
 
 
 def _without_sizes(features: Features) -> dict[str, Any]:
