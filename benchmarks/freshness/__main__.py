@@ -23,9 +23,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from benchmarks.flags import number
 from keras_eta.quiet import quiet_imports
 
 
@@ -50,25 +52,13 @@ def worth(flags: argparse.Namespace) -> int:
     return measured(flags)
 
 
-def _above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"must be above 0. Received: {text}")
-        return value
-
-    # What argparse calls it where it is no number at all.
-    parse.__name__ = kind.__name__
-    return parse
+_COUNT, _NUMBER = number(int), number(float)
 
 
-_count, _number = _above_zero(int), _above_zero(float)
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must lie between 0 and 1. Received: {text}")
+def _share(text: str) -> Any:
+    value = _NUMBER(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be below 1. Received: {text}")
     return value
 
 
@@ -82,7 +72,7 @@ def _add_beginning(one: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the log that the first version is trained on (default: %(default)s)",
     )
-    first.add_argument("--first_events", type=_count, metavar="N", help="a number of events instead")
+    first.add_argument("--first_events", type=_COUNT, metavar="N", help="a number of events instead")
 
 
 def _add_files(one: argparse.ArgumentParser) -> None:
@@ -101,25 +91,25 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("replay", help="from an event's arrival to an answer that knows it")
     one.set_defaults(run=replay)
     _add_beginning(one)
-    one.add_argument("--events", type=_count, default=1_000, metavar="N", help="of a file (default: %(default)s)")
+    one.add_argument("--events", type=_COUNT, default=1_000, metavar="N", help="of a file (default: %(default)s)")
     one.add_argument(
-        "--every", type=_number, default=60.0, metavar="SECONDS", help="from a file to the next (default: %(default)s)"
+        "--every", type=_NUMBER, default=60.0, metavar="SECONDS", help="from a file to the next (default: %(default)s)"
     )
-    one.add_argument("--rounds", type=_count, default=20, metavar="N", help="files that come (default: %(default)s)")
+    one.add_argument("--rounds", type=_COUNT, default=20, metavar="N", help="files that come (default: %(default)s)")
     one.add_argument(
         "--loop_every",
-        type=_number,
+        type=_NUMBER,
         default=5.0,
         metavar="SECONDS",
         help="how often the loop looks for files (default: %(default)s)",
     )
-    one.add_argument("--rate", type=_number, default=4.0, metavar="Q", help="requests a second (default: %(default)s)")
-    one.add_argument("--users", type=_count, default=50, metavar="R", help="distinct requests (default: %(default)s)")
-    one.add_argument("--candidates", type=_count, default=200, metavar="C", help="of a request (default: %(default)s)")
-    one.add_argument("--history", type=_count, default=512, metavar="L", help="behaviours (default: %(default)s)")
-    one.add_argument("--ids", type=_count, default=3_000, metavar="V", help="drawn from 1 to V (default: %(default)s)")
+    one.add_argument("--rate", type=_NUMBER, default=4.0, metavar="Q", help="requests a second (default: %(default)s)")
+    one.add_argument("--users", type=_COUNT, default=50, metavar="R", help="distinct requests (default: %(default)s)")
+    one.add_argument("--candidates", type=_COUNT, default=200, metavar="C", help="of a request (default: %(default)s)")
+    one.add_argument("--history", type=_COUNT, default=512, metavar="L", help="behaviours (default: %(default)s)")
+    one.add_argument("--ids", type=_COUNT, default=3_000, metavar="V", help="drawn from 1 to V (default: %(default)s)")
     one.add_argument(
-        "--timeout", type=_number, default=10.0, metavar="SECONDS", help="deadline of a call (default: %(default)s)"
+        "--timeout", type=_NUMBER, default=10.0, metavar="SECONDS", help="deadline of a call (default: %(default)s)"
     )
     one.add_argument("--seed", type=int, default=0, metavar="N", help="of the requests (default: %(default)s)")
     _add_files(one)
@@ -131,23 +121,23 @@ def _parser() -> argparse.ArgumentParser:
         ("--log", [50_000, 500_000], "events before the first version"),
     ):
         shown = f"{meaning} (default: {' '.join(map(str, default))})"
-        one.add_argument(flag, type=_count, nargs="+", default=default, metavar="N", help=shown)
+        one.add_argument(flag, type=_COUNT, nargs="+", default=default, metavar="N", help=shown)
     one.add_argument(
         "--first_events",
-        type=_count,
+        type=_COUNT,
         default=4_000,
         metavar="N",
         help="that the first version is trained on (default: %(default)s)",
     )
-    one.add_argument("--repeats", type=_count, default=3, metavar="N", help="of each number (default: %(default)s)")
+    one.add_argument("--repeats", type=_COUNT, default=3, metavar="N", help="of each number (default: %(default)s)")
     _add_files(one)
 
     one = commands.add_parser("worth", help="AUC of the next round by fresh weights and by older ones")
     one.set_defaults(run=worth)
     _add_beginning(one)
-    one.add_argument("--events", type=_count, default=1_000, metavar="N", help="of a round (default: %(default)s)")
-    one.add_argument("--rounds", type=_count, default=200, metavar="N", help="at most (default: %(default)s)")
-    one.add_argument("--history", type=_count, default=512, metavar="L", help="behaviours (default: %(default)s)")
+    one.add_argument("--events", type=_COUNT, default=1_000, metavar="N", help="of a round (default: %(default)s)")
+    one.add_argument("--rounds", type=_COUNT, default=200, metavar="N", help="at most (default: %(default)s)")
+    one.add_argument("--history", type=_COUNT, default=512, metavar="L", help="behaviours (default: %(default)s)")
     one.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and batches (default: %(default)s)")
     _add_files(one)
     return parser

@@ -58,6 +58,10 @@ def cost(flags: argparse.Namespace) -> int:
         console.print(f"A log of {length:,} events", highlight=False)
         found += rounds_after(log, start, length, flags.first_events, sizes, flags.loop_flags)
     console.print(cost_table(found))
+    for length in flags.log:
+        intercept, slope = fit(found, length)
+        line = f"after {length:,}: {intercept:.2f} s + {1e3 * slope:.2f} s per 1,000 events"
+        console.print(line, highlight=False)
     if flags.json:
         settings = {k: v for k, v in vars(flags).items() if k not in ("json", "plot", "run")}
         fits = {str(length): dict(zip(("intercept", "slope"), fit(found, length), strict=True)) for length in flags.log}
@@ -117,13 +121,9 @@ def fit(found: Sequence[Cost], length: int) -> tuple[float, float]:
 
 
 def cost_table(found: Sequence[Cost]) -> Table:
-    """A row per number of new events, a column per length of the log, and the lines below."""
+    """A row per number of new events, a column per length of the log."""
     lengths = list(dict.fromkeys(one.log for one in found))
-    lines = []
-    for length in lengths:
-        intercept, slope = fit(found, length)
-        lines.append(f"after {length:,}: {intercept:.2f} s + {1e3 * slope:.2f} s per 1,000 events")
-    table = Table(title="seconds of a round, median", caption="\n".join(lines), caption_justify="left")
+    table = Table(title="seconds of a round, median")
     table.add_column("new events", justify="right")
     for length in lengths:
         table.add_column(f"after {length:,}", justify="right")

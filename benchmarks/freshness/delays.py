@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
 from benchmarks.freshness.loops import version_of
@@ -160,6 +161,7 @@ def draw(found: Sequence[Delay], calls: Sequence[Call], answers: Mapping[int, fl
         if moment > began:
             lower.axvline(moment - began, color="C1", alpha=0.6, label=None if version > min(answers) else "version")
     lower.set(xlabel="seconds; a line where a version first answers", ylabel="latency, ms", yscale="log")
+    upper.xaxis.set_major_locator(MaxNLocator(integer=True))
     upper.legend(fontsize="small")
     for axes in (upper, lower):
         axes.grid(alpha=0.3)

@@ -59,7 +59,7 @@ class Client:
         with connect(self._flags.target) as channel:
             calls = open_loop(channel, self._requests, due, self._flags.timeout, "replay", self._answered)
         self.calls += [Call(call.due + offset, call.sent + offset, call.answered + offset, call.code) for call in calls]
-        # The process may end with a longer gap.
+        # The last request comes before the end.
         time.sleep(max(0.0, self.began + offset + seconds - time.time()))
 
     def _answered(self, answer: bytes) -> None:

@@ -205,10 +205,10 @@ def by_age(found: Judged, kind: str) -> list[dict[str, float]]:
 def refresh_table(found: Judged) -> Table:
     """A row per way to refresh: means over rounds, and what is lost against a refresh every round."""
     table = Table(
-        title="the next round's impressions, by how often weights are refreshed",
+        title="impressions of the next round",
         caption="means over rounds; lost: against every round, ± standard error",
     )
-    table.add_column("refreshed")
+    table.add_column("weights refreshed")
     for name in ("AUC", "lost", "grouped AUC", "lost"):
         table.add_column(name, justify="right")
     fresh = by_round(found, FRESH)
@@ -225,8 +225,8 @@ def refresh_table(found: Judged) -> Table:
 
 def age_table(found: Judged, kind: str) -> Table:
     """A row per age of new users or items."""
-    table = Table(title=f"new {kind}: AUC by rounds since their first impression")
-    for name in ("from round", "impressions", "every round", "once"):
+    table = Table(title=f"AUC of new {kind}")
+    for name in ("rounds since the first", "impressions", "every round", "once"):
         table.add_column(name, justify="right")
     for entry in by_age(found, kind):
         table.add_row(*(f"{entry['from']}", f"{entry['rows']:,}", f"{entry['fresh']:.4f}", f"{entry['once']:.4f}"))
