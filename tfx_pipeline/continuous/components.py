@@ -186,14 +186,15 @@ class RoundGatesExecutor(base_executor.BaseExecutor):
         with opened(loop.database, loop.config.layout, loop.config.min_history) as connection:
             ledger = Ledger(connection)
             rounds = ledger.rounds(loop.gates.compared_rounds + 1)
-            window_uri = ledger.fact("window", {"uri": ""})["uri"]
+            pushed = ledger.fact("window", {"uri": ""})
         earlier = [one.facts["judged"] for one in rounds if one.number < number and one.facts.get("judged")]
         window = None
         base = _base(input_dict)
-        if base is not None and window_uri and fileio.exists(file_of(split_uri(window_uri))):
-            held = read_impressions(file_of(split_uri(window_uri)))
+        file = file_of(split_uri(pushed["uri"]))
+        if base is not None and fileio.exists(file):
+            held = read_impressions(file)
             candidate = loaded(path_utils.serving_model_path(model.uri)).module
-            window = Window(judge(base.module, held), judge(candidate, held))
+            window = Window(Judged.from_json(pushed["judged"]), judge(base.module, held), judge(candidate, held))
         reasons = self._anomalies(loop, input_dict["statistics"][0])
         reasons += refusals(
             loop.gates,

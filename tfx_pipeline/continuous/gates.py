@@ -18,13 +18,15 @@ _CHANCE = 0.5
 
 
 class Window(NamedTuple):
-    """The served version and the new model on the impressions of the last pushed round.
+    """Versions on the impressions of the last pushed round.
 
     Args:
+        unseen: metrics of the version that was served before that round, and had not seen them.
         served: metrics of the served version.
         candidate: metrics of the new model.
     """
 
+    unseen: Judged
     served: Judged
     candidate: Judged
 
@@ -36,7 +38,7 @@ def refusals(gates: Gates, judged: Judged | None, earlier: Sequence[Judged], win
         gates: their bounds.
         judged: the served version on the new impressions; `None` in a first round.
         earlier: the same of earlier rounds, the latest last.
-        window: `None` where no round was pushed yet.
+        window: `None` where no round was pushed yet that had been judged before.
     """
     reasons = []
     if judged is not None:
@@ -87,13 +89,15 @@ def _progressive(gates: Gates, judged: Judged, earlier: Sequence[Judged]) -> lis
 
 def _on_window(gates: Gates, window: Window) -> list[str]:
     reasons = []
-    served, candidate = window
-    most = served.log_loss * (1 + gates.max_window_loss)
+    unseen, served, candidate = window
+    # The served version has learned from them, and forgets some of it with the next round, as any model does.
+    usual = max(unseen.log_loss, served.log_loss)
+    most = usual + max(gates.max_window_loss * usual, candidate.log_loss_error)
     if candidate.log_loss > most:
         reasons.append(
-            f"The new model's log loss on the last pushed round is {candidate.log_loss:.4f}, against "
-            f"{served.log_loss:.4f} of the served version; `max_window_loss` is {gates.max_window_loss:g}, which makes "
-            f"{most:.4f} the most."
+            f"The new model's log loss on the last pushed round is {candidate.log_loss:.4f}, against {usual:.4f} of a "
+            f"version that had not seen it; `max_window_loss` is {gates.max_window_loss:g}, which makes {most:.4f} the "
+            "most."
         )
     miscalibration = _ratio(candidate.mean_probability, candidate.label_rate)
     if miscalibration > max(gates.max_miscalibration, _ratio(served.mean_probability, served.label_rate)):

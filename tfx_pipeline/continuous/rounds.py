@@ -181,8 +181,8 @@ def _close(
         if facts.get("challenger") and (status == PUSHED or facts["trained_from"] != challenger):
             # One that was the better one and whose offspring was refused gets another chance.
             ledger.write_fact(_JUDGED_CHALLENGER, challenger)
-        if window:
-            ledger.write_fact("window", {"uri": window, "round": number})
+        if window and facts["judged"]:
+            ledger.write_fact("window", {"uri": window, "judged": facts["judged"]})
 
 
 def _opening_line(current: Round) -> str:

@@ -37,9 +37,9 @@ class Gates:
         1.5, "ceiling of the label rate by the median of label rates, and of the reverse", metavar="RATIO"
     )
     max_window_loss: float = option(
-        0.05,
-        "how far the new model's log loss may lie above the served version's on the impressions of the last pushed "
-        "round, as a share",
+        0.02,
+        "how far the new model's log loss on the impressions of the last pushed round may lie above that of a version "
+        "that had not seen them, as a share",
         metavar="SHARE",
     )
     max_miscalibration: float = option(

@@ -19,7 +19,7 @@ def judged(
 
 
 BEFORE = [judged()] * 5
-GOOD = Window(judged(), judged(log_loss=0.505))
+GOOD = Window(judged(log_loss=0.52), judged(), judged(log_loss=0.525))
 
 
 def test_measures_are_those_of_the_definitions() -> None:
@@ -90,19 +90,27 @@ def test_without_earlier_rounds_worse_than_chance_is_refused() -> None:
     assert refusals(Gates(), judged(auc=0.5), [], None) == []
 
 
-def test_new_model_is_held_against_the_served_one() -> None:
-    (reason,) = refusals(Gates(), judged(), BEFORE, Window(judged(), judged(log_loss=0.53)))
+def test_new_model_is_held_against_versions_on_the_last_pushed_round() -> None:
+    unseen = judged(log_loss=0.52)
+    (reason,) = refusals(Gates(), judged(), BEFORE, Window(unseen, judged(), judged(log_loss=0.54)))
     assert reason == (
-        "The new model's log loss on the last pushed round is 0.5300, against 0.5000 of the served version; "
-        "`max_window_loss` is 0.05, which makes 0.5250 the most."
+        "The new model's log loss on the last pushed round is 0.5400, against 0.5200 of a version that had not seen "
+        "it; `max_window_loss` is 0.02, which makes 0.5304 the most."
     )
-    (reason,) = refusals(Gates(), judged(), BEFORE, Window(judged(), judged(probability=0.45)))
+    assert refusals(Gates(), judged(), BEFORE, Window(unseen, judged(log_loss=0.54), judged(log_loss=0.54))) == []
+    noisy = judged(log_loss=0.54)._replace(log_loss_error=0.03)
+    assert refusals(Gates(), judged(), BEFORE, Window(unseen, judged(), noisy)) == []
+
+
+def test_new_model_is_calibrated_on_the_last_pushed_round() -> None:
+    (reason,) = refusals(Gates(), judged(), BEFORE, Window(judged(), judged(), judged(probability=0.45)))
     assert reason == (
         "The new model's mean probability on the last pushed round is 0.4500, against a mean label of 0.3000: a ratio "
         "of 1.50; `max_miscalibration` is 1.25."
     )
     # It makes nothing worse.
-    assert refusals(Gates(), judged(), BEFORE, Window(judged(probability=0.5), judged(probability=0.45))) == []
+    worse = Window(judged(), judged(probability=0.5), judged(probability=0.45))
+    assert refusals(Gates(), judged(), BEFORE, worse) == []
 
 
 def test_arguments_are_checked() -> None:

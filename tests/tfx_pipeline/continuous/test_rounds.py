@@ -59,7 +59,7 @@ def test_rounds_go_from_events_to_versions_and_recover(tmp_path: Path, monkeypat
     assert (second.number, second.status, second.base) == (2, PUSHED, first.facts["version"])
     assert second.facts["new_ids"] == {"item_id": 10, "clicked": 0}
     assert second.facts["judged"]["auc"] > 0.6
-    assert set(second.facts["window"]) == {"served", "candidate"}
+    assert second.facts["window"] == {}
     contract = Contract.read(Path(second.facts["version"]))
     assert contract.vocabularies["item_id"].tolist() == list(range(30))
     assert contract.timestamps == (START + 62, START + 179)
@@ -70,6 +70,7 @@ def test_rounds_go_from_events_to_versions_and_recover(tmp_path: Path, monkeypat
     write_span(loop, 3, rows_of(3, flipped=True))
     third = run(loop)
     assert (third.status, third.base, len(versions(loop))) == (REFUSED, second.facts["version"], 2)
+    assert third.facts["window"]["unseen"] == second.facts["judged"]
     judged, gate = third.facts["reasons"]
     assert judged.startswith("The AUC of the served version on the new events is 0.")
     assert gate.startswith("The new model's log loss on the last pushed round is")
