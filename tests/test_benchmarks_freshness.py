@@ -448,7 +448,9 @@ def test_weights_are_those_of_the_last_refresh(ratings: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_worth_trains_eta_and_reports(ratings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_worth_trains_eta_and_reports(
+    ratings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     report, image = tmp_path / "worth.json", tmp_path / "worth.png"
     flags = ["--start_share", "0.24", "--events", "50", "--rounds", "99", "--history", "16"]
     assert main(["worth", *flags, "--data", str(ratings), "--json", str(report), "--plot", str(image)]) == 0
@@ -464,6 +466,8 @@ def test_worth_trains_eta_and_reports(ratings: Path, tmp_path: Path, capsys: pyt
     assert [entry["from"] for entry in found["by_age"]["users"]] == [0, 1, 2]
     assert image.read_bytes().startswith(b"\x89PNG")
     assert "AUC of new users" in capsys.readouterr().out
+    # The first version may have learned too little, and says so; rounds do not.
+    assert sum("has learned nothing" in message for message in caplog.messages) <= 1
 
 
 def test_worth_needs_impressions_for_a_round(ratings: Path, capsys: pytest.CaptureFixture[str]) -> None:

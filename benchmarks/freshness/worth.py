@@ -11,9 +11,11 @@ loop would take it for an unknown one.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,16 +124,17 @@ def measure(data: Protocol, events: int, rounds: int, seed: int) -> Judged:
     kept = dict.fromkeys(REFRESHED, _state(model))
     stream = data.test[: events * rounds]
     logits: dict[str, list[np.ndarray]] = {name: [] for name in REFRESHED}
-    for number in track(range(rounds), description="rounds", transient=True):
-        part = stream[number * events : (number + 1) * events]
-        for name, period in REFRESHED.items():
-            if period is not None and number % period == 0:
-                kept[name] = kept[FRESH]
-            _assign(model, kept[name])
-            logits[name].append(predict(model, data, part))
-        _assign(model, kept[FRESH])
-        learn(part, number + 1)
-        kept[FRESH] = _state(model)
+    with _without_advice():
+        for number in track(range(rounds), description="rounds", transient=True):
+            part = stream[number * events : (number + 1) * events]
+            for name, period in REFRESHED.items():
+                if period is not None and number % period == 0:
+                    kept[name] = kept[FRESH]
+                _assign(model, kept[name])
+                logits[name].append(predict(model, data, part))
+            _assign(model, kept[FRESH])
+            learn(part, number + 1)
+            kept[FRESH] = _state(model)
     of_row = np.arange(len(stream)) // events
     columns = {kind: np.asarray(stream.columns[column]) for kind, column in KINDS.items()}
     known = {kind: np.asarray(data.train.columns[column]) for kind, column in KINDS.items()}
@@ -142,6 +145,17 @@ def measure(data: Protocol, events: int, rounds: int, seed: int) -> Judged:
         {kind: ages(columns[kind], of_row, known[kind]) for kind in KINDS},
         {name: np.concatenate(values) for name, values in logits.items()},
     )
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keeps `fit` from saying that nothing was learned: a round is too short to tell."""
+    logger = logging.getLogger("keras_eta.models.prior")
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = False
 
 
 def _state(model: Ranker) -> list[np.ndarray]:
