@@ -318,7 +318,9 @@ def test_cost_is_a_line_per_length_of_the_log(days: Path, tmp_path: Path, capsys
     for length in ("50", "500"):
         assert found["fits"][length] == pytest.approx({"intercept": 3.0, "slope": 1 / 200})
     assert made[0].flags == [*CUSTOM, "--history_until", "1"]
-    assert "after 500: 3.00 s + 5.00 s per 1,000 events" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "after 500: 3.00 s + 5.00 s per 1,000 events" in printed
+    assert "Rounds that pushed nothing, which count as well: 2 of 8" in printed
     assert image.read_bytes().startswith(b"\x89PNG")
 
 
@@ -347,10 +349,17 @@ def test_line_of_known_points() -> None:
 def test_too_short_log_is_an_error_before_anything_runs(
     command: str, days: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = {"replay": ["--first_events", "990"], "cost": ["--log", "990"]}[command]
-    assert main([command, *sizes, "--events", "20", "--data", str(days), "--", *CUSTOM]) == 1
+    sizes = {"replay": ["--first_events", "990", "--events", "20"], "cost": ["--log", "990", "--events", "1", "2"]}
+    assert main([command, *sizes[command], "--data", str(days), "--", *CUSTOM]) == 1
     assert "error: The log has 1,000 events, and " in capsys.readouterr().err
     assert made == []
+
+
+def test_one_number_of_events_makes_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "--events", "20", "20"]) == 1
+    assert (
+        "`--events` must name two different numbers at least, for a line. Received: [20, 20]" in capsys.readouterr().err
+    )
 
 
 def test_flags_out_of_range_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

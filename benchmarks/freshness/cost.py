@@ -21,6 +21,7 @@ from rich.table import Table
 
 from benchmarks.freshness.logs import Log, load_log
 from benchmarks.freshness.loops import LoopProcess
+from tfx_pipeline.continuous.ledger import PUSHED
 
 # From the start of a round to that of the next: how often the loop looks for files.
 _EVERY_SECONDS = 1.0
@@ -49,6 +50,8 @@ class Cost:
 
 def cost(flags: argparse.Namespace) -> int:
     """Measures rounds, prints a table, writes JSON and a plot."""
+    if len(set(flags.events)) < 2:
+        raise ValueError(f"`--events` must name two different numbers at least, for a line. Received: {flags.events}")
     log, console = load_log(flags.data, flags.loop_flags), Console()
     sizes = [size for _ in range(flags.repeats) for size in flags.events]
     start = max(flags.log)
@@ -62,6 +65,11 @@ def cost(flags: argparse.Namespace) -> int:
         intercept, slope = fit(found, length)
         line = f"after {length:,}: {intercept:.2f} s + {1e3 * slope:.2f} s per 1,000 events"
         console.print(line, highlight=False)
+    others = [one for one in found if one.status != PUSHED]
+    if others:
+        console.print(
+            f"Rounds that pushed nothing, which count as well: {len(others)} of {len(found)}", highlight=False
+        )
     if flags.json:
         settings = {k: v for k, v in vars(flags).items() if k not in ("json", "plot", "run")}
         fits = {str(length): dict(zip(("intercept", "slope"), fit(found, length), strict=True)) for length in flags.log}
