@@ -1,11 +1,12 @@
-"""What the command lines of the benchmarks share: the sizes of the model, and the report as JSON."""
+"""What the command lines of the benchmarks share: the sizes of the model, numbers, and the report as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 def make_parser(name: str, description: str | None, items: int = 200_000) -> argparse.ArgumentParser:
@@ -21,6 +22,30 @@ def make_parser(name: str, description: str | None, items: int = 200_000) -> arg
     parser.add_argument("--items", type=int, default=items, help="vocabulary of items (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of printing it")
     return parser
+
+
+def number(kind: Callable[[str], Any], above: float = 0, or_equal: bool = False) -> Callable[[str], Any]:
+    """The type of a flag for finite numbers.
+
+    Args:
+        kind: int or float.
+        above: what they must lie above.
+        or_equal: whether they may be equal to it.
+    """
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not (above < value < float("inf") or (or_equal and value == above)):
+            kinds = "an integer" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(
+                f"must be {kinds} {'of at least' if or_equal else 'above'} {above}. Received: {text}"
+            )
+        return value
+
+    return parse
 
 
 def write_json(report: Mapping[str, object], flags: argparse.Namespace) -> None:

@@ -21,12 +21,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from benchmarks.flags import number
 from benchmarks.serving.load import load
 from benchmarks.serving.runs import draw, load_table
 from benchmarks.serving.swap import swap
@@ -56,36 +56,20 @@ def overhead(flags: argparse.Namespace) -> int:
     return measured(flags)
 
 
-def _number(kind: Callable[[str], Any], above: float = 0, or_equal: bool = False) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not (above < value < float("inf") or (or_equal and value == above)):
-            kinds = "an integer" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(
-                f"must be {kinds} {'of at least' if or_equal else 'above'} {above}. Received: {text}"
-            )
-        return value
-
-    return parse
-
-
 def _add_load_flags(one: argparse.ArgumentParser, duration: float, callers: int) -> None:
     """Adds the flags of a load: which requests, how many, how long."""
     one.add_argument("--model_name", default="eta", metavar="NAME", help="name of the model (default: %(default)s)")
     loop = one.add_mutually_exclusive_group()
     loop.add_argument(
         "--concurrency",
-        type=_number(int),
+        type=number(int),
         nargs="+",
         metavar="N",
         help=f"closed loop: callers at once, one run for each number (default: {callers})",
     )
     loop.add_argument(
         "--rate",
-        type=_number(float),
+        type=number(float),
         nargs="+",
         metavar="Q",
         help="open loop: requests a second, one run for each number",
@@ -98,48 +82,48 @@ def _add_load_flags(one: argparse.ArgumentParser, duration: float, callers: int)
     )
     one.add_argument(
         "--users",
-        type=_number(int),
+        type=number(int),
         default=100,
         metavar="R",
         help="distinct requests, one user each (default: %(default)s)",
     )
     one.add_argument(
         "--candidates",
-        type=_number(int),
+        type=number(int),
         default=500,
         metavar="C",
         help="candidates of a request (default: %(default)s)",
     )
     one.add_argument(
         "--history",
-        type=_number(int, or_equal=True),
+        type=number(int, or_equal=True),
         default=1024,
         metavar="L",
         help="behaviours of a user (default: %(default)s)",
     )
     one.add_argument(
-        "--ids", type=_number(int), default=3_000, metavar="V", help="ids are drawn from 1 to V (default: %(default)s)"
+        "--ids", type=number(int), default=3_000, metavar="V", help="ids are drawn from 1 to V (default: %(default)s)"
     )
     one.add_argument(
         "--duration",
-        type=_number(float),
+        type=number(float),
         default=duration,
         metavar="SECONDS",
         help="measured, of each run (default: %(default)s)",
     )
     one.add_argument(
-        "--warmup", type=_number(float, or_equal=True), default=5.0, metavar="SECONDS", help="before that, not measured"
+        "--warmup", type=number(float, or_equal=True), default=5.0, metavar="SECONDS", help="before that, not measured"
     )
     one.add_argument(
         "--timeout",
-        type=_number(float),
+        type=number(float),
         default=10.0,
         metavar="SECONDS",
         help="deadline of a call (default: %(default)s)",
     )
     one.add_argument(
         "--seed",
-        type=_number(int, or_equal=True),
+        type=number(int, or_equal=True),
         default=0,
         metavar="N",
         help="of inputs and arrivals (default: %(default)s)",
@@ -176,38 +160,38 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(run=overhead)
     one.add_argument(
         "--candidates",
-        type=_number(int),
+        type=number(int),
         default=500,
         metavar="C",
         help="candidates of a request (default: %(default)s)",
     )
     one.add_argument(
-        "--history", type=_number(int), default=1024, metavar="L", help="behaviours of a user (default: %(default)s)"
+        "--history", type=number(int), default=1024, metavar="L", help="behaviours of a user (default: %(default)s)"
     )
     one.add_argument(
         "--rounds",
-        type=_number(int),
+        type=number(int),
         default=10,
         metavar="N",
         help="how often everything is measured (default: %(default)s)",
     )
     one.add_argument(
         "--calls",
-        type=_number(int),
+        type=number(int),
         default=20,
         metavar="N",
         help="calls of a round, for latency (default: %(default)s)",
     )
     one.add_argument(
         "--threads",
-        type=_number(int),
+        type=number(int),
         default=8,
         metavar="N",
         help="callers at once, for throughput (default: %(default)s)",
     )
     one.add_argument(
         "--seconds",
-        type=_number(float),
+        type=number(float),
         default=3.0,
         metavar="SECONDS",
         help="of a round's throughput (default: %(default)s)",
@@ -227,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument(
         "--every",
-        type=_number(float),
+        type=number(float),
         default=60.0,
         metavar="SECONDS",
         help="from one push to the next (default: %(default)s)",

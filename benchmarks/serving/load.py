@@ -89,7 +89,12 @@ def closed_loop(callers: Sequence[Callable[[], object]], seconds: float, name: s
 
 
 def open_loop(
-    channel: grpc.Channel, requests: Sequence[bytes], due: np.ndarray, timeout: float, name: str = ""
+    channel: grpc.Channel,
+    requests: Sequence[bytes],
+    due: np.ndarray,
+    timeout: float,
+    name: str = "",
+    answered: Callable[[bytes], object] = lambda answer: None,
 ) -> list[Call]:
     """Sends requests at their times, whatever became of those before.
 
@@ -99,6 +104,7 @@ def open_loop(
         due: seconds after the start at which to send, ascending.
         timeout: deadline of a call, in seconds from when it is sent.
         name: shown beside the progress.
+        answered: gets each answer that is OK, in a thread of gRPC's.
     """
     calls: list[Call] = []
     stop = threading.Event()
@@ -108,7 +114,11 @@ def open_loop(
 
     def record(moment: float, sent: float, call: grpc.Future) -> None:
         calls.append(Call(moment, sent, time.perf_counter() - start, call.code()))
-        ended.release()
+        try:
+            if call.code() is _OK:
+                answered(call.result())
+        finally:
+            ended.release()
 
     def work() -> None:
         count = 0
