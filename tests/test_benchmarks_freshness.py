@@ -217,7 +217,9 @@ class InstantLoop(LoopProcess):
             one = done(
                 number, path.stat().st_mtime, None if number == 4 else number + 10, take=0.0, all=3 + events / 200
             )
-            rounds[number] = dataclasses.replace(one, facts={**one.facts, "impressions": events - 1})
+            rounds[number] = dataclasses.replace(
+                one, facts={**one.facts, "impressions": events - 1, "reasons": ["Worse."]}
+            )
         return files, rounds
 
 
@@ -320,7 +322,8 @@ def test_cost_is_a_line_per_length_of_the_log(days: Path, tmp_path: Path, capsys
     assert made[0].flags == [*CUSTOM, "--history_until", "1"]
     printed = capsys.readouterr().out
     assert "after 500: 3.00 s + 5.00 s per 1,000 events" in printed
-    assert "Rounds that pushed nothing, which count as well: 2 of 8" in printed
+    assert "Rounds that pushed nothing, which count as well: 2 of 8\n  Worse.\n" in printed
+    assert found["rounds"][1]["reasons"] == ["Worse."]
     assert image.read_bytes().startswith(b"\x89PNG")
 
 

@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--first_events",
         type=_COUNT,
-        default=4_000,
+        default=20_000,
         metavar="N",
         help="that the first version is trained on (default: %(default)s)",
     )

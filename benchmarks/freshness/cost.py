@@ -38,6 +38,7 @@ class Cost:
         status: of the round.
         seconds: of the whole round.
         steps: seconds by component.
+        reasons: why it pushed nothing.
     """
 
     log: int
@@ -46,6 +47,7 @@ class Cost:
     status: str
     seconds: float
     steps: dict[str, float]
+    reasons: Sequence[str] = ()
 
 
 def cost(flags: argparse.Namespace) -> int:
@@ -67,9 +69,10 @@ def cost(flags: argparse.Namespace) -> int:
         console.print(line, highlight=False)
     others = [one for one in found if one.status != PUSHED]
     if others:
-        console.print(
-            f"Rounds that pushed nothing, which count as well: {len(others)} of {len(found)}", highlight=False
-        )
+        line = f"Rounds that pushed nothing, which count as well: {len(others)} of {len(found)}"
+        console.print(line, highlight=False)
+    for reason in dict.fromkeys(reason for one in others for reason in one.reasons):
+        console.print(f"  {reason}", markup=False, highlight=False)
     if flags.json:
         settings = {k: v for k, v in vars(flags).items() if k not in ("json", "plot", "run")}
         fits = {str(length): dict(zip(("intercept", "slope"), fit(found, length), strict=True)) for length in flags.log}
@@ -109,7 +112,8 @@ def rounds_after(
                 steps = dict(one.facts.get("seconds", {}))
                 if steps:
                     whole = steps.pop("all")
-                    found.append(Cost(length, file.events, one.facts["impressions"], one.status, whole, steps))
+                    impressions, reasons = one.facts["impressions"], one.facts.get("reasons", ())
+                    found.append(Cost(length, file.events, impressions, one.status, whole, steps, reasons))
     return found
 
 
