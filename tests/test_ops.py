@@ -351,7 +351,7 @@ def _count(candidate: Any, history: Any, top_k: int, mask: Any, sorted: bool = T
         return ops.hamming_top_k(candidate, history, top_k, mask, sorted, jit_compile=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(search=_searches(), top_k=st.sampled_from([1, 5]))
 def test_hamming_top_k_by_counting_equals_reference(
     search: tuple[np.ndarray, np.ndarray, int, np.ndarray | None], top_k: int

@@ -239,10 +239,10 @@ def test_nothing_at_target(models: Path, capsys: pytest.CaptureFixture[str], mon
 
 @pytest.mark.e2e
 def test_embedded_server(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The whole tool: 300 requests to a server in a process of its own."""
-    exit_code = fuzz.main(["--requests", "300", "--models", str(models)])
+    """The whole tool: 150 requests to a server in a process of its own."""
+    exit_code = fuzz.main(["--requests", "150", "--models", str(models)])
     output = capsys.readouterr().out
-    assert "300 requests, 0 faults" in output
+    assert "150 requests, 0 faults" in output
     assert exit_code == 0
     assert "bytes flipped" in output
     assert "Resident memory of the server: " in output
