@@ -20,21 +20,26 @@ _MAX_SLICES_SHOWN = 100
 _MAX_SLICES_DRAWN = 8
 
 
+def template(package: str) -> jinja2.Template:
+    """The template `report.html` of a package, which escapes what it shows and refuses names that it is not given."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(package, package_path=""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html")
+
+
 def report_page(results: Results) -> str:
     """The HTML: outcome, gates, metrics beside others, calibration, slices, the retriever, data, components.
 
     Args:
         results: of the run.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tfx_pipeline", package_path=""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     histories = [part for part in results.slices if part.name.startswith(f"{HISTORY_BUCKET}=")]
-    return environment.get_template("report.html").render(
+    return template("tfx_pipeline").render(
         results=results,
         compared=COMPARED,
         measure_names=Measures._fields,

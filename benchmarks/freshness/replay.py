@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from benchmarks.beside import beside
 from benchmarks.freshness.delays import Delay, delay_table, delays, draw, summary
 from benchmarks.freshness.logs import Log, first_events, load_log
 from benchmarks.freshness.loops import LoopProcess
@@ -87,29 +88,17 @@ def stream(log: Log, directory: Path, first: int, events: int, rounds: int, ever
     """
     log.part(first, rounds * events)
     came: dict[str, float] = {}
-    failures: list[OSError] = []
-    over = threading.Event()
 
-    def work() -> None:
+    def work(over: threading.Event) -> None:
         start = time.monotonic()
-        try:
-            for number in range(rounds):
-                if over.wait(max(0.0, start + number * every - time.monotonic())):
-                    return
-                name = log.write(directory, number + 2, log.part(first + number * events, events))
-                came[name] = time.time()
-        except OSError as error:
-            failures.append(error)
+        for number in range(rounds):
+            if over.wait(max(0.0, start + number * every - time.monotonic())):
+                return
+            name = log.write(directory, number + 2, log.part(first + number * events, events))
+            came[name] = time.time()
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with beside(work):
         yield came
-    finally:
-        over.set()
-        thread.join()
-    if failures:
-        raise failures[0]
 
 
 def replay(flags: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.beside import beside
 from benchmarks.serving.load import make_requests, run_load
 from benchmarks.serving.runs import draw, load_table
 from keras_eta.versions import versions
@@ -64,27 +65,15 @@ def pushes(base_path: Path, every: float) -> Iterator[list[int]]:
         The versions pushed so far.
     """
     done: list[int] = []
-    failures: list[Exception] = []
-    over = threading.Event()
 
-    def work() -> None:
-        try:
-            while not over.wait(every):
-                done.append(push(base_path))
-                for old in done[-1 - _KEPT : -_KEPT]:
-                    shutil.rmtree(base_path / str(old))
-        except (OSError, ValueError) as error:
-            failures.append(error)
+    def work(over: threading.Event) -> None:
+        while not over.wait(every):
+            done.append(push(base_path))
+            for old in done[-1 - _KEPT : -_KEPT]:
+                shutil.rmtree(base_path / str(old))
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with beside(work):
         yield done
-    finally:
-        over.set()
-        thread.join()
-    if failures:
-        raise failures[0]
 
 
 def swap(flags: argparse.Namespace) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-import jinja2
 from matplotlib.figure import Figure
 
 from tfx_pipeline.continuous.judging import Judged
 from tfx_pipeline.continuous.ledger import HISTORY, PUSHED, QUIET, REFUSED, Ledger, Round
 from tfx_pipeline.continuous.settings import Loop
-from tfx_pipeline.report_page import svg
+from tfx_pipeline.report_page import svg, template
 
 # Rounds that are drawn, and those that are listed with their files.
 _DRAWN, _LISTED = 500, 50
@@ -38,14 +37,7 @@ def page(rounds: Sequence[Round], ledger: Ledger) -> str:
         rounds: the oldest first.
         ledger: for the files.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tfx_pipeline.continuous", package_path=""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
+    return template("tfx_pipeline.continuous").render(
         rounds=[(one, judged_of(one), outcome(one)) for one in reversed(rounds[-_LISTED:])],
         plot=metrics_plot(rounds),
         left_out=ledger.refused_files(_LISTED),
