@@ -1,1 +1,1 @@
-"""The loop from new events to a served version, at a cost in proportion to what is new."""
+"""The loop from new events to a served version, at a cost that does not grow with the log."""
