@@ -18,9 +18,9 @@ from keras_eta.columns import LABEL, TIMESTAMP
 from tfx_pipeline.components.validator import statistics_options
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, PipelineConfig
 from tfx_pipeline.ingestion import counting
+from tfx_pipeline.ingestion.blocks import read_block
 from tfx_pipeline.ingestion.files import log_files, span_names
 from tfx_pipeline.ingestion.impression_gen import GenerateImpressions
-from tfx_pipeline.ingestion.impressions import read_block
 from tfx_pipeline.ingestion.log_checks import check_data
 from tfx_pipeline.ingestion.malformed import log_parts, most_first
 from tfx_pipeline.layouts import USER_ID, Layout

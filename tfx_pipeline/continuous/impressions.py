@@ -18,7 +18,7 @@ from keras_eta.export.columns import dtypes_of
 from keras_eta.export.examples import LISTS
 from tfx_pipeline.config import EVAL, PipelineConfig
 from tfx_pipeline.continuous.store import EventStore
-from tfx_pipeline.ingestion.impressions import LEFT_OUT, Cuts, MakeExamples, read_block
+from tfx_pipeline.ingestion.impressions import IMPRESSIONS, LEFT_OUT, Cuts, MakeExamples
 from tfx_pipeline.layouts import USER_ID
 from tfx_pipeline.training.batches import impressions_of
 
@@ -62,14 +62,14 @@ def write_impressions(store: EventStore, number: int, config: PipelineConfig, pa
     """
     maker = MakeExamples(config.layout, config.min_history)
     maker.start_bundle()
-    written = 0
-    with tf.io.TFRecordWriter(path, tf.io.TFRecordOptions("GZIP", compression_level=1)) as writer:
+    with open(path, "wb") as file:
         for log in store.new_logs(number):
-            for block in maker.process(log, _ALL_EVAL):
-                for record in read_block(block.value):
-                    writer.write(record)
-                    written += 1
-    return {"impressions": written, "left_out_for_short_history": maker.counts.get(LEFT_OUT, 0)}
+            file.writelines(block.value for block in maker.process(log, _ALL_EVAL))
+    counts = maker.counts
+    return {
+        "impressions": counts.get(f"{IMPRESSIONS}/{EVAL}", 0),
+        "left_out_for_short_history": counts.get(LEFT_OUT, 0),
+    }
 
 
 def read_impressions(path: str) -> Impressions:

@@ -30,6 +30,7 @@ from tfx.utils import proto_utils
 
 from tfx_pipeline.config import SPLITS, Evaluation, PipelineConfig, Training
 from tfx_pipeline.ingestion import counting, impressions, interactions
+from tfx_pipeline.ingestion.blocks import FILE_SUFFIX, WriteBlocks
 from tfx_pipeline.ingestion.clusters import ClusterUserLog, Snapshots
 from tfx_pipeline.ingestion.files import log_spans, size_and_time, span_names
 from tfx_pipeline.ingestion.item_counts import ITEM_COUNTS, PARQUET_SUFFIX, CountItems, item_counts_schema
@@ -43,9 +44,6 @@ from tfx_pipeline.retriever_config import Retriever
 
 REPORT_FILE = "report.json"
 
-# What TFX's own example generators call their files.
-_FILE_PREFIX = "data_tfrecord"
-_FILE_SUFFIX = ".gz"
 _FILE_FORMAT = "tfrecords_gzip"
 
 
@@ -159,7 +157,7 @@ class ImpressionGenExecutor(BaseBeamExecutor):
             outputs = pipeline | GenerateImpressions(config, files)
             for split in SPLITS:
                 directory = artifact_utils.get_split_uri([artifact], split)
-                outputs[split] | f"Write[{split}]" >> _WriteShuffled(directory)
+                outputs[split] | f"Write[{split}]" >> WriteBlocks(directory)
             outputs[counting.MALFORMED] | "WriteMalformed" >> beam.io.WriteToText(
                 os.path.join(dead_letters, "rows"), file_name_suffix=".jsonl", skip_if_empty=True
             )
@@ -215,7 +213,9 @@ class GenerateImpressions(beam.PTransform):
         rows = pipeline | "Read" >> interactions.ReadInteractions(config.layout, config.data, self._files)
         logs = (
             rows["interactions"]
+            | "Pack" >> beam.ParDo(interactions.PackRows())
             | "GroupByUser" >> beam.GroupByKey()
+            | "Unpack" >> beam.MapTuple(interactions.unpack_rows)
             | "Sort"
             >> beam.ParDo(impressions.SortUserLog(config.layout, self._files)).with_outputs(
                 impressions.ITEMS, counting.MALFORMED, counting.COUNTS, main="logs"
@@ -289,23 +289,6 @@ class GenerateImpressions(beam.PTransform):
         )
 
 
-class _WriteShuffled(beam.PTransform):
-    """Writes blocks of tf.Examples as gzipped TFRecords, the blocks in random order."""
-
-    def __init__(self, directory: str) -> None:
-        super().__init__()
-        self._directory = directory
-
-    def expand(self, blocks: Any) -> Any:
-        # They are shuffled compressed: histories overlap, so they are many times larger than the log.
-        return (
-            blocks
-            | beam.Reshuffle()
-            | beam.FlatMap(impressions.read_block)
-            | beam.io.WriteToTFRecord(os.path.join(self._directory, _FILE_PREFIX), file_name_suffix=_FILE_SUFFIX)
-        )
-
-
 def _config(exec_properties: Mapping[str, Any]) -> PipelineConfig:
     """The configuration that `impression_gen` packed."""
     custom_config = proto_utils.json_to_proto(exec_properties[CUSTOM_CONFIG_KEY], tfx.proto.CustomConfig())
@@ -348,5 +331,5 @@ def _to_json(
 def _num_bytes(artifact: Any) -> int:
     """Size of the examples on disk."""
     directories = (artifact_utils.get_split_uri([artifact], split) for split in SPLITS)
-    paths = (path for directory in directories for path in fileio.glob(os.path.join(directory, f"*{_FILE_SUFFIX}")))
+    paths = (path for directory in directories for path in fileio.glob(os.path.join(directory, f"*{FILE_SUFFIX}")))
     return sum(fileio.stat(path).length for path in paths)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import apache_beam as beam
 import numpy as np
-import tensorflow as tf
 
 from keras_eta.columns import LABEL, TIMESTAMP, length_name
 from keras_eta.columns import Sequence as BehaviourSequence
@@ -18,7 +16,10 @@ from keras_eta.datasets.clustering import SNAPSHOT
 from keras_eta.datasets.negative_draws import SAMPLING_PROBABILITY
 from keras_eta.export.examples import LISTS
 from tfx_pipeline.config import HISTORY_BUCKET, SPLITS, history_bucket
+from tfx_pipeline.ingestion import encoding
+from tfx_pipeline.ingestion.blocks import BLOCK_SIZE, make_block
 from tfx_pipeline.ingestion.counting import CountingDoFn
+from tfx_pipeline.ingestion.encoding import BYTES_LIST, FLOAT_LIST, INT64_LIST, Column
 from tfx_pipeline.ingestion.rows import MISSING_FLOAT, Interaction, Scalar, UserId, value_dtype, value_names
 from tfx_pipeline.layouts import USER_ID, Layout
 
@@ -30,10 +31,6 @@ LEFT_OUT = "left_out"
 IMPRESSIONS = "impressions"
 POSITIVES = "positives"
 
-# Successive impressions of a user that travel and are written together. Their histories differ by a few behaviours, so
-# 32 of them compress to little more than one.
-_BLOCK_SIZE = 32
-_COMPRESSION_LEVEL = 1
 # Items that a bundle remembers to have passed on.
 _REMEMBERED_ITEMS = 100_000
 
@@ -169,11 +166,11 @@ def impression_times(log: UserLog, min_history: int) -> np.ndarray:
 
 
 class MakeExamples(CountingDoFn):
-    """`UserLog`, or `ClusteredLog` where the layout has clusters, -> compressed blocks of tf.Examples under the tag of
-    their split; sums under `COUNTS`.
+    """`UserLog`, or `ClusteredLog` where the layout has clusters, -> blocks of tf.Examples under the tag of their
+    split; sums under `COUNTS`.
 
-    A block holds up to 32 successive impressions of the user. A history is a slice of lists that are made once a user,
-    so the time is n * L at most and the memory that of the user's log and one block.
+    A history is a slice of bytes that are made once a user, so the time is n * L at most and the memory that of the
+    user's log and one block.
 
     Args:
         layout: of the log.
@@ -205,41 +202,42 @@ class MakeExamples(CountingDoFn):
     def process(self, log: UserLog | ClusteredLog, cuts: Cuts) -> Iterator[beam.pvalue.TaggedOutput]:
         clustered = ClusteredLog(log, {}) if isinstance(log, UserLog) else log
         log = clustered.log
-        timestamps, ends, labels = (column.tolist() for column in (log.timestamps, log.ends, log.labels))
-        row = [(name, kind, self._numbers(name, log.values[index])) for name, kind, index in self._row]
-        row += [(TIMESTAMP, LISTS["int64"], timestamps), (LABEL, LISTS["int64"], labels)]
-        if log.probability is not None:
-            row.append((SAMPLING_PROBABILITY, LISTS["float32"], log.probability.tolist()))
-        sequences = [self._behaviours(clustered, sequence) for sequence in self._columns]
+        columns = self._columns_of(clustered)
 
-        def serialize(position: int) -> bytes:
-            example = tf.train.Example()
-            feature = example.features.feature
-            getattr(feature[USER_ID], self._user_kind).value.append(log.user)
-            feature[HISTORY_BUCKET].bytes_list.value.append(history_bucket(ends[position]).encode())
-            for name, kind, values in row:
-                _extend(getattr(feature[name], kind), values[position] if name in self._several else [values[position]])
-            for starts, stops, columns in sequences:
-                for name, kind, values, several in columns:
-                    found = values[starts[position] : stops[position]]
-                    if several:
-                        _extend(feature[length_name(name)].int64_list, map(len, found))
-                        found = [value for some in found for value in some]
-                    _extend(getattr(feature[name], kind), found)
-            return example.SerializeToString(deterministic=True)
+        def serialize(row: int) -> bytes:
+            return encoding.example([column.entry(starts[row], stops[row]) for column, starts, stops in columns])
 
         positions = log.impressions(self._min_history)
         self.count(LEFT_OUT, int(np.sum(log.ends >= 0)) - len(positions))
         for split, part in cuts.split(log.timestamps, positions).items():
             self.count(f"{IMPRESSIONS}/{split}", len(part))
             self.count(f"{POSITIVES}/{split}", int(log.labels[part].sum()))
-            for start in range(0, len(part), _BLOCK_SIZE):
-                block = [serialize(position) for position in part[start : start + _BLOCK_SIZE].tolist()]
-                yield beam.pvalue.TaggedOutput(split, zlib.compress(_packed(block), _COMPRESSION_LEVEL))
+            for start in range(0, len(part), BLOCK_SIZE):
+                block = [serialize(row) for row in part[start : start + BLOCK_SIZE].tolist()]
+                yield beam.pvalue.TaggedOutput(split, make_block(block))
 
-    def _behaviours(
-        self, clustered: ClusteredLog, sequence: BehaviourSequence
-    ) -> tuple[list[int], list[int], list[tuple[str, str, list[Any], bool]]]:
+    def _columns_of(self, clustered: ClusteredLog) -> list[_Entries]:
+        """The columns of the user's impressions, in the order of their keys."""
+        log = clustered.log
+        rows = range(len(log.timestamps))
+        columns = [
+            Column(USER_ID, self._user_kind, [log.user for _ in rows]),
+            Column(HISTORY_BUCKET, BYTES_LIST, [history_bucket(end).encode() for end in log.ends.tolist()]),
+            Column(TIMESTAMP, INT64_LIST, log.timestamps.tolist()),
+            Column(LABEL, INT64_LIST, log.labels.tolist()),
+        ]
+        columns += [
+            Column(name, kind, self._numbers(name, log.values[index]), several=name in self._several)
+            for name, kind, index in self._row
+        ]
+        if log.probability is not None:
+            columns.append(Column(SAMPLING_PROBABILITY, FLOAT_LIST, log.probability.tolist()))
+        entries: list[_Entries] = [(column, rows, range(1, len(rows) + 1)) for column in columns]
+        for sequence in self._columns:
+            entries += self._behaviours(clustered, sequence)
+        return sorted(entries, key=lambda entry: entry[0].key)
+
+    def _behaviours(self, clustered: ClusteredLog, sequence: BehaviourSequence) -> list[_Entries]:
         """Of a sequence: its columns, most recent first, and where the behaviours of each row begin and end in them."""
         log, table = clustered
         if sequence in self._log_sequences:
@@ -249,13 +247,17 @@ class MakeExamples(CountingDoFn):
             first = np.zeros_like(last)
         else:
             chosen, (first, last) = np.arange(len(table[TIMESTAMP])), clustered.bounds()
-        columns = [
-            (sequence.column(name), kind, [column[row] for row in chosen[::-1].tolist()], name in self._several)
-            for name, kind in self._columns[sequence]
-            for column in [self._numbers(name, table[name])]
-        ]
-        starts, stops = len(chosen) - last, len(chosen) - first
-        return starts.tolist(), np.minimum(stops, starts + sequence.max_length).tolist(), columns
+        starts = len(chosen) - last
+        stops = np.minimum(len(chosen) - first, starts + sequence.max_length).tolist()
+        order = chosen[::-1].tolist()
+        columns = []
+        for name, kind in self._columns[sequence]:
+            own = self._numbers(name, table[name])
+            values = [own[row] for row in order]
+            columns.append(Column(sequence.column(name), kind, values, several=name in self._several))
+            if name in self._several:
+                columns.append(Column(length_name(sequence.column(name)), INT64_LIST, [len(some) for some in values]))
+        return [(column, starts.tolist(), stops) for column in columns]
 
     def _numbers(self, name: str, column: list[Any]) -> list[Any]:
         if name not in self._optional:
@@ -263,20 +265,6 @@ class MakeExamples(CountingDoFn):
         return [math.nan if value == MISSING_FLOAT else value for value in column]
 
 
-def _extend(values: Any, new: Iterable[Any]) -> None:
-    # An empty history is a list without values, not a missing one.
-    values.SetInParent()
-    values.value.extend(new)
-
-
-def read_block(block: bytes) -> list[bytes]:
-    """The tf.Examples of a block of `MakeExamples`."""
-    return list(tf.train.BytesList.FromString(zlib.decompress(block)).value)
-
-
-def _packed(examples: Sequence[bytes]) -> bytes:
-    """The tf.Examples of a block, each after its length: what comes off a shuffle is data and never code."""
-    return tf.train.BytesList(value=examples).SerializeToString()
-
-
-_KINDS = {int: LISTS["int64"], float: LISTS["float32"], bytes: LISTS["string"]}
+_KINDS = {int: INT64_LIST, float: FLOAT_LIST, bytes: BYTES_LIST}
+# A column, and for each interaction where the entries of its impression begin and end.
+_Entries: TypeAlias = tuple[Column, Sequence[int], Sequence[int]]

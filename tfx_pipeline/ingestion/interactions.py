@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.windowed_value import WindowedValue
 
 from keras_eta.datasets.delimited import WRONG_COLUMNS
 from tfx_pipeline.ingestion.counting import COUNTS, MALFORMED, ROWS_READ, CountingDoFn
@@ -34,6 +36,7 @@ from tfx_pipeline.ingestion.values import (
 from tfx_pipeline.joined_table import JoinedTable
 from tfx_pipeline.layouts import CSV, USER_ID, Layout
 
+# That are read, or held, at a time.
 _BATCH_ROWS = 10_000
 
 
@@ -149,6 +152,35 @@ class ParseTables(_ParseRows):
                     yield self.malformed(str(error), path, text)
                 else:
                     yield interaction
+
+
+class PackRows(beam.DoFn):
+    """(user, `Interaction`) -> (user, list of interactions as tuples).
+
+    A shuffle takes much longer for many small elements than for a few large ones, and it would pickle each named tuple.
+    """
+
+    def start_bundle(self) -> None:
+        self._rows: dict[UserId, list[tuple[Any, ...]]] = {}
+        self._number = 0
+
+    def process(self, element: tuple[UserId, Interaction]) -> Iterator[tuple[UserId, list[tuple[Any, ...]]]]:
+        user, row = element
+        self._rows.setdefault(user, []).append(tuple(row))
+        self._number += 1
+        if self._number == _BATCH_ROWS:
+            yield from self._rows.items()
+            self.start_bundle()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        window = GlobalWindow()
+        for element in self._rows.items():
+            yield WindowedValue(element, window.max_timestamp(), (window,))
+
+
+def unpack_rows(user: UserId, parts: Iterable[list[tuple[Any, ...]]]) -> tuple[UserId, list[Interaction]]:
+    """The user's interactions, of all lists that `PackRows` made."""
+    return user, [Interaction._make(row) for part in parts for row in part]
 
 
 class _ReadTable(beam.PTransform):

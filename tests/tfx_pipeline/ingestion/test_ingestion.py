@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import decimal
 import gzip
 import json
-import pickle
 import random
 import re
 import resource
 import shutil
 import time
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import Artifact
 from tfx import v1 as tfx
@@ -39,7 +35,6 @@ from tfx_pipeline.custom_layout import custom
 from tfx_pipeline.ingestion import counting, interactions, values
 from tfx_pipeline.ingestion.files import log_files
 from tfx_pipeline.ingestion.impression_gen import GenerateImpressions, ImpressionGenExecutor, impression_gen
-from tfx_pipeline.ingestion.impressions import read_block
 from tfx_pipeline.ingestion.log_checks import check_data
 from tfx_pipeline.layouts import Label, Layout, movielens, taobao
 
@@ -973,22 +968,6 @@ def test_float_that_stands_for_several_ids_is_malformed():
     fraction, missing = values.column_values(pa.array([0.5, None], pa.float32()))
     assert values.parse_float(fraction) == 0.5
     assert missing is None
-
-
-class _Planted:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
-
-
-def test_block_is_data_and_runs_no_code(tmp_path):
-    examples = [b"", b"\n\0", b"x" * 300]
-    assert read_block(zlib.compress(tf.train.BytesList(value=examples).SerializeToString())) == examples
-    with contextlib.suppress(DecodeError):
-        read_block(zlib.compress(pickle.dumps(_Planted(tmp_path / "ran"))))
-    assert not (tmp_path / "ran").exists()
 
 
 HEADER = ",".join(COLUMNS)

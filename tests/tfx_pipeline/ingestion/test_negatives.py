@@ -24,6 +24,7 @@ from tfx_pipeline.components.scores import score_columns
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.flags import add_flags, config_from_flags
 from tfx_pipeline.ingestion import impressions
+from tfx_pipeline.ingestion.blocks import read_block
 from tfx_pipeline.ingestion.counting import COUNTS, MALFORMED
 from tfx_pipeline.ingestion.impression_gen import ImpressionGenExecutor, impression_gen
 from tfx_pipeline.ingestion.impressions import UserLog
@@ -165,7 +166,7 @@ def test_negatives_become_examples_whose_history_lacks_them(tmp_path: Path) -> N
                 "train", "validation", "eval", COUNTS
             )
         )
-        blocks = examples["train"] | beam.FlatMap(impressions.read_block)
+        blocks = examples["train"] | beam.FlatMap(read_block)
         blocks | beam.io.WriteToTFRecord(f"{tmp_path}/examples", shard_name_template="")
     found = [
         tf.train.Example.FromString(record)
