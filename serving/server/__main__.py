@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stopped = threading.Event()
     try:
         server = server_from_flags(argv)
+        memory.settle()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopped.set())
         with server:

@@ -1,4 +1,4 @@
-"""How much memory there is, and the return of freed memory to the system.
+"""How much memory there is, the return of freed memory to the system, and shorter garbage collections.
 
 glibc keeps what it frees, up to the most that large requests ever took, which looks like a leak. Other C libraries lack
 the functions called here; with them, nothing happens.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import threading
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def limit_pools() -> None:
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+
+
+def settle() -> None:
+    """Takes all that there is, modules above all, out of garbage collections, during which no call is answered.
+
+    Call it before models are loaded: their memory would never be collected.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def give_back() -> None:
