@@ -5,6 +5,7 @@
     python -m benchmarks.freshness replay --data events -- --layout custom --pattern 'events-{SPAN}.csv' ...
     python -m benchmarks.freshness cost --plot cost.png
     python -m benchmarks.freshness worth --rounds 200 --plot worth.png
+    python -m benchmarks.freshness index --rounds 200 --plot index.png
 
 `replay` trains a first version on the beginning of a log, serves it, and lets the rest come as files of events, while
 `tfx_pipeline.continuous` runs beside the server and a client asks steadily. It reports the seconds from a file's
@@ -14,6 +15,9 @@ arrival to the first answer by a version that was trained on it, and what the cl
 
 `worth` trains ETA round after round by the library alone, and judges each next round by weights that were refreshed
 every round, every 10 rounds or once; and users and items by rounds since they were new.
+
+`index` trains ETA and SIM's two searches round after round, and judges each next round with an index that was built 0,
+1, 5 or 20 rounds ago.
 
 The log is MovieLens-1M; in `replay` and `cost` it may be another one in `--data`, and what stands behind `--` are flags
 of `tfx_pipeline.continuous` for layout, gates, ranker and training.
@@ -52,6 +56,13 @@ def worth(flags: argparse.Namespace) -> int:
     return measured(flags)
 
 
+def index(flags: argparse.Namespace) -> int:
+    """Judges search by an index that lags behind."""
+    from benchmarks.freshness.index import index as measured
+
+    return measured(flags)
+
+
 _COUNT, _NUMBER = number(int), number(float)
 
 
@@ -86,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.freshness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="replay|cost|worth")
+    commands = parser.add_subparsers(required=True, metavar="replay|cost|worth|index")
 
     one = commands.add_parser("replay", help="from an event's arrival to an answer that knows it")
     one.set_defaults(run=replay)
@@ -132,14 +143,18 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--repeats", type=_COUNT, default=3, metavar="N", help="of each number (default: %(default)s)")
     _add_files(one)
 
-    one = commands.add_parser("worth", help="AUC of the next round by fresh weights and by older ones")
-    one.set_defaults(run=worth)
-    _add_beginning(one)
-    one.add_argument("--events", type=_COUNT, default=1_000, metavar="N", help="of a round (default: %(default)s)")
-    one.add_argument("--rounds", type=_COUNT, default=200, metavar="N", help="at most (default: %(default)s)")
-    one.add_argument("--history", type=_COUNT, default=512, metavar="L", help="behaviours (default: %(default)s)")
-    one.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and batches (default: %(default)s)")
-    _add_files(one)
+    for name, command, meaning in (
+        ("worth", worth, "AUC of the next round by fresh weights and by older ones"),
+        ("index", index, "AUC of the next round by search of an index that lags behind"),
+    ):
+        one = commands.add_parser(name, help=meaning)
+        one.set_defaults(run=command)
+        _add_beginning(one)
+        one.add_argument("--events", type=_COUNT, default=1_000, metavar="N", help="of a round (default: %(default)s)")
+        one.add_argument("--rounds", type=_COUNT, default=200, metavar="N", help="at most (default: %(default)s)")
+        one.add_argument("--history", type=_COUNT, default=512, metavar="L", help="behaviours (default: %(default)s)")
+        one.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, batches (default: %(default)s)")
+        _add_files(one)
     return parser
 
 

@@ -65,14 +65,8 @@ class Judged:
 
 def worth(flags: argparse.Namespace) -> int:
     """Trains, prints tables, writes JSON and a plot."""
-    impressions = movielens.impressions(movielens.load(flags.data))
-    impressions = impressions[np.argsort(impressions.timestamps, kind="stable")]
-    first = flags.first_events or round(flags.start_share * len(impressions))
-    left = (len(impressions) - first) // flags.events
-    if not left:
-        raise ValueError(f"There are {len(impressions):,} impressions: too few for {first:,} and a round after them.")
-    rounds = min(flags.rounds, left)
-    found = measure(_protocol(impressions, first, flags.history), flags.events, rounds, flags.seed)
+    data, rounds = stream(flags)
+    found = measure(data, flags.events, rounds, flags.seed)
     console = Console()
     console.print(refresh_table(found))
     for kind in KINDS:
@@ -88,6 +82,27 @@ def worth(flags: argparse.Namespace) -> int:
     if flags.plot:
         draw(found, flags.plot)
     return 0
+
+
+def stream(flags: argparse.Namespace) -> tuple[Protocol, int]:
+    """MovieLens-1M in the order of time, and how many rounds there are.
+
+    Args:
+        flags: of the command.
+
+    Returns:
+        What `_protocol` makes of it; rounds that its test part is enough for.
+
+    Raises:
+        ValueError: if they are not enough for one.
+    """
+    impressions = movielens.impressions(movielens.load(flags.data))
+    impressions = impressions[np.argsort(impressions.timestamps, kind="stable")]
+    first = flags.first_events or round(flags.start_share * len(impressions))
+    left = (len(impressions) - first) // flags.events
+    if not left:
+        raise ValueError(f"There are {len(impressions):,} impressions: too few for {first:,} and a round after them.")
+    return _protocol(impressions, first, flags.history), min(flags.rounds, left)
 
 
 def _protocol(impressions: Impressions, first: int, history: int) -> Protocol:
@@ -122,11 +137,11 @@ def measure(data: Protocol, events: int, rounds: int, seed: int) -> Judged:
     with Console().status(f"a first version of {len(data.train):,} impressions"):
         learn(data.train, 0)
     kept = dict.fromkeys(REFRESHED, _state(model))
-    stream = data.test[: events * rounds]
+    later = data.test[: events * rounds]
     logits: dict[str, list[np.ndarray]] = {name: [] for name in REFRESHED}
-    with _without_advice():
+    with without_advice():
         for number in track(range(rounds), description="rounds", transient=True):
-            part = stream[number * events : (number + 1) * events]
+            part = later[number * events : (number + 1) * events]
             for name, period in REFRESHED.items():
                 if period is not None and number % period == 0:
                     kept[name] = kept[FRESH]
@@ -135,12 +150,12 @@ def measure(data: Protocol, events: int, rounds: int, seed: int) -> Judged:
             _assign(model, kept[FRESH])
             learn(part, number + 1)
             kept[FRESH] = _state(model)
-    of_row = np.arange(len(stream)) // events
-    columns = {kind: np.asarray(stream.columns[column]) for kind, column in KINDS.items()}
+    of_row = np.arange(len(later)) // events
+    columns = {kind: np.asarray(later.columns[column]) for kind, column in KINDS.items()}
     known = {kind: np.asarray(data.train.columns[column]) for kind, column in KINDS.items()}
     return Judged(
         of_row,
-        stream.label,
+        later.label,
         columns["users"],
         {kind: ages(columns[kind], of_row, known[kind]) for kind in KINDS},
         {name: np.concatenate(values) for name, values in logits.items()},
@@ -148,7 +163,7 @@ def measure(data: Protocol, events: int, rounds: int, seed: int) -> Judged:
 
 
 @contextlib.contextmanager
-def _without_advice() -> Iterator[None]:
+def without_advice() -> Iterator[None]:
     """Keeps `fit` from saying that nothing was learned: a round is too short to tell."""
     logger = logging.getLogger("keras_eta.models.prior")
     logger.disabled = True

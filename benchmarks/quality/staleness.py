@@ -24,7 +24,7 @@ from benchmarks.quality.training import BATCH_SIZE, predict
 from benchmarks.quality.units import LEARNED, TOP_K, eta_unit, ranker_of
 from keras_eta import Ranker, metrics
 from keras_eta.datasets.impressions import Impressions
-from keras_eta.interest import ETAInterest, InnerProductInterest, InterestUnit, SIMHard
+from keras_eta.interest import ETAInterest, InnerProductInterest, InterestUnit, SIMHard, SIMSoft
 
 PERIODS = 40
 LAGS = (0, 1, 5, 20)
@@ -84,13 +84,13 @@ def measure(data: Protocol, unit: str, seed: int, periods: int = PERIODS, lags: 
             part.to_dataset(data.features, BATCH_SIZE, lookup=data.lookup, shuffle=True, seed=seed + number), verbose=0
         )
         _refresh(reader)
-        kept.append([variable.numpy() for variable in _search_state(reader)])
+        kept.append([variable.numpy() for variable in search_state(reader)])
         if number <= max(lags):
             continue
         for lag in lags if kept[-1] else (0,):
-            _assign(reader, kept[-1 - lag])
+            assign(reader, kept[-1 - lag])
             points.append(Point(unit, seed, number, lag, *_judge(model, data, following)))
-        _assign(reader, kept[-1])
+        assign(reader, kept[-1])
     return points
 
 
@@ -103,12 +103,12 @@ def _in_order(data: Protocol, periods: int) -> list[Impressions]:
     return found
 
 
-def _search_state(unit: InterestUnit) -> list[tf.Variable]:
+def search_state(unit: InterestUnit) -> list[tf.Variable]:
     """The variables that a unit searches by."""
     if isinstance(unit, ETAInterest):
         return [table.fingerprints_table for table in unit.tables.values()]
-    if isinstance(unit, InnerProductInterest) and unit.snapshot is not None:
-        return list(unit.snapshot.copies.values())
+    if isinstance(unit, (InnerProductInterest, SIMSoft)) and unit.snapshot is not None:
+        return [*unit.snapshot.copies.values(), *unit.snapshot.projections.values()]
     return []
 
 
@@ -117,8 +117,9 @@ def _refresh(unit: InterestUnit) -> None:
         unit.snapshot.take()
 
 
-def _assign(unit: InterestUnit, values: Sequence[np.ndarray]) -> None:
-    for variable, value in zip(_search_state(unit), values, strict=True):
+def assign(unit: InterestUnit, values: Sequence[np.ndarray]) -> None:
+    """Gives a unit what `search_state` held at another moment."""
+    for variable, value in zip(search_state(unit), values, strict=True):
         variable.assign(value)
 
 
