@@ -5,10 +5,11 @@
 
 The model has an adapted `FeatureLookup` of that many integer ids, as a deployment does. It trains steps of N rows with
 L = 1,024 behaviours: with fixed planes, and with learned planes that move at every step or every 64, each time hashing
-the whole table again. It is exported with a search that XLA compiles, and the embedded server loads it in a process of
-its own and ranks C candidates for one user with `--length` behaviours. Each model has a process of its own, one after
-the other, as memory would not hold them all: with 10 million items the first takes 11 GB. The version lies in a
-temporary directory, 3 GB.
+the whole table again. It is exported with a search that XLA compiles, and once more after 100,000 rows of the table
+have changed, as a minute's training changes them. The embedded server loads it in a process of its own and ranks C
+candidates for one user with `--length` behaviours. Each model has a process of its own, one after the other, as memory
+would not hold them all: with 10 million items the first takes 11 GB. Two versions lie in a temporary directory, 3 GB
+each.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
 TRAINING_LENGTH = 1_024
 PERIODS = (1, 64)
+# Rows that change between two versions, drawn at random.
+_CHANGED_ROWS = 100_000
+_PAGE_BYTES = 4_096
 # Turns of learned planes that are measured; a turn is one period.
 _TURNS = 5
 _TIMEOUT_SECONDS = 120.0
@@ -106,7 +110,38 @@ def train_and_export(base_path: Path, flags: argparse.Namespace) -> tuple[Figure
         path = export_model(model, base_path, version=1, jit_compile=True)
     note_memory("after exporting", figures)
     figures["version on disk, MB"] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
+    figures.update(export_changed(model, base_path))
     return figures, step
+
+
+def export_changed(model: Ranker, base_path: Path) -> Figures:
+    """Changes rows of the table and exports a second version; returns what that took, and how much of it is new."""
+    import tensorflow as tf
+
+    from keras_eta.export import export_model
+
+    layer, rng, figures = model.embeddings["item_id"], np.random.default_rng(0), Figures()
+    number = min(_CHANGED_ROWS, layer.input_dim - 1)
+    rows = 1 + rng.choice(layer.input_dim - 1, number, replace=False)
+    values = rng.normal(size=[number, layer.output_dim]).astype("float32")
+    layer.embeddings.scatter_update(tf.IndexedSlices(values, rows))
+    name = f"exporting after {number:,} rows have changed"
+    with timed(name, figures):
+        path = export_model(model, base_path, version=2, jit_compile=True)
+    old, new = (next(base_path.glob(f"{version}/variables/variables.data-*")) for version in (1, 2))
+    figures[f"{name}: values of these rows, MB"] = values.nbytes / 1e6
+    figures[f"{name}: pages of 4 KiB that differ, MB"] = changed_pages(old, new) * _PAGE_BYTES / 1e6
+    figures[f"{name}: written, MB"] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
+    return figures
+
+
+def changed_pages(old: Path, new: Path) -> int:
+    """The number of pages of a file that differ from those of another of the same size."""
+    number = 0
+    with old.open("rb") as before, new.open("rb") as after:
+        while page := after.read(_PAGE_BYTES):
+            number += page != before.read(_PAGE_BYTES)
+    return number
 
 
 def train_learned(period: int, flags: argparse.Namespace) -> Figures:
@@ -170,8 +205,8 @@ def main() -> None:
 
     report: dict[str, Any] = {"model": {}, "server": {}, "steps": {}}
     with tempfile.TemporaryDirectory() as folder:
-        # Embeddings, fingerprints, and ids with their indices; half as much again for safety.
-        needed = 1.5 * flags.items * (4 * flags.dim + flags.bits / 8 + 16)
+        # Embeddings, fingerprints, and ids with their indices: two versions, and half of one for safety.
+        needed = 2.5 * flags.items * (4 * flags.dim + flags.bits / 8 + 16)
         free = shutil.disk_usage(folder).free
         if needed > free:
             parser.error(f"{needed / 1e9:.1f} GB of disk are needed and {free / 1e9:.1f} GB free. Set TMPDIR.")

@@ -154,6 +154,10 @@ def test_scale_builds_trains_exports_and_serves(monkeypatch: pytest.MonkeyPatch,
     assert found["model"]["table of Adagrad's accumulator, MB"] == 52 * 8 * 4 / 1e6
     assert found["model"]["table of fingerprints, MB"] == 52 * 8 / 1e6
     assert found["model"]["version on disk, MB"] > 0
+    changed = "exporting after 51 rows have changed"
+    assert found["model"][f"{changed}: values of these rows, MB"] == 51 * 8 * 4 / 1e6
+    assert found["model"][f"{changed}: written, MB"] == pytest.approx(found["model"]["version on disk, MB"], rel=0.1)
+    assert found["model"][f"{changed}: pages of 4 KiB that differ, MB"] >= 4_096 / 1e6
     assert list(found["steps"]) == ["fixed planes", "learned planes, moved every 2"]
     assert found["server"]["median rank, ms"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
@@ -165,7 +169,16 @@ def test_scale_refuses_a_disk_that_is_too_small(
     monkeypatch.setattr("sys.argv", ["benchmark", "--items", str(10**12)])
     with pytest.raises(SystemExit):
         scale.main()
-    assert "420000.0 GB of disk are needed and " in capsys.readouterr().err
+    assert "700000.0 GB of disk are needed and " in capsys.readouterr().err
+
+
+def test_pages_that_differ_are_counted(tmp_path: Path) -> None:
+    old, new = bytearray(3 * 4_096 + 5), bytearray(3 * 4_096 + 5)
+    new[0] = new[4_095] = new[-1] = 1
+    for name, content in (("old", old), ("new", new)):
+        (tmp_path / name).write_bytes(content)
+    assert scale.changed_pages(tmp_path / "old", tmp_path / "new") == 2
+    assert scale.changed_pages(tmp_path / "old", tmp_path / "old") == 0
 
 
 def test_peak_memory_is_of_the_process_alone() -> None:

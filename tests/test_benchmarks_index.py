@@ -15,7 +15,9 @@ from benchmarks.freshness.__main__ import main
 from benchmarks.freshness.index import INDEX, Point, indexed_until, lag_table, lost, measure, with_index
 from benchmarks.freshness.worth import stream
 from benchmarks.quality import staleness, training
+from benchmarks.quality.protocols import Protocol
 from keras_eta.datasets import movielens
+from keras_eta.interest import InterestUnit
 
 EVENTS = 12
 
@@ -55,10 +57,13 @@ def test_each_lag_searches_by_its_own_weights_and_behaviours(folder: Path, monke
     data = with_index(stream(flags_of(folder))[0])
     seen = []
     readers = module.units()
-    made = []
-    monkeypatch.setattr(
-        module, "units", lambda: {"sim-soft": lambda data: made.append(readers["sim-soft"](data)) or made[0]}
-    )
+    made: list[InterestUnit] = []
+
+    def make(data: Protocol) -> InterestUnit:
+        made.append(readers["sim-soft"](data))
+        return made[0]
+
+    monkeypatch.setattr(module, "units", lambda: {"sim-soft": make})
 
     def predict(model: Any, data: Any, part: Any) -> np.ndarray:
         state = staleness.search_state(made[0])
