@@ -3,9 +3,10 @@
     python -m benchmarks.pipeline
     python -m benchmarks.pipeline --lengths 1024 4096 --plot pipeline.png --json pipeline.json
 
-The same step on batches in memory, and fed by both pipelines: `Impressions.to_dataset`, which gathers histories from a
-log in memory, and the TFX trainer's, which reads, shuffles, parses and pads compressed files. And both pipelines
-without a step. All histories are full and all ids equally likely: the most to read and the least to compress.
+The same step on batches in memory, and fed by three pipelines: `Impressions.to_dataset`, which gathers histories from a
+log in memory; the TFX trainer's, which gathers them from what it has read of its files before; and the one that it has
+for what memory does not hold, which reads, shuffles, parses and pads compressed files. And all three without a step.
+All histories are full, all ids equally likely, and successive impressions of a user lie side by side in the files.
 
 All contestants of a length are measured in one run, in turn. A turn is a number of steps. Before it, its own pipeline
 is opened, all others are closed, and as many steps are run that are not timed: none works ahead in others' turns.
@@ -36,7 +37,7 @@ from keras_eta.quiet import quiet_imports
 if TYPE_CHECKING:
     import tensorflow as tf
 
-STEP, LOG, FILES = "step", "log in memory", "files"
+STEP, LOG, PACKED, FILES = "step", "log in memory", "files held in memory", "files"
 _SHARDS = 4
 # Behaviours of the log that `to_dataset` reads.
 _LOG_ROWS = 2_000_000
@@ -48,16 +49,24 @@ def write_files(folder: Path, rows: int, length: int, items: int) -> float:
     """Writes `rows` random transformed impressions as TFX's Transform does and returns the mean bytes of one."""
     import tensorflow as tf
 
+    from tfx_pipeline.ingestion.blocks import BLOCK_SIZE
+
     generator = np.random.default_rng(0)
     size = 0
+    log = np.zeros(0, "int64")
     for shard in range(_SHARDS):
         with tf.io.TFRecordWriter(str(folder / f"transformed_examples-{shard:05}.gz"), "GZIP") as writer:
-            for _ in track(range(shard, rows, _SHARDS), description=f"writing file {shard + 1}", transient=True):
+            numbers = range(rows * shard // _SHARDS, rows * (shard + 1) // _SHARDS)
+            for number in track(numbers, description=f"writing file {shard + 1}", transient=True):
+                seen = number % BLOCK_SIZE
+                if not seen or number == numbers[0]:
+                    # Of the next user, the most recent first.
+                    log = generator.integers(1, items, length + BLOCK_SIZE)
                 example = tf.train.Example()
                 for name, values in (
                     ("user_id", generator.integers(1, NUM_USERS, 1)),
                     ("item_id", generator.integers(1, items, 1)),
-                    ("history_item_id", generator.integers(1, items, length)),
+                    ("history_item_id", log[BLOCK_SIZE - seen :][:length]),
                     ("history_length", [length]),
                     ("label", generator.integers(0, 2, 1)),
                 ):
@@ -69,12 +78,20 @@ def write_files(folder: Path, rows: int, length: int, items: int) -> float:
 
 
 def from_files(folder: Path, features: Features, rows: int, record_bytes: float) -> tf.data.Dataset:
-    """The TFX trainer's pipeline, as in the middle of a long epoch: the files come again and again."""
+    """The TFX trainer's pipeline of files, as in the middle of a long epoch: they come again and again."""
     from tfx_pipeline.training.batches import SHUFFLE_BYTES, transformed_batches
 
     patterns = [str(folder / "*")] * _EPOCHS
     shuffle_buffer = int(SHUFFLE_BYTES / record_bytes)
     return transformed_batches(patterns, features, rows, shuffle_buffer=shuffle_buffer)
+
+
+def from_packed(folder: Path, features: Features, rows: int) -> tf.data.Dataset:
+    """The TFX trainer's pipeline of files that are held in memory, epoch after epoch."""
+    from tfx_pipeline.training.batches import measure
+    from tfx_pipeline.training.packing import pack, part_batches
+
+    return part_batches(pack(measure([str(folder / "*")], "item_id"), features), features, rows, seed=0).repeat()
 
 
 def from_log(features: Features, rows: int, length: int, items: int) -> tf.data.Dataset:
@@ -101,6 +118,7 @@ def turns(folder: Path, length: int, flags: argparse.Namespace) -> dict[str, lis
     memory = random_batches(model, flags.rows, length)
     pipelines = {
         LOG: from_log(model.features, flags.rows, length, flags.items),
+        PACKED: from_packed(folder, model.features, flags.rows),
         FILES: from_files(folder, model.features, flags.rows, record_bytes),
     }
     opened: list[Iterator[Batch]] = []

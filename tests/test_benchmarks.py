@@ -73,21 +73,20 @@ def test_traffic_is_calls_of_all_callers_at_once() -> None:
         calls["a"]()
 
 
-def test_pipeline_reports_steps_with_and_without_both_pipelines(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_pipeline_reports_steps_with_and_without_each_pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     report, image = tmp_path / "report.json", tmp_path / "times.png"
     sizes = ("--rows", "4", "--file_rows", "8", "--steps", "2", "--lengths", "20")
     _run(pipeline.main, monkeypatch, *sizes, "--json", str(report), "--plot", str(image))
     found = json.loads(report.read_text())["steps"]
     assert list(found["20"]) == [
-        *("step", "step, log in memory", "step, files", "no step, log in memory", "no step, files"),
+        *("step", "step, log in memory", "step, files held in memory", "step, files"),
+        *("no step, log in memory", "no step, files held in memory", "no step, files"),
     ]
     assert found["20"]["step"]["over_base"] == 1.0
     assert image.read_bytes().startswith(b"\x89PNG")
 
 
-def test_both_pipelines_yield_full_histories_of_known_ids(tmp_path: Path) -> None:
+def test_all_pipelines_yield_full_histories_of_known_ids(tmp_path: Path) -> None:
     features = Features(
         item_id=Feature("item_id", vocabulary_size=50),
         user=(Feature("user_id", vocabulary_size=6_040),),
@@ -98,6 +97,7 @@ def test_both_pipelines_yield_full_histories_of_known_ids(tmp_path: Path) -> Non
     assert 80 < record_bytes < 200
     for batches in (
         pipeline.from_files(tmp_path, features, 4, record_bytes),
+        pipeline.from_packed(tmp_path, features, 4),
         pipeline.from_log(features, 4, length=20, items=50),
     ):
         inputs, label = next(iter(batches))

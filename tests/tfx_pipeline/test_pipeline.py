@@ -174,6 +174,7 @@ def test_first_run_pushes_a_version_and_reports(workspace: Workspace) -> None:
     assert finished.stdout.splitlines()[-1] == f"Report: {page.as_uri()}"
     assert f"{baselines['click-rate']['grouped_auc']:.4f}" in page.read_text()
     assert workspace.training()["base_version"] is None
+    assert workspace.training()["held_in_memory"] is True
     fitted = workspace.training()["calibration"]
     assert workspace.summary["calibration"] == fitted
     assert fitted["rows"] == ingestion["impressions"]["validation"]

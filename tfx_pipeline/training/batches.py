@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +11,9 @@ import tensorflow as tf
 from keras_eta.columns import LABEL, TIMESTAMP, length_name
 from keras_eta.datasets.batches import made_ahead
 from keras_eta.features import Features
+
+if TYPE_CHECKING:
+    from tfx_pipeline.training.packing import PackedImpressions
 
 # Impressions of one user lie side by side in the files.
 SHUFFLE_BYTES = 2**28
@@ -82,6 +85,7 @@ class Part(NamedTuple):
         shuffle_buffer: impressions among which the next one is drawn.
         timestamps: when the first and the last impression was; `None` if there are none, or no timestamps.
         positives: int64, impressions with a positive label by row of the item's vocabulary, up to its last.
+        packed: its impressions in memory; `None` if they are not held there.
     """
 
     files: list[str]
@@ -90,6 +94,7 @@ class Part(NamedTuple):
     shuffle_buffer: int
     timestamps: tuple[int, int] | None
     positives: np.ndarray
+    packed: PackedImpressions | None = None
 
 
 def measure(patterns: Sequence[str], item: str) -> Part:

@@ -14,7 +14,8 @@ from keras_eta.names import scope_name
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.ranker import make_ranker
 from tfx_pipeline.training.backups import MONITORED, Backups, Progress, State
-from tfx_pipeline.training.batches import Part, transformed_batches
+from tfx_pipeline.training.batches import Part
+from tfx_pipeline.training.packing import part_batches
 from tfx_pipeline.transform import read_scales
 
 _logger = logging.getLogger(__name__)
@@ -83,18 +84,11 @@ def fit(
     tensorboard = tf.keras.callbacks.TensorBoard(log_dir, write_graph=False)
     # One call of `fit` an epoch: each has an order of its own, which a resumed training takes up where it stopped.
     while not state.finished:
-        bounds = batch_bounds(train.num_examples, training.batch_size)
-        num_steps = len(bounds) - 1
+        sizes = np.diff(batch_bounds(train.num_examples, training.batch_size))
+        num_steps = len(sizes)
         if max_steps:
             num_steps = min(num_steps, max_steps - state.steps + state.step)
-        batches = transformed_batches(
-            train.files,
-            features,
-            training.batch_size,
-            shuffle_buffer=train.shuffle_buffer,
-            seed=training.seed + state.epoch,
-            bounds=bounds[state.step :],
-        )
+        batches = part_batches(train, features, training.batch_size, seed=training.seed + state.epoch, first=state.step)
         remaining = num_steps - state.step
         logs = model.fit(
             # Where the end comes unexpected, Keras counts one more step, of no batch, which Adam's corrections read.
@@ -103,7 +97,7 @@ def fit(
             initial_epoch=state.epoch,
             epochs=state.epoch + 1,
             callbacks=[
-                Progress(state, backups, num_steps, np.diff(bounds)),
+                Progress(state, backups, num_steps, sizes),
                 tf.keras.callbacks.TerminateOnNaN(),
                 tensorboard,
             ],

@@ -21,10 +21,11 @@ from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.training.accumulators import save_accumulators
 from tfx_pipeline.training.attribute_tables import attribute_tables
 from tfx_pipeline.training.backups import Backups, State
-from tfx_pipeline.training.batches import measure, transformed_batches
+from tfx_pipeline.training.batches import measure
 from tfx_pipeline.training.calibrating import calibrate
 from tfx_pipeline.training.fitting import fit, make_model, set_popularity
 from tfx_pipeline.training.moments import save_moments
+from tfx_pipeline.training.packing import pack, part_batches
 from tfx_pipeline.training.publishing import model_name, publish
 from tfx_pipeline.training.warm_start import warm_start
 
@@ -53,8 +54,10 @@ def run_fn(fn_args: Any) -> None:
     """
     config = PipelineConfig.from_json(fn_args.custom_config["config"])
     tf.keras.utils.set_random_seed(config.training.seed)
-    item = config.layout.features.item_id.name
-    train, validation = measure(fn_args.train_files, item), measure(fn_args.eval_files, item)
+    features = config.layout.features
+    train, validation = (
+        pack(measure(files, features.item_id.name), features) for files in (fn_args.train_files, fn_args.eval_files)
+    )
     for name, part, patterns in (
         ("training", train, fn_args.train_files),
         ("validation", validation, fn_args.eval_files),
@@ -73,7 +76,7 @@ def run_fn(fn_args: Any) -> None:
     # That of this training part, also where a version was one of another.
     set_popularity(model, train)
     start = time.monotonic()
-    validation_batches = transformed_batches(validation.files, config.layout.features, config.training.batch_size)
+    validation_batches = part_batches(validation, features, config.training.batch_size)
     if fn_args.eval_steps:
         validation_batches = validation_batches.take(fn_args.eval_steps)
     fit(
@@ -111,6 +114,7 @@ def run_fn(fn_args: Any) -> None:
         "train_examples": train.num_examples,
         "validation_examples": validation.num_examples,
         "file_bytes": train.file_bytes + validation.file_bytes,
+        "held_in_memory": train.packed is not None,
         "parameters": model.count_params(),
         "calibration": calibration,
     }

@@ -14,8 +14,9 @@ from keras_eta.columns import LABEL
 from keras_eta.features import Features
 from tfx_pipeline.config import TRAIN, VALIDATION, PipelineConfig
 from tfx_pipeline.training.backups import MONITORED, Backups, State
-from tfx_pipeline.training.batches import Part, measure, transformed_batches
+from tfx_pipeline.training.batches import Part, measure
 from tfx_pipeline.training.fitting import fit, make_model, set_popularity
+from tfx_pipeline.training.packing import pack, part_batches
 from tfx_pipeline.tuning.search import Outcome
 
 
@@ -54,7 +55,9 @@ class Data:
                 "another layout. Give the layout's flags as in that run."
             )
         parts = {
-            name: measure([os.path.join(transformed_examples, f"Split-{name}", "*")], features.item_id.name)
+            name: pack(
+                measure([os.path.join(transformed_examples, f"Split-{name}", "*")], features.item_id.name), features
+            )
             for name in (TRAIN, VALIDATION)
         }
         for name, part in parts.items():
@@ -81,7 +84,7 @@ def run_trial(config: PipelineConfig, data: Data, directory: str) -> Outcome:
     backups = Backups(model, state, str(Path(directory) / "checkpoints"))
     backups.restore_last()
     set_popularity(model, data.train)
-    validation = transformed_batches(data.validation.files, config.layout.features, config.training.batch_size)
+    validation = part_batches(data.validation, config.layout.features, config.training.batch_size)
     fit(
         model,
         state,

@@ -1,0 +1,223 @@
+"""Transformed impressions in memory, with what the histories of successive ones have in common held once.
+
+In the files a user's impressions lie side by side, some at a time, and the history of one is mostly that of the one
+before it, with a few behaviours more. Read once, inflated and parsed once, they serve all epochs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from keras_eta.columns import Sequence as BehaviourSequence
+from keras_eta.datasets.batches import batch_bounds, made_ahead
+from keras_eta.features import Features
+from tfx_pipeline.training.batches import Part, transformed_batches
+
+_logger = logging.getLogger(__name__)
+
+# Of all that is held; as much as the shuffle buffer takes where files are read in each epoch.
+PACKED_BYTES = 2**28
+# Values of a sequence's column that are read at a time.
+_READ_VALUES = 2**22
+# Behaviours by which a history may exceed the one before it, and still be held as its continuation.
+_MOST_NEW = 64
+
+
+def part_batches(
+    part: Part,
+    features: Features,
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    first: int = 0,
+) -> tf.data.Dataset:
+    """Batches of a part, from memory where it is there, else from its files.
+
+    Args:
+        part: as `measure` or `pack` gives it.
+        features: the columns.
+        batch_size: N at most; batches are as even as can be.
+        seed: of the order: of all impressions, or, from files, of those in a buffer. `None`: that of the files.
+        first: the number of the batch to begin with.
+
+    Returns:
+        A dataset of (columns, label), as `transformed_batches` gives them.
+    """
+    bounds = batch_bounds(part.num_examples, batch_size)[first:]
+    if part.packed is not None:
+        return part.packed.batches(bounds, seed)
+    if seed is None:
+        return transformed_batches(part.files, features, batch_size, bounds=bounds)
+    return transformed_batches(
+        part.files, features, batch_size, shuffle_buffer=part.shuffle_buffer, seed=seed, bounds=bounds
+    )
+
+
+class PackedImpressions:
+    """N impressions in memory.
+
+    Args:
+        rows: columns of the impressions and of their labels, [N] or [N, V].
+        label: int64 [N].
+        sequences: by the name of the sequence's length, what `PackedSequence` tells.
+    """
+
+    def __init__(
+        self, rows: Mapping[str, np.ndarray], label: np.ndarray, sequences: Mapping[str, PackedSequence]
+    ) -> None:
+        self._rows = {name: tf.constant(values) for name, values in rows.items()}
+        self._label = tf.constant(label)
+        self._sequences = {
+            name: (
+                {column: tf.constant(values) for column, values in packed.columns.items()},
+                tf.constant(packed.end),
+                tf.constant(packed.length),
+            )
+            for name, packed in sequences.items()
+        }
+
+    def __len__(self) -> int:
+        return len(self._label)
+
+    def batches(self, bounds: np.ndarray, seed: int | None = None) -> tf.data.Dataset:
+        """Batches like those of `transformed_batches`.
+
+        Args:
+            bounds: int64 [batches + 1], ascending: the impressions at which batches begin and end.
+            seed: of the order of all impressions; `None`: that of the files.
+        """
+        order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
+        rows = tf.constant(order)
+
+        def gather(start: tf.Tensor, end: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+            row = rows[start:end]
+            columns = {name: tf.gather(values, row) for name, values in self._rows.items()}
+            for name, (behaviours, ends, lengths) in self._sequences.items():
+                length, last = tf.gather(lengths, row), tf.gather(ends, row)
+                back = tf.range(tf.reduce_max(length, axis=0))
+                # Position 0 is padding.
+                position = tf.where(back < length[:, tf.newaxis], last[:, tf.newaxis] - back, 0)
+                columns[name] = length
+                columns |= {column: tf.gather(values, position) for column, values in behaviours.items()}
+            return columns, tf.gather(self._label, row)
+
+        slices = tf.data.Dataset.from_tensor_slices((bounds[:-1], bounds[1:]))
+        return made_ahead(slices, gather)
+
+
+class PackedSequence(NamedTuple):
+    """The behaviours of all impressions.
+
+    Attributes:
+        columns: by name, the values of P behaviours in ascending order of time, behind padding: [1 + P] or [1 + P, V].
+        end: int32 [N], the position of each impression's most recent behaviour.
+        length: int32 [N], how many it has.
+    """
+
+    columns: Mapping[str, np.ndarray]
+    end: np.ndarray
+    length: np.ndarray
+
+
+def pack(part: Part, features: Features) -> Part:
+    """Reads the impressions of a part into memory.
+
+    Args:
+        part: as `measure` gives it.
+        features: the columns.
+
+    Returns:
+        The part with its impressions, or as it is: if it has none, if they take more than `PACKED_BYTES`, or if
+        behaviours have ages, which differ between impressions.
+    """
+    if features.age is not None or not part.num_examples:
+        return part
+    by_length = {sequence.length: sequence for sequence in features.all_sequences}
+    rows, labels = defaultdict[str, list[np.ndarray]](list), []
+    parts = {name: defaultdict[str, list[np.ndarray]](list) for name in by_length}
+    positions, size = dict.fromkeys(by_length, 0), 0
+    longest = max(sequence.max_length for sequence in by_length.values())
+    # A file after the other: read side by side, a user's impressions would not follow each other.
+    batches = (transformed_batches([file], features, max(_READ_VALUES // longest, 32)) for file in part.files)
+    for columns, label in itertools.chain.from_iterable(batches):
+        arrays = {name: values.numpy() for name, values in columns.items()}
+        labels.append(label.numpy())
+        for name, sequence in by_length.items():
+            found = _continued(arrays, features, sequence, positions[name])
+            positions[name] += len(next(iter(found.columns.values())))
+            size += sum(values.nbytes for values in found.columns.values())
+            for column, values in found.columns.items():
+                parts[name][column].append(values)
+                del arrays[column]
+            parts[name]["end"].append(found.end)
+            parts[name]["length"].append(found.length)
+            del arrays[name]
+        for name, values in arrays.items():
+            rows[name].append(values)
+        size += sum(values.nbytes for values in arrays.values())
+        if size > PACKED_BYTES:
+            _logger.info("The impressions take more than %d bytes: each epoch reads their files.", PACKED_BYTES)
+            return part
+    _logger.info("%d impressions are held in %d bytes.", part.num_examples, size)
+    sequences = {}
+    for name, lists in parts.items():
+        end, length = np.concatenate(lists.pop("end")), np.concatenate(lists.pop("length"))
+        behaviours = {
+            column: np.concatenate([np.zeros_like(values[0], shape=(1, *values[0].shape[1:])), *values])
+            for column, values in lists.items()
+        }
+        sequences[name] = PackedSequence(behaviours, end, length)
+    columns = {name: np.concatenate(values) for name, values in rows.items()}
+    return part._replace(packed=PackedImpressions(columns, np.concatenate(labels), sequences))
+
+
+def _continued(
+    arrays: Mapping[str, np.ndarray], features: Features, sequence: BehaviourSequence, position: int
+) -> PackedSequence:
+    """A sequence of a batch, without padding before it; the first behaviour stands at `position` + 1."""
+    names = features.encoded_sequence_names(sequence)
+    length = arrays[sequence.length]
+    new = new_behaviours(length, [arrays[name] for name in names])
+    # Of each row the `new` most recent behaviours, the oldest of them first.
+    row = np.repeat(np.arange(len(new)), new)
+    back = np.repeat(np.cumsum(new), new) - np.arange(len(row)) - 1
+    columns = {name: arrays[name][row, back] for name in names}
+    return PackedSequence(columns, (position + np.cumsum(new)).astype("int32"), length)
+
+
+def new_behaviours(length: np.ndarray, columns: Sequence[np.ndarray]) -> np.ndarray:
+    """How many of the most recent behaviours of each row come before those that it has in common with the row above.
+
+    Args:
+        length: int [N], behaviours of each row.
+        columns: [N, L, ...], the most recent first.
+
+    Returns:
+        int64 [N], s where the behaviours from s on are the first ones of the row above, s being at most 64; else the
+        row's length.
+    """
+    width = columns[0].shape[1]
+    # Bits, so that a missing value equals another.
+    flat = [column.reshape(*column.shape[:2], math.prod(column.shape[2:])).view("int32") for column in columns]
+    new = length.astype("int64")
+    left = np.arange(1, len(length))
+    for shift in range(min(width, _MOST_NEW + 1)):
+        common = length[left] - shift
+        begins = np.all([(c[left, shift] == c[left - 1, 0]).all(-1) for c in flat], axis=0)
+        rows = left[(common > 0) & (common <= length[left - 1]) & begins]
+        real = np.arange(width - shift) < (length[rows] - shift)[:, np.newaxis]
+        for column in flat:
+            equal = (column[rows, shift:] == column[rows - 1, : width - shift]).all(-1) | ~real
+            kept = equal.all(-1)
+            rows, real = rows[kept], real[kept]
+        new[rows] = shift
+        left = np.setdiff1d(left, rows, assume_unique=True)
+    return new
