@@ -15,6 +15,7 @@ from keras_eta.datasets.histories import Histories
 from keras_eta.features import Features
 from keras_eta.ops import age_bucket
 from keras_eta.ops.calendar import calendar_columns
+from keras_eta.tf_data import without_autotuning
 
 PREFETCHED = 2
 
@@ -64,10 +65,7 @@ def make_dataset(
 
 def made_ahead(dataset: tf.data.Dataset, make: Callable[..., Any]) -> tf.data.Dataset:
     """Batches of a dataset as `make` turns them into inputs and labels, made while the model trains on earlier ones."""
-    options = tf.data.Options()
-    # With autotuning on, an iterator that Keras drops before its end waits for the tuner, which sleeps up to a minute.
-    options.autotune.enabled = False
-    return dataset.map(make, num_parallel_calls=tf.data.AUTOTUNE).prefetch(PREFETCHED).with_options(options)
+    return without_autotuning(dataset.map(make, num_parallel_calls=tf.data.AUTOTUNE).prefetch(PREFETCHED))
 
 
 def _sequence(

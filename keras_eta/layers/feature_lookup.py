@@ -16,6 +16,7 @@ from keras_eta.names import scope_name
 from keras_eta.ops import age_bucket
 from keras_eta.ops.calendar import calendar_columns
 from keras_eta.raw_values import as_array, finite, raw_ids
+from keras_eta.tf_data import without_autotuning
 
 
 @tf.keras.utils.register_keras_serializable(package="keras_eta")
@@ -104,7 +105,9 @@ class FeatureLookup(tf.keras.layers.Layer):
         floats = [feature for feature in self._features.all_features if not feature.is_id and feature.mean is None]
         scalers = {feature.name: StandardScaler() for feature in floats}
         counts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in self.tables}
-        batches: Iterator[Any] = iter([data]) if isinstance(data, Mapping) else data.as_numpy_iterator()
+        batches: Iterator[Any] = (
+            iter([data]) if isinstance(data, Mapping) else without_autotuning(data).as_numpy_iterator()
+        )
         for batch in batches:
             columns = batch[0] if isinstance(batch, tuple) else batch
             for name, found in counts.items():

@@ -21,6 +21,7 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from keras_eta.contract import Contract
 from keras_eta.quiet import QUIET_GRAPHS
+from keras_eta.tf_data import without_autotuning
 from serving.monitor import read_contract
 from serving.server.batching import Call, batched, callable_of
 from serving.server.errors import status_of
@@ -141,7 +142,7 @@ class Servable:
             return
         replayed = 0
         try:
-            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            for record in without_autotuning(tf.data.TFRecordDataset(str(path))).as_numpy_iterator():
                 log = PredictionLog.FromString(record)
                 if not log.HasField("predict_log"):
                     kind = log.WhichOneof("log_type")

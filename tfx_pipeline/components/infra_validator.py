@@ -22,6 +22,7 @@ from keras_eta.contract import Contract, LookedUp
 from keras_eta.export import COUNT, EXAMPLES, POSITIONS, PROBABILITY, WEIGHTS
 from keras_eta.export.columns import RANK_FROM_STATE, UPDATE_STATE, USER_STATE
 from keras_eta.features import Features
+from keras_eta.tf_data import without_autotuning
 from tfx_pipeline.components.model_server import Answering, ModelServer, Signature, UnservableModelError, local_model
 from tfx_pipeline.components.serving_requests import EXPLAIN, POINTWISE, RANK, Inputs, requests_to
 from tfx_pipeline.config import EVAL, PipelineConfig
@@ -210,7 +211,7 @@ def _tables(layout: Layout) -> list[tuple[dict[str, Any], list[str]]]:
 def _eval_records(examples: Any) -> Iterator[bytes]:
     files = io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], EVAL))
     dataset = tf.data.TFRecordDataset(sorted(tf.io.gfile.glob(files)), compression_type="GZIP")
-    yield from dataset.take(_NUM_EXAMPLES).as_numpy_iterator()
+    yield from without_autotuning(dataset.take(_NUM_EXAMPLES)).as_numpy_iterator()
 
 
 def _check_probability(signature: str, outputs: Inputs, shape: tuple[int, ...]) -> None:

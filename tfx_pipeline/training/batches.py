@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_eta.columns import LABEL, TIMESTAMP, length_name
 from keras_eta.datasets.batches import made_ahead
 from keras_eta.features import Features
+from keras_eta.tf_data import without_autotuning
 
 if TYPE_CHECKING:
     from tfx_pipeline.training.packing import PackedImpressions
@@ -135,4 +136,4 @@ def files_of(patterns: Sequence[str]) -> list[str]:
 
 def impressions_of(files: Sequence[str]) -> tf.data.Dataset:
     """Serialized tf.Examples, one by one, of gzip-compressed TFRecord files."""
-    return tf.data.TFRecordDataset(files, "GZIP", num_parallel_reads=min(4, len(files)))
+    return without_autotuning(tf.data.TFRecordDataset(files, "GZIP", num_parallel_reads=min(4, len(files))))

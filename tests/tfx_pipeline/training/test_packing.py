@@ -203,3 +203,5 @@ def test_new_behaviours_of_long_histories() -> None:
     rows = np.stack([np.arange(end, end - 90, -1) for end in ends] + [log[:90]]).astype("int32")
     assert new_behaviours(np.full(5, 90, "int32"), [rows]).tolist() == [90, 3, 64, 90, 32 + 58]
     assert new_behaviours(np.zeros(3, "int32"), [np.zeros([3, 0], "int32")]).tolist() == [0, 0, 0]
+    # A zero that is a value is not the padding of the row above.
+    assert new_behaviours(np.array([1, 2], "int32"), [np.zeros([2, 2], "int32")]).tolist() == [1, 1]
