@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import numpy as np
@@ -24,6 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with end-to-end tests come first, those with slow ones next, so that no worker ends with one alone."""
     longest = [{item.path for item in items if item.get_closest_marker(marker)} for marker in ("e2e", "slow")]
     items.sort(key=lambda item: [item.path not in paths for paths in longest])
+
+
+def pytest_collection_finish() -> None:
+    """Has Python look for garbage less often, and not among modules: a tenth of the time of the tests is spent so."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(7_000, 10, 10)
 
 
 @pytest.fixture(scope="session")

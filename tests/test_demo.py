@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.e2e
 def test_demo_trains_exports_serves_and_ranks(tmp_path):
     finished = subprocess.run(
-        [sys.executable, "demo.py", "--max_rows", "15000", "--epochs", "1", "--output", str(tmp_path)],
+        [sys.executable, "demo.py", "--max_rows", "4000", "--epochs", "1", "--output", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

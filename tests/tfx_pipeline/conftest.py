@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import types
 import weakref
@@ -23,6 +24,8 @@ def quick_beam() -> Iterator[None]:
         patch.setattr(logging.getLogger("dill"), "setLevel", lambda level: None)
         # What is cached is measured, with the globals of all modules, to throw it away when it is 100 MB.
         patch.setattr(statecache, "get_deep_size", lambda *objects: 1)
+        # Options are parsed anew for each transform, and each parser looks for translations of its headings.
+        patch.setattr(argparse, "_", lambda text: text)
         patch.setattr(core, "get_function_args_defaults", _remembering(core.get_function_args_defaults))
         yield
 

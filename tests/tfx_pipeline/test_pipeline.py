@@ -49,7 +49,7 @@ FLAGS = ["--max_history_length", "64", "--batch_size", "128", "--min_auc", "0.55
 FLAGS += ["--epochs", "2", "--min_auc_lead", "-1", "--no-short_history_baseline"]
 CALIBRATED = ["--calibrate", "platt"]
 FIRST_RUN = ["--bulk_inference", "--short_history_baseline", *CALIBRATED]
-NUM_COMPARED = 1_000
+NUM_COMPARED = 500
 
 
 class Workspace:

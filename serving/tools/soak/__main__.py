@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m serving.tools.soak",
         description="Ask the embedded server without a pause while versions of its model come, break, go back and go.",
     )
-    parser.add_argument("--minutes", type=float, default=10, help="how long (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=10, help="how long, in whole rounds (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=16, help="threads that ask (default: %(default)s)")
     flags = parser.parse_args(argv)
     if flags.minutes <= 0 or flags.clients < 1:

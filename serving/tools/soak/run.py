@@ -247,18 +247,17 @@ def soak(server: ServerProcess, pusher: Pusher, seconds: float, clients: int) ->
         pusher.connect(channel)
         for thread in threads:
             thread.start()
-        began = time.monotonic()
+        began, elapsed = time.monotonic(), 0.0
         try:
-            for kind, change in itertools.cycle(steps(pusher).items()):
-                tally.memory.append(server.memory)
-                change()
-                tally.swaps[kind] += 1
-                elapsed = time.monotonic() - began
-                progress.set_postfix_str(f"{len(tally.faults)} faults", refresh=False)
-                progress.update(min(round(elapsed), progress.total) - progress.n)
-                if elapsed > seconds:
-                    break
-                time.sleep(_PAUSE_SECONDS)
+            while elapsed <= seconds:
+                for kind, change in steps(pusher).items():
+                    tally.memory.append(server.memory)
+                    change()
+                    tally.swaps[kind] += 1
+                    elapsed = time.monotonic() - began
+                    progress.set_postfix_str(f"{len(tally.faults)} faults", refresh=False)
+                    progress.update(min(round(elapsed), progress.total) - progress.n)
+                    time.sleep(_PAUSE_SECONDS)
         except (grpc.RpcError, TimeoutError, ValueError) as error:
             tally.faults.append(f"{kind}: {error}")
         finally:

@@ -37,23 +37,23 @@ def _shelves(item_ids: np.ndarray) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     folder = tmp_path_factory.mktemp("models")
-    codes = np.random.default_rng(0).integers(0, 3, (NUM_ITEMS, 2))
-    ids = SemanticIds.from_codes(ITEMS, codes, (3, 3), max_collisions=6)
+    codes = np.random.default_rng(0).integers(0, 4, (NUM_ITEMS, 1))
+    ids = SemanticIds.from_codes(ITEMS, codes, (4,), max_collisions=6)
     tf.keras.utils.set_random_seed(0)
     tiger = TIGER(ids, max_history_length=4, dim=8, num_heads=2, num_layers=1, feed_forward_units=8)
-    export_retriever(tiger, folder / "tiger", num_results=C, num_beams=NUM_ITEMS)
+    export_retriever(tiger, folder / "tiger", num_results=C, num_beams=NUM_ITEMS, warmup=False)
     user = Feature("user_id", num_oov_indices=10)
     personal = TIGER(ids, max_history_length=4, dim=8, num_heads=2, num_layers=1, feed_forward_units=8, user=user)
     personal.build()
     # Larger than the initial ones, so that users differ.
     personal.users.embeddings.assign(np.random.default_rng(1).normal(size=(11, 8)))
-    export_retriever(personal, folder / "personal", num_results=C, num_beams=NUM_ITEMS)
+    export_retriever(personal, folder / "personal", num_results=C, num_beams=NUM_ITEMS, warmup=False)
     features = Features(
         item_id=Feature("item_id", vocabulary_size=NUM_ITEMS, embedding_dim=4),
         item_attributes=(Feature("shelf", vocabulary_size=3, embedding_dim=2),),
         max_history_length=4,
     )
-    export_model(paper_eta(features, top_k=2), folder / "eta")
+    export_model(paper_eta(features, top_k=2), folder / "eta", warmup=False)
     models = [model_server_config_pb2.ModelConfig(name=name, base_path=str(folder / name)) for name in MODELS]
     with EmbeddedServer(models, port=0) as running:
         with RankingClient(running.address, timeout=120) as client:

@@ -49,7 +49,11 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_requests_are_a_function_of_seed_and_index(models: Path, requests: Requests) -> None:
+def test_requests_are_a_function_of_seed_and_index(
+    models: Path, requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Loading the ranker and tracing its signatures takes seconds, and it is the same one.
+    monkeypatch.setattr(tf.saved_model, "load", lambda path: requests._ranker)
     first = [requests[index] for index in range(60)]
     again = Requests(models, seed=3)
     assert [again[index].data for index in reversed(range(60))] == [request.data for request in reversed(first)]
@@ -238,8 +242,10 @@ def test_nothing_at_target(models: Path, capsys: pytest.CaptureFixture[str], mon
 
 
 @pytest.mark.e2e
-def test_embedded_server(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_embedded_server(models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole tool: 150 requests to a server in a process of its own."""
+    # Loading models takes most of the time, and more often tells more of memory alone.
+    monkeypatch.setattr(run, "_LOADS", 1)
     exit_code = fuzz.main(["--requests", "150", "--models", str(models)])
     output = capsys.readouterr().out
     assert "150 requests, 0 faults" in output

@@ -1,4 +1,4 @@
-"""The soak tool: what it calls a fault, and a run of a minute."""
+"""The soak tool: what it calls a fault, and a run of whole rounds of changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from serving.server.embedded import EmbeddedServer
 from serving.tools.soak import run as soak
 from serving.tools.soak.__main__ import main
 
-MINUTES = 1
 HITS = np.array([[2, 0]], np.float32)
 
 
@@ -145,10 +144,12 @@ def test_flags(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_soak(capsys: pytest.CaptureFixture[str]) -> None:
-    exit_code = main(["--minutes", str(MINUTES)])
+def test_soak(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of changes are finished: each change is made as often as the others."""
+    monkeypatch.setattr(soak, "_PAUSE_SECONDS", 0.1)
+    exit_code = main(["--minutes", "0.2", "--clients", "4"])
     output = capsys.readouterr().out
     assert output.endswith("0 faults\n")
     assert exit_code == 0
-    for kind in soak.steps(soak.Pusher.__new__(soak.Pusher)):
-        assert re.search(rf"^{re.escape(kind)} +[1-9]", output, re.MULTILINE)
+    times = dict(re.findall(r"^(\S.*?) +([1-9]\d*)$", output, re.MULTILINE))
+    assert {times.get(kind) for kind in soak.steps(soak.Pusher.__new__(soak.Pusher))} == {times["pushed"]}

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
-import signal
+import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from serving.client import RankingClient
+
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "own_data.md"
 
 
@@ -38,7 +42,7 @@ def test_a_csv_becomes_a_served_answer(
     assert names["learned"] > max(names["counted"].values()) + 0.1
     assert max(names["counted"], key=names["counted"].get) in {"repeat-count", "repeat-popularity", "recency"}
     log = "".join(path.read_text() for path in sorted(tmp_path.glob("*.log")))
-    assert "10,000 rows read, 10,000 kept" in log
+    assert "4,800 rows read, 4,800 kept" in log
     assert (tmp_path / "build" / "report" / "index.html").is_file()
     (model,) = (tmp_path / "models" / "purchases").glob("*/saved_model.pb")
     assert model.stat().st_size
@@ -47,27 +51,36 @@ def test_a_csv_becomes_a_served_answer(
 
 
 def _run(code: str, port: int, log: Path) -> None:
-    """Runs the commands with this Python, on a free port; what is started with & is stopped at the end."""
-    code = code.replace("--port 8500", f"--port {port}")
+    """Runs the commands, on a free port: in this process, which has imported TFX; with & in another, which is stopped.
+
+    `log` takes what the commands in this process print.
+    """
+    code = code.replace("--port 8500", f"--port {port}").replace("\\\n", " ")
     code = code.replace("serving.client explain", f"serving.client explain --target 127.0.0.1:{port}")
-    script = f"""
-        set -e
-        python() {{
-            if [ "$2" = serving.client ]; then  # until the version is loaded
-                for attempt in $(seq 60); do {sys.executable} "$@" && return; sleep 1; done
-                return 1
-            fi
-            {sys.executable} "$@"
-        }}
-        {code}"""
+    with contextlib.ExitStack() as started, log.open("w") as file, contextlib.redirect_stdout(file):
+        for line in code.splitlines():
+            python, m, module, *flags = shlex.split(line)
+            assert (python, m) == ("python", "-m")
+            if flags[-1] == "&":
+                started.enter_context(_started(module, *flags[:-1]))
+                with RankingClient(f"127.0.0.1:{port}", flags[flags.index("--model_name") + 1]) as client:
+                    client.wait_until_ready(60)
+            else:
+                assert _main(module)(flags) == 0, line
+
+
+def _main(module: str) -> Callable[[list[str]], int]:
+    """What `python -m` calls with the flags."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    return importlib.import_module(f"{module}.__main__" if spec.submodule_search_locations else module).main
+
+
+@contextlib.contextmanager
+def _started(module: str, *flags: str) -> Iterator[None]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    with log.open("w") as file:
-        shell = subprocess.Popen(
-            ["bash", "-c", script], stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-    try:
-        assert shell.wait() == 0, log.read_text()[-4000:]
-    finally:
-        # All that it has started.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(shell.pid, signal.SIGTERM)
+    with subprocess.Popen([sys.executable, "-m", module, *flags], env=environment) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
