@@ -172,7 +172,7 @@ def lag_table(points: Sequence[Point]) -> Table:
     """A row per unit and lag: means over rounds, and what the lag costs."""
     table = Table(title="impressions of the next round", caption="means over rounds; lost: ± standard error")
     for name in ("unit", "index built", "AUC", "lost", "grouped AUC", "lost"):
-        table.add_column(name, justify="left" if name in ("unit", "index built") else "right")
+        table.add_column(name, justify="left" if name in ("unit", "index built") else "right", no_wrap=True)
     for unit, lag in dict.fromkeys((point.unit, point.lag) for point in points):
         cells = []
         for measured in ("auc", "grouped_auc"):
@@ -180,7 +180,8 @@ def lag_table(points: Sequence[Point]) -> Table:
             costs = lost(points, unit, lag, measured)
             error = f" ± {np.std(costs, ddof=1) / np.sqrt(len(costs)):.4f}" if len(costs) > 1 else ""
             cells += [f"{np.nanmean(own):.4f}", f"{costs.mean():.4f}{error}" if lag else "-"]
-        built = "none" if unit == "eta" else f"{lag} rounds ago" if lag else "now"
+        rounds = "round" if lag == 1 else "rounds"
+        built = "none" if unit == "eta" else f"{lag} {rounds} ago" if lag else "now"
         table.add_row(unit, built, *cells)
     return table
 
