@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import numpy as np
 import pytest
@@ -21,17 +21,21 @@ Batch = dict[str, np.ndarray]
 MakeBatch = Callable[..., Batch]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Takes what is imported, more than a million objects, out of the garbage collector's every round."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with end-to-end tests come first, those with slow ones next, so that no worker ends with one alone."""
     longest = [{item.path for item in items if item.get_closest_marker(marker)} for marker in ("e2e", "slow")]
     items.sort(key=lambda item: [item.path not in paths for paths in longest])
-
-
-def pytest_collection_finish() -> None:
-    """Has Python look for garbage less often, and not among modules: a tenth of the time of the tests is spent so."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(7_000, 10, 10)
 
 
 @pytest.fixture(scope="session")
