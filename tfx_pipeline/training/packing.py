@@ -78,6 +78,7 @@ class PackedImpressions:
         self._sequences = {
             name: (
                 {column: tf.constant(values) for column, values in packed.columns.items()},
+                {column: tf.constant(values) for column, values in packed.ages.items()},
                 tf.constant(packed.end),
                 tf.constant(packed.length),
             )
@@ -100,13 +101,16 @@ class PackedImpressions:
         def gather(start: tf.Tensor, end: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
             row = rows[start:end]
             columns = {name: tf.gather(values, row) for name, values in self._rows.items()}
-            for name, (behaviours, ends, lengths) in self._sequences.items():
+            for name, (behaviours, ages, ends, lengths) in self._sequences.items():
                 length, last = tf.gather(lengths, row), tf.gather(ends, row)
                 back = tf.range(tf.reduce_max(length, axis=0))
+                real = back < length[:, tf.newaxis]
                 # Position 0 is padding.
-                position = tf.where(back < length[:, tf.newaxis], last[:, tf.newaxis] - back, 0)
+                position = tf.where(real, last[:, tf.newaxis] - back, 0)
                 columns[name] = length
                 columns |= {column: tf.gather(values, position) for column, values in behaviours.items()}
+                for column, values in ages.items():
+                    columns[column] = tf.where(real, _buckets(back, tf.gather(values, row)), 0)
             return columns, tf.gather(self._label, row)
 
         slices = tf.data.Dataset.from_tensor_slices((bounds[:-1], bounds[1:]))
@@ -118,11 +122,13 @@ class PackedSequence(NamedTuple):
 
     Attributes:
         columns: by name, the values of P behaviours in ascending order of time, behind padding: [1 + P] or [1 + P, V].
+        ages: by the name of the column of ages, if there is one, what `younger` makes of it: int32 [N, B].
         end: int32 [N], the position of each impression's most recent behaviour.
         length: int32 [N], how many it has.
     """
 
     columns: Mapping[str, np.ndarray]
+    ages: Mapping[str, np.ndarray]
     end: np.ndarray
     length: np.ndarray
 
@@ -135,10 +141,10 @@ def pack(part: Part, features: Features) -> Part:
         features: the columns.
 
     Returns:
-        The part with its impressions, or as it is: if it has none, if they take more than `PACKED_BYTES`, or if
-        behaviours have ages, which differ between impressions.
+        The part with its impressions, or as it is: if it has none, if they take more than `PACKED_BYTES`, or if a
+        behaviour is younger than one that should be more recent.
     """
-    if features.age is not None or not part.num_examples:
+    if not part.num_examples:
         return part
     by_length = {sequence.length: sequence for sequence in features.all_sequences}
     rows, labels = defaultdict[str, list[np.ndarray]](list), []
@@ -152,9 +158,12 @@ def pack(part: Part, features: Features) -> Part:
         labels.append(label.numpy())
         for name, sequence in by_length.items():
             found = _continued(arrays, features, sequence, positions[name])
+            if found is None:
+                _logger.info("`%s` does not ascend: each epoch reads the files.", sequence.age)
+                return part
             positions[name] += len(next(iter(found.columns.values())))
-            size += sum(values.nbytes for values in found.columns.values())
-            for column, values in found.columns.items():
+            size += sum(values.nbytes for some in (found.columns, found.ages) for values in some.values())
+            for column, values in (*found.columns.items(), *found.ages.items()):
                 parts[name][column].append(values)
                 del arrays[column]
             parts[name]["end"].append(found.end)
@@ -170,27 +179,60 @@ def pack(part: Part, features: Features) -> Part:
     sequences = {}
     for name, lists in parts.items():
         end, length = np.concatenate(lists.pop("end")), np.concatenate(lists.pop("length"))
+        ages = {by_length[name].age: np.concatenate(lists.pop(by_length[name].age))} if features.age else {}
         behaviours = {
             column: np.concatenate([np.zeros_like(values[0], shape=(1, *values[0].shape[1:])), *values])
             for column, values in lists.items()
         }
-        sequences[name] = PackedSequence(behaviours, end, length)
+        sequences[name] = PackedSequence(behaviours, ages, end, length)
     columns = {name: np.concatenate(values) for name, values in rows.items()}
     return part._replace(packed=PackedImpressions(columns, np.concatenate(labels), sequences))
 
 
 def _continued(
     arrays: Mapping[str, np.ndarray], features: Features, sequence: BehaviourSequence, position: int
-) -> PackedSequence:
-    """A sequence of a batch, without padding before it; the first behaviour stands at `position` + 1."""
-    names = features.encoded_sequence_names(sequence)
-    length = arrays[sequence.length]
+) -> PackedSequence | None:
+    """A sequence of a batch, without padding before it; the first behaviour stands at `position` + 1.
+
+    `None` if its ages do not ascend.
+    """
+    names = [name for name in features.encoded_sequence_names(sequence) if features.age is None or name != sequence.age]
+    length, ages = arrays[sequence.length], {}
+    if features.age is not None:
+        real = np.arange(1, arrays[sequence.age].shape[1]) < length[:, np.newaxis]
+        if (real & (np.diff(arrays[sequence.age]) < 0)).any():
+            return None
+        ages[sequence.age] = younger(length, arrays[sequence.age], len(features.age.boundaries))
     new = new_behaviours(length, [arrays[name] for name in names])
     # Of each row the `new` most recent behaviours, the oldest of them first.
     row = np.repeat(np.arange(len(new)), new)
     back = np.repeat(np.cumsum(new), new) - np.arange(len(row)) - 1
     columns = {name: arrays[name][row, back] for name in names}
-    return PackedSequence(columns, (position + np.cumsum(new)).astype("int32"), length)
+    return PackedSequence(columns, ages, (position + np.cumsum(new)).astype("int32"), length)
+
+
+def younger(length: np.ndarray, buckets: np.ndarray, boundaries: int) -> np.ndarray:
+    """How many behaviours of each row are younger than each boundary.
+
+    Args:
+        length: int [N], behaviours of each row.
+        buckets: int [N, L], those of their ages, ascending from 1 to B + 1.
+        boundaries: B.
+
+    Returns:
+        int32 [N, B].
+    """
+    real = np.arange(buckets.shape[1]) < length[:, np.newaxis]
+    counts = [(real & (buckets <= bucket)).sum(1, dtype="int32") for bucket in range(1, boundaries + 1)]
+    return np.stack(counts, axis=1)
+
+
+def _buckets(back: tf.Tensor, younger: tf.Tensor) -> tf.Tensor:
+    """The bucket of the age of each behaviour, int32 [N, L], of what `younger` gives and the positions [L]."""
+    bucket = tf.ones_like(younger[:, :1] + back)
+    for number in range(younger.shape[1]):
+        bucket += tf.cast(back >= younger[:, number : number + 1], tf.int32)
+    return bucket
 
 
 def new_behaviours(length: np.ndarray, columns: Sequence[np.ndarray]) -> np.ndarray:

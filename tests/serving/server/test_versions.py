@@ -400,7 +400,7 @@ def test_server_knows_no_model() -> None:
     sources = sorted(Path(str(serving.server.__file__)).parent.glob("*.py"))
     assert len(sources) >= 10
     imports = [name for source in sources for name in re.findall(r"keras_eta[\w.]*", source.read_text())]
-    assert set(imports) == {"keras_eta.contract", "keras_eta.quiet", "keras_eta.versions"}
+    assert set(imports) == {"keras_eta.contract", "keras_eta.quiet", "keras_eta.tf_data", "keras_eta.versions"}
 
 
 def test_main_base_path_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from keras_eta import Feature, Features, Sequence
 from keras_eta.columns import Age
 from tfx_pipeline.training import packing
 from tfx_pipeline.training.batches import Part, measure, transformed_batches
-from tfx_pipeline.training.packing import new_behaviours, pack, part_batches
+from tfx_pipeline.training.packing import new_behaviours, pack, part_batches, younger
 
 L = 6
 PRICE = Feature("price", "float32", optional=True)
@@ -27,6 +27,7 @@ FEATURES = Features(
     context=(Feature("hour", "float32"), Feature("tags", max_values=3)),
     sequences=(Sequence("carts", max_length=3),),
     max_history_length=L,
+    age=Age((2, 5)),
 )
 
 
@@ -39,8 +40,9 @@ def behaviours_of(user: int) -> list[dict[str, Any]]:
             "genres": rng.integers(1, 9, rng.integers(0, 3)).tolist(),
             "price": math.nan if rng.random() < 0.3 else round(float(rng.random()), 3),
             "action": int(rng.integers(1, 4)),
+            "time": time,
         }
-        for _ in range(int(rng.integers(0, 14)))
+        for time in range(int(rng.integers(0, 14)))
     ]
 
 
@@ -77,6 +79,8 @@ def write(folder: Path, features: Features, rows: list[dict[str, Any]]) -> None:
                 for sequence in features.all_sequences:
                     own = row["history" if sequence.name == "history" else sequence.name]
                     columns[sequence.length] = len(own)
+                    ages = [row["timestamp"] - one["time"] for one in own]
+                    columns[sequence.age] = [1 + (age >= 2) + (age >= 5) for age in ages]
                     for feature in features.sequence_features(sequence):
                         name, values = sequence.column(feature.name), [one[feature.name] for one in own]
                         if feature.max_values:
@@ -135,7 +139,7 @@ def test_batches_are_those_of_the_files(part: Part, monkeypatch: pytest.MonkeyPa
 def test_what_histories_have_in_common_is_held_once(part: Part) -> None:
     packed = pack(part, FEATURES).packed
     assert packed is not None
-    columns, _, length = packed._sequences["history_length"]
+    columns, _, _, length = packed._sequences["history_length"]
     behaviours = sum(len(behaviours_of(user)) for user in range(11))
     # Each once, and padding; those of the user in both files once more, and fewer where they repeat by chance.
     assert 1 + 0.7 * behaviours < len(columns["history_item_id"]) <= 1 + behaviours + L
@@ -152,16 +156,21 @@ def test_an_order_is_of_all_impressions_and_goes_on_at_a_batch(part: Part) -> No
     assert rows_of(part_batches(packed, FEATURES, 1, seed=1, first=5)) == first[5:]
 
 
-def test_what_is_too_large_or_has_ages_stays_in_its_files(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
-    aged = Features(item_id=Feature("item_id"), max_history_length=L, age=Age((60,)))
-    assert pack(part, aged) is part
-    size = 0
+def test_what_is_too_large_or_out_of_order_stays_in_its_files(
+    part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = impressions()
+    rows[-1]["history"] = rows[-1]["history"][::-1]
+    write(tmp_path, FEATURES, rows)
+    reversed_once = measure([str(tmp_path / "*")], "item_id")
+    assert pack(reversed_once, FEATURES) is reversed_once
     packed = pack(part, FEATURES).packed
     assert packed is not None
     size = sum(values.numpy().nbytes for values in packed._rows.values())
-    for columns, _, _ in packed._sequences.values():
+    for columns, ages, _, _ in packed._sequences.values():
         # Without padding.
         size += sum(values[1:].numpy().nbytes for values in columns.values())
+        size += sum(values.numpy().nbytes for values in ages.values())
     monkeypatch.setattr(packing, "PACKED_BYTES", size)
     assert pack(part, FEATURES).packed is not None
     monkeypatch.setattr(packing, "PACKED_BYTES", size - 1)
@@ -205,3 +214,11 @@ def test_new_behaviours_of_long_histories() -> None:
     assert new_behaviours(np.zeros(3, "int32"), [np.zeros([3, 0], "int32")]).tolist() == [0, 0, 0]
     # A zero that is a value is not the padding of the row above.
     assert new_behaviours(np.array([1, 2], "int32"), [np.zeros([2, 2], "int32")]).tolist() == [1, 1]
+
+
+def test_ages_are_held_as_numbers_of_younger_behaviours() -> None:
+    buckets = np.array([[1, 1, 2, 4], [4, 4, 0, 0], [0, 0, 0, 0]], "int32")
+    length = np.array([4, 2, 0], "int32")
+    found = younger(length, buckets, 3)
+    assert found.tolist() == [[2, 3, 3], [0, 0, 0], [0, 0, 0]]
+    assert packing._buckets(tf.range(4), tf.constant(found))[:2].numpy().tolist() == [[1, 1, 2, 4], [4, 4, 4, 4]]

@@ -233,7 +233,7 @@ def test_report_tells_of_the_training(data: Data, trained: Trained) -> None:
     assert (report["train_examples"], report["validation_examples"]) == (300, 50)
     files = [path for split in ("train", "validation") for path in (data.directory / split).iterdir()]
     assert report["file_bytes"] == sum(path.stat().st_size for path in files)
-    # These have ages.
+    # The history is of random ages.
     assert report["held_in_memory"] is False
     assert (report["base_version"], report["resumed_at_step"]) == (None, None)
     assert set(report["history"]) >= {"loss", "auc", "val_auc", "val_log_loss"}
