@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import os
 import re
 import signal
 import subprocess
@@ -26,6 +28,7 @@ from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
 from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.server import __main__ as command
 from serving.server import config, memory, servables
 from serving.server.__main__ import main, server_from_flags
 from serving.server.config import BatchingParameters, MonitoringConfig, SSLConfig, read_config
@@ -725,3 +728,36 @@ def test_memory_is_given_back_once_for_all_that_ask(monkeypatch: pytest.MonkeyPa
     time.sleep(0.2)
     assert len(given) == 2
     assert given[0] - began >= 0.1
+
+
+def test_what_is_imported_is_left_out_of_garbage_collections_before_models_load(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+
+    class Server:
+        ready, address, monitoring_address = True, "localhost:1", ""
+
+        def __enter__(self) -> None:
+            calls.append("load")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def __exit__(self, *_: object) -> None:
+            calls.append("stop")
+
+    def settle() -> None:
+        calls.append("settle")
+        gc.unfreeze()
+        memory.settle()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(command, "server_from_flags", lambda argv: Server())
+    monkeypatch.setattr(command, "memory", types.SimpleNamespace(settle=settle))
+    try:
+        assert command.main([]) == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert calls == ["settle", "load", "stop"]
+    # TensorFlow alone makes hundreds of thousands of objects.
+    assert gc.get_freeze_count() > 100_000
