@@ -1,7 +1,7 @@
 """Transformed impressions in memory, with what the histories of successive ones have in common held once.
 
 In the files a user's impressions lie side by side, some at a time, and the history of one is mostly that of the one
-before it, with a few behaviours more. Read once, inflated and parsed once, they serve all epochs.
+before it, with a few behaviours more. What is read, inflated and parsed here serves all epochs.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class PackedImpressions:
     """N impressions in memory.
 
     Args:
-        rows: columns of the impressions and of their labels, [N] or [N, V].
+        rows: columns of the impressions themselves, [N] or [N, V].
         label: int64 [N].
         sequences: by the name of the sequence's length, what `PackedSequence` tells.
     """
