@@ -6,7 +6,7 @@ import hashlib
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow_model_analysis as tfma
 from tensorflow_model_analysis.proto import config_pb2
 
+from keras_eta.export import PROBABILITY
 from keras_eta.metrics import NUM_LOG_ODDS_BUCKETS, auc, grouped_auc, log_odds_bucket
 
 # Impressions that a slice keeps, 17 bytes each.
@@ -99,7 +100,7 @@ def _log_odds_auc(
     output_name: str = "",
 ) -> list[Any]:
     key = tfma.metrics.MetricKey(name=name, model_name=model_name, output_name=output_name)
-    return [tfma.metrics.MetricComputation([key], [], _LogOddsAUCCombiner(key, eval_config))]
+    return [tfma.metrics.MetricComputation([key], [], _LogOddsAUCCombiner(key))]
 
 
 def _grouped_auc(
@@ -111,7 +112,7 @@ def _grouped_auc(
     output_name: str = "",
 ) -> list[Any]:
     key = tfma.metrics.MetricKey(name=name, model_name=model_name, output_name=output_name)
-    combiner = _GroupedAUCCombiner(key, eval_config, group_key, max_rows)
+    combiner = _GroupedAUCCombiner(key, group_key, max_rows)
     return [tfma.metrics.MetricComputation([key], [tfma.metrics.FeaturePreprocessor([group_key])], combiner)]
 
 
@@ -126,7 +127,7 @@ def _subset_auc(
     output_name: str = "",
 ) -> list[Any]:
     key = tfma.metrics.MetricKey(name=name, model_name=model_name, output_name=output_name)
-    combiner = _SubsetAUCCombiner(key, eval_config, group_key, max_rows, column, value)
+    combiner = _SubsetAUCCombiner(key, group_key, max_rows, column, value)
     return [tfma.metrics.MetricComputation([key], [tfma.metrics.FeaturePreprocessor([group_key, column])], combiner)]
 
 
@@ -197,24 +198,18 @@ class Rows:
 class _LogOddsAUCCombiner(beam.CombineFn):
     """Counts rows by label and bucket."""
 
-    def __init__(self, key: Any, eval_config: config_pb2.EvalConfig | None) -> None:
+    def __init__(self, key: Any) -> None:
         self._key = key
-        self._eval_config = eval_config
 
     def create_accumulator(self) -> Counter[tuple[int, int]]:
         return Counter()
 
     def add_input(self, accumulator: Counter[tuple[int, int]], element: Any) -> Counter[tuple[int, int]]:
-        for label, score, _ in tfma.metrics.to_label_prediction_example_weight(
-            element,
-            eval_config=self._eval_config,
-            model_name=self._key.model_name,
-            output_name=self._key.output_name,
-        ):
-            if math.isnan(score.item()):
-                accumulator[_NOT_A_NUMBER] += 1
-                continue
-            accumulator[int(label.item()), probability_bucket(score.item())] += 1
+        label, score = label_and_score(element, self._key)
+        if math.isnan(score):
+            accumulator[_NOT_A_NUMBER] += 1
+        else:
+            accumulator[label, probability_bucket(score)] += 1
         return accumulator
 
     def merge_accumulators(self, accumulators: Iterable[Counter[tuple[int, int]]]) -> Counter[tuple[int, int]]:
@@ -236,9 +231,8 @@ class _LogOddsAUCCombiner(beam.CombineFn):
 
 
 class _GroupedAUCCombiner(beam.CombineFn):
-    def __init__(self, key: Any, eval_config: config_pb2.EvalConfig | None, group_key: str, max_rows: int) -> None:
+    def __init__(self, key: Any, group_key: str, max_rows: int) -> None:
         self._key = key
-        self._eval_config = eval_config
         self._group_key = group_key
         self._max_rows = max_rows
 
@@ -246,14 +240,7 @@ class _GroupedAUCCombiner(beam.CombineFn):
         return Rows(self._max_rows)
 
     def add_input(self, accumulator: Rows, element: Any) -> Rows:
-        group = group_hash(_value(element, self._group_key))
-        for label, score, _ in tfma.metrics.to_label_prediction_example_weight(
-            element,
-            eval_config=self._eval_config,
-            model_name=self._key.model_name,
-            output_name=self._key.output_name,
-        ):
-            accumulator.add(group, int(label.item()), score.item())
+        accumulator.add(group_hash(_value(element, self._group_key)), *label_and_score(element, self._key))
         return accumulator
 
     def merge_accumulators(self, accumulators: Iterable[Rows]) -> Rows:
@@ -272,13 +259,12 @@ class _SubsetAUCCombiner(_GroupedAUCCombiner):
     def __init__(
         self,
         key: Any,
-        eval_config: config_pb2.EvalConfig | None,
         group_key: str,
         max_rows: int,
         column: str,
         value: str,
     ) -> None:
-        super().__init__(key, eval_config, group_key, max_rows)
+        super().__init__(key, group_key, max_rows)
         self._column = column
         self._value = value.encode()
 
@@ -294,6 +280,25 @@ class _SubsetAUCCombiner(_GroupedAUCCombiner):
             return {self._key: math.nan}
         value = auc(labels, scores)
         return {self._key: 0.5 if math.isnan(value) else value}
+
+
+def label_and_score(element: Any, key: Any) -> tuple[int, float]:
+    """What an impression was labelled, and its probability by the model of a metric's key.
+
+    `tfma.metrics.to_label_prediction_example_weight`, which allows for weights, classes and several outputs, takes
+    most of the evaluation's time.
+
+    Args:
+        element: `tfma.metrics.StandardMetricInputs` of one impression.
+        key: names the model, where there are several.
+    """
+    label, score = (
+        value[key.model_name] if key.model_name and isinstance(value, Mapping) else value
+        for value in (element.label, element.prediction)
+    )
+    if isinstance(score, Mapping):
+        score = score[PROBABILITY]
+    return int(np.ravel(label)[0]), float(np.ravel(score)[0])
 
 
 def probability_bucket(probability: float) -> int:

@@ -140,6 +140,12 @@ class Model:
         default = RecentInterest(ETAUnits.short_history_length, num_heads=ETAUnits.num_heads, cosine=ETAUnits.cosine)
         return dataclasses.replace(self, interests=recent or (default,))
 
+    @property
+    def longest_recent(self) -> int:
+        """The most recent behaviours that `RecentInterest` units and the retrieval task read."""
+        lengths = (json.loads(text)["config"].get("length", 0) for text in self.interests)
+        return max(*lengths, self.retrieval_recent if self.retrieval_weight else 0)
+
     def retrieval_task(self) -> RetrievalTask | None:
         """The retrieval task; `None` at a weight of 0."""
         if not self.retrieval_weight:

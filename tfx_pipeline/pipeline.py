@@ -56,11 +56,11 @@ def make_pipeline(config: PipelineConfig, metadata_connection: Any = None) -> An
         disable_statistics=True,
         custom_config={"config": config.only().to_json()},
     )
-    # Anomalous data must not reach training.
-    transform.add_upstream_node(validator)
     # Where the tables are that travel in the export.
     joined = ["data"] if any(map(config.layout.joined_features, config.layout.joined_tables)) else []
     trainer = _trainer(config.only(*joined, "output", "serving_dir", "model", "training"), transform, schema)
+    # Anomalous data must not reach training.
+    trainer.add_upstream_node(validator)
     model = trainer.outputs["model"]
 
     latest_blessed = tfx.dsl.Resolver(
@@ -69,6 +69,8 @@ def make_pipeline(config: PipelineConfig, metadata_connection: Any = None) -> An
         model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
     ).with_id("latest_blessed_model")
     short = _short_history_trainer(config.only(*joined, "output", "model", "training", "evaluation"), transform, schema)
+    if short is not None:
+        short.add_upstream_node(validator)
     baselines = Baselines(
         examples=examples,
         item_id=config.layout.features.item_id.name,
@@ -139,5 +141,9 @@ def _short_history_trainer(config: PipelineConfig, transform: Any, schema: Any) 
         return None
     # No version of it is served, so there is none to start from, and an order needs no calibration.
     training = dataclasses.replace(config.training, warm_start=False, calibrate=None)
-    alone = dataclasses.replace(config.only("data", "output"), model=model, training=training)
+    features = config.layout.features
+    # More of the history would be gathered for nothing.
+    read = min(features.max_history_length, model.longest_recent)
+    layout = dataclasses.replace(config.layout, features=dataclasses.replace(features, max_history_length=read))
+    alone = dataclasses.replace(config.only("data", "output"), layout=layout, model=model, training=training)
     return _trainer(alone, transform, schema).with_id("ShortHistoryTrainer")

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_model_analysis as tfma
 from tensorflow_model_analysis.proto import config_pb2
 
-from tfx_pipeline.grouped_auc import probability_bucket
+from tfx_pipeline.grouped_auc import label_and_score, probability_bucket
 
 _NUM_TENTHS = 10
 _NOT_A_NUMBER = -1
@@ -54,7 +54,7 @@ def _computations(combiner: Callable[..., beam.CombineFn]) -> Callable[..., list
         output_name: str = "",
     ) -> list[Any]:
         key = tfma.metrics.MetricKey(name=name, model_name=model_name, output_name=output_name)
-        return [tfma.metrics.MetricComputation([key], [], combiner(key, eval_config))]
+        return [tfma.metrics.MetricComputation([key], [], combiner(key))]
 
     return computations
 
@@ -62,24 +62,17 @@ def _computations(combiner: Callable[..., beam.CombineFn]) -> Callable[..., list
 class _Combiner(beam.CombineFn):
     """Sums, under keys of its own, what labels and probabilities come to."""
 
-    def __init__(self, key: Any, eval_config: config_pb2.EvalConfig | None) -> None:
+    def __init__(self, key: Any) -> None:
         self._key = key
-        self._eval_config = eval_config
 
     def create_accumulator(self) -> Counter[Any]:
         return Counter()
 
     def add_input(self, accumulator: Counter[Any], element: Any) -> Counter[Any]:
-        for label, score, _ in tfma.metrics.to_label_prediction_example_weight(
-            element,
-            eval_config=self._eval_config,
-            model_name=self._key.model_name,
-            output_name=self._key.output_name,
-        ):
-            self.add(accumulator, label.item(), score.item())
+        self.add(accumulator, *label_and_score(element, self._key))
         return accumulator
 
-    def add(self, accumulator: Counter[Any], label: float, probability: float) -> None:
+    def add(self, accumulator: Counter[Any], label: int, probability: float) -> None:
         raise NotImplementedError
 
     def merge_accumulators(self, accumulators: Iterable[Counter[Any]]) -> Counter[Any]:
@@ -92,7 +85,7 @@ class _Combiner(beam.CombineFn):
 class _SaturatedShareCombiner(_Combiner):
     """Counts rows by whether they are saturated."""
 
-    def add(self, accumulator: Counter[bool], label: float, probability: float) -> None:
+    def add(self, accumulator: Counter[bool], label: int, probability: float) -> None:
         accumulator[probability in (0.0, 1.0)] += 1
 
     def extract_output(self, accumulator: Counter[bool]) -> dict[Any, float]:
@@ -102,7 +95,7 @@ class _SaturatedShareCombiner(_Combiner):
 class _ReliabilityCombiner(_Combiner):
     """Sums by bucket and column: impressions, their probabilities, their labels."""
 
-    def add(self, accumulator: Counter[Any], label: float, probability: float) -> None:
+    def add(self, accumulator: Counter[Any], label: int, probability: float) -> None:
         bucket = _NOT_A_NUMBER if math.isnan(probability) else probability_bucket(probability)
         for column, value in enumerate((1, probability, label)):
             accumulator[bucket, column] += value  # type: ignore[assignment]

@@ -1,25 +1,17 @@
-"""Shows on the terminal which component runs, how long, and how much memory it takes; TFX's own log goes to a file."""
+"""Shows on the terminal which components run, how long, and how much memory they take."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
-from absl import logging as absl_logging
 from rich.console import Console
 
 _HEARTBEAT_SECONDS = 30.0
-# What TFX's LocalDagRunner logs around each component.
-_STARTED, _FINISHED = "Component %s is running.", "Component %s is finished."
-_CACHED = "A cached execution %d is used."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +20,41 @@ class Timing:
 
     Args:
         component: its id.
+        start: seconds after the first one's.
         seconds: wall time.
-        peak_bytes: the largest resident memory of this process and its children while it ran, as sampled.
+        peak_bytes: the largest resident memory of its process and this one's children while it ran, as sampled.
         cached: whether an earlier run's outputs were taken.
     """
 
     component: str
+    start: float
     seconds: float
     peak_bytes: int
     cached: bool
 
 
-class Progress(logging.Handler):
-    """Follows a LocalDagRunner by its log records.
+@dataclasses.dataclass
+class _Running:
+    process: psutil.Process
+    start: float
+    peak: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def sample(self) -> int:
+        memory = 0
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for part in (self.process, *self.process.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    memory += part.memory_info().rss
+        self.peak = max(self.peak, memory)
+        return memory
+
+
+class Progress:
+    """Reports on components as they start and end, and now and then on those that take long.
 
     Args:
         console: where to report.
@@ -48,35 +62,56 @@ class Progress(logging.Handler):
     Attributes:
         num_components: how many will run.
         timings: of those that have.
-        running: the one that does.
     """
 
     def __init__(self, console: Console) -> None:
-        super().__init__(logging.INFO)
         self.num_components = 0
         self.timings: list[Timing] = []
-        self.running: str | None = None
         self._console = console
-        self._start = 0.0
-        self._peak = 0
-        self._cached = False
+        self._running: dict[str, _Running] = {}
+        self._first_start: float | None = None
+        self._num_started = 0
+        self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="progress", daemon=True)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.msg == _STARTED and isinstance(record.args, tuple):
-            self.running, self._start, self._peak, self._cached = str(record.args[0]), time.monotonic(), 0, False
-            place = f"[{len(self.timings) + 1}/{self.num_components}]"
-            self._console.print(f"{place} {self.running}", markup=False, highlight=False)
-        elif record.msg == _CACHED:
-            self._cached = True
-        elif record.msg == _FINISHED and self.running:
-            self._sample()
-            timing = Timing(self.running, time.monotonic() - self._start, self._peak, self._cached)
-            self.timings.append(timing)
-            self.running = None
-            note = "unchanged: outputs of an earlier run" if timing.cached else f"{timing.seconds:.1f} s"
-            self._console.print(f"      {note}", markup=False, highlight=False)
+    def started(self, component: str, pid: int | None = None) -> None:
+        """Reports that a component runs.
+
+        Args:
+            component: its id.
+            pid: of its process; `None`: this one.
+        """
+        with self._lock:
+            self._num_started += 1
+            running = self._running[component] = _Running(psutil.Process(pid), time.monotonic())
+            if self._first_start is None:
+                self._first_start = running.start
+        self._print(f"[{self._num_started}/{self.num_components}] {component}")
+
+    def ended(self, component: str, *, cached: bool, failed: bool) -> None:
+        """Reports how a component ended.
+
+        Args:
+            component: its id.
+            cached: whether an earlier run's outputs were taken.
+            failed: whether it failed.
+        """
+        with self._lock:
+            running = self._running.pop(component)
+            running.sample()
+        first = running.start if self._first_start is None else self._first_start
+        timing = Timing(component, running.start - first, running.seconds, running.peak, cached)
+        self.timings.append(timing)
+        if failed:
+            note = f"failed after {timing.seconds:.1f} s"
+        else:
+            note = "unchanged, outputs of an earlier run" if cached else f"{timing.seconds:.1f} s"
+        self.says(component, note)
+
+    def says(self, component: str, text: str) -> None:
+        """Shows a line of a component."""
+        self._print(f"      {component}: {text}")
 
     def start(self) -> None:
         """Begins to watch the memory and to report on long components."""
@@ -90,48 +125,24 @@ class Progress(logging.Handler):
     def _watch(self) -> None:
         next_report = time.monotonic() + _HEARTBEAT_SECONDS
         while not self._stopped.wait(0.5):
-            memory = self._sample()
-            name, elapsed = self.running, time.monotonic() - self._start
+            with self._lock:
+                memory = {name: running.sample() for name, running in self._running.items()}
+                notes = {name: f"... {self._running[name].seconds:.0f} s" for name in memory}
             if time.monotonic() >= next_report:
                 next_report += _HEARTBEAT_SECONDS
-                if name is not None:
-                    self._console.print(f"      ... {elapsed:.0f} s, {memory / 2**30:.1f} GiB", highlight=False)
+                for name, size in memory.items():
+                    self.says(name, f"{notes[name]}, {size / 2**30:.1f} GiB")
 
-    def _sample(self) -> int:
-        process = psutil.Process()
-        memory = 0
-        for part in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                memory += part.memory_info().rss
-        self._peak = max(self._peak, memory)
-        return memory
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
-def shown(console: Console, log_file: Path) -> Iterator[Progress]:
-    """Reports on components while the context lasts, and sends log records and standard error to a file."""
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+def shown(console: Console) -> Iterator[Progress]:
+    """Reports on components while the context lasts."""
     progress = Progress(console)
-    sys.stderr.flush()
-    standard_error = os.dup(2)
-    with log_file.open("a") as file:
-        os.dup2(file.fileno(), 2)
-    to_file = logging.FileHandler(log_file)
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root, absl_logger = logging.getLogger(), absl_logging.get_absl_logger()
-    before = root.handlers[:], root.level, absl_logger.handlers[:], absl_logger.propagate, absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.INFO)
-    root.handlers, absl_logger.handlers, absl_logger.propagate = [to_file, progress], [], True
-    root.setLevel(logging.INFO)
     progress.start()
     try:
         yield progress
     finally:
         progress.stop()
-        root.handlers, level, absl_logger.handlers, absl_logger.propagate, verbosity = before
-        root.setLevel(level)
-        absl_logging.set_verbosity(verbosity)
-        to_file.close()
-        sys.stderr.flush()
-        os.dup2(standard_error, 2)
-        os.close(standard_error)

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import logging
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,30 +18,36 @@ from rich.console import Console
 
 from keras_eta.datasets import movielens
 from keras_eta.quiet import quiet_imports
+from keras_eta.validation import check_positive_integers
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.exclusive import exclusive
 from tfx_pipeline.flags import add_flags, config_from_flags
+from tfx_pipeline.logs import logged_to
 from tfx_pipeline.progress import shown
+from tfx_pipeline.side_by_side import Here, Processes, run_pipeline
 
 
-def run(config: PipelineConfig, console: Console) -> None:
+def run(config: PipelineConfig, console: Console, jobs: int = 2) -> None:
     """Runs the pipeline and prints a summary.
 
     Args:
         config: what to run it on.
         console: where to report.
+        jobs: components that run side by side where they do not wait for each other, each in a process of its own; 1:
+            one after the other, in this process.
 
     Raises:
         ValueError: if the data or the schema can't be what the configuration says, before anything is run.
-        RuntimeError: if another run holds the output directory.
-        Exception: whatever ends a component.
+        RuntimeError: if another run holds the output directory, or components fail.
     """
+    check_positive_integers(jobs=jobs)
     if not Path(config.schema).is_file():
         raise ValueError(f"There is no schema {config.schema}. `python -m tfx_pipeline.propose_schema` makes a draft.")
     output = Path(config.output)
     with exclusive(output):
         log_file = output / "logs" / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}.log"
-        with shown(console, log_file) as progress:
+        with shown(console) as progress, logged_to(log_file):
+            workers = Here(progress) if jobs == 1 else Processes(progress, log_file)
             # These import TFX, which takes several seconds and writes warnings.
             from tfx import v1 as tfx
 
@@ -56,13 +60,7 @@ def run(config: PipelineConfig, console: Console) -> None:
             check_data(config)
             console.print(f"TFX's log: {log_file}", soft_wrap=True)
             connection = tfx.orchestration.metadata.sqlite_metadata_connection_config(config.metadata_path)
-            pipeline = make_pipeline(config, connection)
-            progress.num_components = len(pipeline.components)
-            try:
-                tfx.orchestration.LocalDagRunner().run(pipeline)
-            except Exception as error:
-                logging.getLogger(__name__).error("%s", traceback.format_exc())
-                raise RuntimeError(f"{progress.running or 'The pipeline'} failed: {error}") from error
+            run_pipeline(make_pipeline(config, connection), workers, jobs, progress)
             report(config, progress.timings, console)
 
 
@@ -70,6 +68,13 @@ def parser() -> argparse.ArgumentParser:
     """The parser of the command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m tfx_pipeline.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=2,
+        metavar="N",
+        help="components that run side by side, each in a process of its own; 1: one after the other (default: 2)",
     )
     add_flags(parser)
     return parser
@@ -86,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = config_from_flags(flags)
         if fetched and not Path(config.data).exists():
             movielens.write_folder(config.data)
-        run(config, console)
+        run(config, console, flags.jobs)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -89,7 +89,7 @@ def _timing_table(timings: Sequence[Timing]) -> Table:
     for timing in timings:
         time = "unchanged" if timing.cached else f"{timing.seconds:.1f} s"
         table.add_row(timing.component, time, f"{timing.peak_bytes / 2**30:.1f} GiB")
-    table.add_row("all", f"{sum(timing.seconds for timing in timings):.1f} s", "")
+    table.add_row("all", f"{max(timing.start + timing.seconds for timing in timings):.1f} s", "")
     return table
 
 

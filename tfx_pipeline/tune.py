@@ -29,7 +29,7 @@ from keras_eta.validation import check_positive_integers, is_number
 from tfx_pipeline import run
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.flags import add_flags, config_from_flags, unbuilt_config_from_flags
-from tfx_pipeline.progress import shown
+from tfx_pipeline.logs import logged_to
 from tfx_pipeline.tuning.space import Dimension, Value, as_text, flags_of, space
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def tune(
             unbuilt_config_from_flags(_parse([*argv, *dimension.flags(value)]))
     config = config_from_flags(flags)
     directory = Path(config.output) / "tuning"
-    with run.exclusive(directory), shown(console, directory / "search.log"):
+    with run.exclusive(directory), logged_to(directory / "search.log"):
         # These import TFX, which takes several seconds and writes warnings.
         from tfx_pipeline.tuning.search import Outcome, Search, best
         from tfx_pipeline.tuning.trial import run_trial

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from absl import logging as absl_logging
 from rich.console import Console
 
 from tfx_pipeline.exclusive import exclusive
+from tfx_pipeline.logs import logged_to
 from tfx_pipeline.progress import shown
 from tfx_pipeline.run import main
 
@@ -39,34 +41,48 @@ def test_killed_run_lets_go_of_its_output_directory(tmp_path: Path) -> None:
         pass
 
 
-def test_progress_follows_the_runner(tmp_path: Path) -> None:
+def test_progress_reports_on_components_as_they_start_and_end() -> None:
     printed = io.StringIO()
-    logger = logging.getLogger("absl")
-    with shown(Console(file=printed), tmp_path / "logs" / "run.log") as progress:
-        progress.num_components = 2
-        absl_logging.info("Component %s is running.", "First")
-        assert progress.running == "First"
+    with shown(Console(file=printed)) as progress:
+        progress.num_components = 3
+        progress.started("First")
         memory = bytearray(300 * 2**20)
         time.sleep(0.8)
-        os.write(2, b"from a library in C\n")
-        absl_logging.info("Component %s is finished.", "First")
-        del memory
-        absl_logging.info("Component %s is running.", "Second")
-        absl_logging.info("A cached execution %d is used.", 7)
-        absl_logging.info("Component %s is finished.", "Second")
-    assert progress.running is None
-    first, second = progress.timings
-    assert (first.component, first.cached, second.component, second.cached) == ("First", False, "Second", True)
-    assert 0.8 <= first.seconds < 10
-    assert second.seconds < first.seconds
-    assert first.peak_bytes > 300 * 2**20
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+            progress.started("Second", process.pid)
+            progress.ended("First", cached=False, failed=False)
+            del memory
+            progress.says("Second", "hello")
+            progress.ended("Second", cached=True, failed=False)
+            process.kill()
+        progress.started("Third")
+        progress.ended("Third", cached=False, failed=True)
+    first, second, third = progress.timings
+    assert [timing.component for timing in progress.timings] == ["First", "Second", "Third"]
+    assert [timing.cached for timing in progress.timings] == [False, True, False]
+    assert first.start == 0
+    assert 0.8 <= second.start < first.seconds < 10
+    assert third.start >= first.seconds
+    assert first.peak_bytes > 300 * 2**20 > second.peak_bytes > 0
     lines = printed.getvalue().splitlines()
-    assert [lines[0], *lines[2:]] == ["[1/2] First", "[2/2] Second", "      unchanged: outputs of an earlier run"]
-    log = (tmp_path / "logs" / "run.log").read_text()
-    assert "Component First is running." in log
-    assert "from a library in C" in log
-    absl_logging.info("after the run")
-    assert "after the run" not in (tmp_path / "logs" / "run.log").read_text()
+    assert lines[:2] == ["[1/3] First", "[2/3] Second"]
+    assert lines[3:6] == ["      Second: hello", "      Second: unchanged, outputs of an earlier run", "[3/3] Third"]
+    assert re.fullmatch(r"      First: \d+\.\d s", lines[2])
+    assert re.fullmatch(r"      Third: failed after \d+\.\d s", lines[6])
+
+
+def test_logs_go_to_a_file_while_the_context_lasts(tmp_path: Path) -> None:
+    logger, log_file = logging.getLogger("absl"), tmp_path / "logs" / "run.log"
+    for text in ("one", "two"):
+        with logged_to(log_file):
+            absl_logging.info("Component %s is running.", text)
+            os.write(2, b"from a library in C\n")
+        absl_logging.info("after the run")
+    log = log_file.read_text()
+    assert log.count("from a library in C\n") == 2
+    assert "INFO absl: Component one is running.\n" in log
+    assert "Component two is running." in log
+    assert "after the run" not in log
     assert logger is absl_logging.get_absl_logger()
 
 
@@ -79,6 +95,7 @@ def test_progress_follows_the_runner(tmp_path: Path) -> None:
             ["--data", ".", "--retriever_dir", "r", "--item_table", "nowhere.csv", "--item_text", "name"],
             "`item_table` must be a file. There is no 'nowhere.csv'",
         ),
+        (["--data", ".", "--jobs", "0"], "`jobs` must be a positive integer. Received: jobs=0"),
         (["--data", ".", "--epochs", "0"], "`epochs` must be a positive integer. Received: epochs=0"),
     ],
 )

@@ -86,7 +86,7 @@ def results_of(**changes: Any) -> Results:
             "mean_probability": [0.333333, 0.25],
             "calibrator": {"class_name": "PlattCalibrator", "config": {"slope": 0.75, "intercept": -1.5}},
         },
-        "timings": [Timing("Trainer", 12.34, 2**31, False), Timing("Transform", 0.1, 2**30, True)],
+        "timings": [Timing("Trainer", 2.0, 12.34, 2**31, False), Timing("Transform", 0.0, 0.1, 2**30, True)],
         "artifacts": {"Trainer: model": ["out/model/6"]},
     }
     return Results(**{**arguments, **changes})

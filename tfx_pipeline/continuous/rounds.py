@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from tfx import v1 as tfx
 from tfx.dsl.io import fileio
 
 from tfx_pipeline.components.infra_validator import BLESSED_PROPERTY, REASON_PROPERTY
@@ -25,8 +24,10 @@ from tfx_pipeline.continuous.settings import Loop
 from tfx_pipeline.continuous.store import EventStore
 from tfx_pipeline.continuous.taking import Taking, new_files
 from tfx_pipeline.continuous.training import UntrainableError
+from tfx_pipeline.logs import logged_to
 from tfx_pipeline.progress import Progress, shown
 from tfx_pipeline.results import artifacts_of_latest_run
+from tfx_pipeline.side_by_side import Here, run_pipeline
 from tfx_pipeline.training.publishing import served_versions
 from tfx_pipeline.training.warm_start import base_features, same_features
 
@@ -71,7 +72,7 @@ def run_round(loop: Loop, console: Console) -> Round | None:
             _close(loop, connection, number, QUIET, {"impressions": 0})
             write_report(loop, ledger)
             return ledger.rounds(1)[0]
-    with shown(console, loop.logs / f"round-{number:09d}.log") as progress:
+    with shown(console) as progress, logged_to(loop.logs / f"round-{number:09d}.log"):
         status, facts, window = _outcome(loop, number, progress)
     facts["seconds"] = {"take": taking_seconds, **{timing.component: timing.seconds for timing in progress.timings}}
     facts["seconds"] |= {"all": time.monotonic() - start}
@@ -135,12 +136,13 @@ def newest(serving_dir: str) -> str:
 
 def _outcome(loop: Loop, number: int, progress: Progress) -> tuple[str, dict[str, Any], str]:
     """Runs the pipeline of a round: its status, facts, and where its impressions are if it was pushed."""
-    pipeline = round_pipeline(loop, number)
-    progress.num_components = len(pipeline.components)
     try:
-        tfx.orchestration.LocalDagRunner().run(pipeline)
-    except UntrainableError as error:
-        return REFUSED, {"reasons": [str(error)], "last_execution": last_execution(loop.metadata)}, ""
+        run_pipeline(round_pipeline(loop, number), Here(progress), 1, progress)
+    except RuntimeError as error:
+        cause = error.__cause__ or error
+        if not isinstance(cause, UntrainableError):
+            raise cause from None
+        return REFUSED, {"reasons": [str(cause)], "last_execution": last_execution(loop.metadata)}, ""
     artifacts = artifacts_of_latest_run(str(loop.metadata))
 
     def uri(component: str, key: str) -> str:

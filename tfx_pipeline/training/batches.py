@@ -41,8 +41,8 @@ def transformed_batches(
             are left out. `None`: batches of `batch_size`, and one of what is left over.
 
     Returns:
-        A dataset of (columns, label): int32 or float32 [N], sequences [N, L] padded with 0 to the longest of the batch,
-        their lengths int32 [N], and label int64 [N]. Several values are padded with 0 to `max_values`.
+        A dataset of (columns, label): int32 or float32 [N], sequences [N, L] padded with 0 to the longest of the batch
+        and cut to their `max_length`, their lengths int32 [N], and label int64 [N]. Several values are padded with 0 to `max_values`.
     """
     by_column = features.by_column
     rows = (*features.encoded_row_names, *(sequence.length for sequence in features.all_sequences), LABEL)
@@ -66,6 +66,10 @@ def transformed_batches(
         columns = tf.io.parse_example(records, spec)
         for name, most in several.items():
             columns[name] = columns[name].to_tensor(shape=[*[None] * (columns[name].shape.rank - 1), most])
+        for sequence in features.all_sequences:
+            for name in features.encoded_sequence_names(sequence):
+                columns[name] = columns[name][:, : sequence.max_length]
+            columns[sequence.length] = tf.minimum(columns[sequence.length], sequence.max_length)
         label = columns.pop(LABEL)
         return {name: tf.cast(x, tf.int32) if x.dtype == tf.int64 else x for name, x in columns.items()}, label
 

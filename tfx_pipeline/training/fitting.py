@@ -81,11 +81,13 @@ def fit(
         FloatingPointError: if the loss is not finite.
     """
     training, features = config.training, config.layout.features
+    rate = float(model.optimizer.learning_rate)
     tensorboard = tf.keras.callbacks.TensorBoard(log_dir, write_graph=False)
     # One call of `fit` an epoch: each has an order of its own, which a resumed training takes up where it stopped.
     while not state.finished:
         sizes = np.diff(batch_bounds(train.num_examples, training.batch_size))
         num_steps = len(sizes)
+        all_steps = max_steps or training.epochs * num_steps
         if max_steps:
             num_steps = min(num_steps, max_steps - state.steps + state.step)
         batches = part_batches(train, features, training.batch_size, seed=training.seed + state.epoch, first=state.step)
@@ -97,6 +99,7 @@ def fit(
             initial_epoch=state.epoch,
             epochs=state.epoch + 1,
             callbacks=[
+                *([Decay(state, rate, all_steps)] if training.decay else []),
                 Progress(state, backups, num_steps, sizes),
                 tf.keras.callbacks.TerminateOnNaN(),
                 tensorboard,
@@ -122,6 +125,8 @@ def fit(
         backups.save_last()
     if state.best_epoch < state.epoch - 1:
         backups.restore_best()
+    # Whoever trains on decides anew.
+    model.optimizer.learning_rate = rate
     _logger.info(
         "Trained %d epochs; the best is epoch %d with %s=%.4f.",
         state.epoch,
@@ -129,3 +134,23 @@ def fit(
         MONITORED,
         state.history[MONITORED][state.best_epoch],
     )
+
+
+class Decay(tf.keras.callbacks.Callback):
+    """Lets both learning rates of a model fall to zero, linearly, over all steps.
+
+    A schedule of Keras would count the optimiser's own steps, which a warm start may carry over.
+
+    Args:
+        state: where the training stands.
+        rate: the learning rate of the first step.
+        num_steps: of all epochs.
+    """
+
+    def __init__(self, state: State, rate: float, num_steps: int) -> None:
+        super().__init__()
+        self._state, self._rate, self._num_steps = state, rate, num_steps
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        left = 1 - self._state.steps / self._num_steps
+        self.model.optimizer.learning_rate = self._rate * max(left, 0.0)

@@ -25,8 +25,8 @@ _logger = logging.getLogger(__name__)
 
 # Of all that is held; as much as the shuffle buffer takes where files are read in each epoch.
 PACKED_BYTES = 2**28
-# Values of a sequence's column that are read at a time.
-_READ_VALUES = 2**22
+# Values of a sequence's column that are read at a time, and impressions: the files may hold more than is read.
+_READ_VALUES, _READ_ROWS = 2**22, 2**13
 # Behaviours by which a history may exceed the one before it, and still be held as its continuation.
 _MOST_NEW = 64
 
@@ -152,7 +152,8 @@ def pack(part: Part, features: Features) -> Part:
     positions, size = dict.fromkeys(by_length, 0), 0
     longest = max(sequence.max_length for sequence in by_length.values())
     # A file after the other: read side by side, a user's impressions would not follow each other.
-    batches = (transformed_batches([file], features, max(_READ_VALUES // longest, 32)) for file in part.files)
+    rows_read = min(max(_READ_VALUES // longest, 32), _READ_ROWS)
+    batches = (transformed_batches([file], features, rows_read) for file in part.files)
     for columns, label in itertools.chain.from_iterable(batches):
         arrays = {name: values.numpy() for name, values in columns.items()}
         labels.append(label.numpy())

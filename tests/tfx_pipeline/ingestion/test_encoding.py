@@ -6,11 +6,16 @@ import gzip
 import itertools
 import pickle
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
+import numpy as np
 import pytest
 import tensorflow as tf
+from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.testing.util import assert_that, equal_to
 from google.protobuf.wrappers_pb2 import Int64Value
 from hypothesis import example as with_example
 from hypothesis import given
@@ -18,7 +23,7 @@ from hypothesis import strategies as st
 
 from keras_eta.export.examples import LISTS
 from tfx_pipeline.ingestion import encoding
-from tfx_pipeline.ingestion.blocks import make_block, read_block
+from tfx_pipeline.ingestion.blocks import BlockFile, make_block, read_block
 from tfx_pipeline.ingestion.encoding import Column
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -81,20 +86,50 @@ def test_examples_are_written_as_by_protobuf(drawn: dict[str, tuple[str, list[An
 RECORDS = [b"", b"\n\0", b"x" * 70_000]
 
 
-def test_blocks_are_files_of_records_one_behind_the_other(tmp_path: Path) -> None:
-    path = tmp_path / "blocks.gz"
-    path.write_bytes(make_block(RECORDS) + make_block(RECORDS[1:]))
-    dataset = tf.data.TFRecordDataset(str(path), "GZIP")
-    assert list(dataset.as_numpy_iterator()) == RECORDS + RECORDS[1:]
+def write_blocks(path: Path, blocks: Iterable[list[bytes]]) -> None:
+    file = BlockFile(path.open("wb"))
+    for block in blocks:
+        file.write(make_block(block))
+    file.close()
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 300])
+def test_blocks_make_a_gzip_file_of_records(blocks: int, tmp_path: Path) -> None:
+    path, random = tmp_path / "blocks.gz", np.random.default_rng(0)
+    records = [[*RECORDS, random.bytes(3_000)] for _ in range(blocks)]
+    write_blocks(path, records)
+    flat = [record for block in records for record in block]
+    assert list(tf.data.TFRecordDataset(str(path), "GZIP").as_numpy_iterator()) == flat
+    # Which reads the checksum and the size of each member, as TensorFlow does not.
+    assert sum(map(len, flat)) + 16 * len(flat) == len(gzip.decompress(path.read_bytes()))
+    with TestPipeline() as pipeline:
+        assert_that(pipeline | beam.io.ReadFromTFRecord(str(path)), equal_to(flat))
+
+
+def test_members_of_a_file_end_before_readers_must_hold_too_much(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    write_blocks(tmp_path / "blocks.gz", [[random.bytes(50_000)] for _ in range(20)])
+    content, sizes = (tmp_path / "blocks.gz").read_bytes(), []
+    while content:
+        member = zlib.decompressobj(wbits=31)
+        sizes.append(len(member.decompress(content)))
+        assert member.eof
+        content = member.unused_data
+    # Of 50,016 bytes a record, which do not compress; members of at least 256 KiB.
+    assert sizes == [6 * 50_016, 6 * 50_016, 6 * 50_016, 2 * 50_016]
+
+
+def test_a_block_is_read_back() -> None:
     assert read_block(make_block(RECORDS)) == RECORDS
     assert make_block(RECORDS) == make_block(RECORDS)
 
 
 @pytest.mark.parametrize("position", [3, 10, 16, -1])
 def test_records_carry_checksums_of_their_length_and_content(position: int, tmp_path: Path) -> None:
-    content = bytearray(gzip.decompress(make_block([b"a record"])))
-    content[position] ^= 1
     path = tmp_path / "broken"
+    write_blocks(path, [[b"a record"]])
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[position] ^= 1
     path.write_bytes(content)
     with pytest.raises(tf.errors.DataLossError):
         list(tf.data.TFRecordDataset(str(path)))
@@ -110,7 +145,10 @@ class _Planted:
 
 def test_a_block_is_data_and_runs_no_code(tmp_path: Path) -> None:
     planted = pickle.dumps(_Planted(tmp_path / "ran"))
-    for content in (planted, zlib.compress(planted)):
-        with pytest.raises(gzip.BadGzipFile):
+    deflate = zlib.compressobj(wbits=-15)
+    for content in (planted, deflate.compress(planted) + deflate.flush()):
+        with pytest.raises(ValueError, match="A block ends with"):
             read_block(content)
+    # No record of it is anything but bytes.
+    assert all(type(record) is bytes for record in read_block(make_block([planted])))
     assert not (tmp_path / "ran").exists()

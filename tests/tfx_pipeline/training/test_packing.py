@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,25 @@ def test_batches_are_those_of_the_files(part: Part, monkeypatch: pytest.MonkeyPa
             assert rows_of(found) == rows_of(expected)
     both = rows_of(part_batches(pack(part, FEATURES), FEATURES, 1))
     assert sorted(map(repr, both)) == sorted(map(repr, rows_of(transformed_batches(part.files, FEATURES, 1))))
+
+
+def test_longer_sequences_than_are_read_are_cut(part: Part) -> None:
+    features = dataclasses.replace(FEATURES, max_history_length=3, sequences=(Sequence("carts", max_length=1),))
+    packed = pack(part, features)
+    for one in (part, packed):
+        for columns, _ in part_batches(one, features, 50):
+            assert columns["history_item_id"].shape[1] == columns["history_genres"].shape[1] == 3
+            assert columns["carts_item_id"].shape[1] == 1
+            assert int(tf.reduce_max(columns["history_length"])) == 3
+    (found, _), (whole, _) = (
+        next(iter(transformed_batches(part.files[:1], some, 1_000))) for some in (features, FEATURES)
+    )
+    for name in ("history_item_id", "history_price", "history_genres", "history_age"):
+        np.testing.assert_array_equal(found[name], whole[name][:, :3])
+    np.testing.assert_array_equal(found["history_length"], np.minimum(whole["history_length"], 3))
+    assert sorted(map(repr, rows_of(part_batches(packed, features, 7)))) == sorted(
+        map(repr, rows_of(transformed_batches(part.files, features, 7)))
+    )
 
 
 def test_what_histories_have_in_common_is_held_once(part: Part) -> None:
