@@ -61,25 +61,35 @@ def eval_config(config: PipelineConfig) -> config_pb2.EvalConfig:
     if evaluation.min_grouped_auc:
         within_users["value_threshold"] = _between(evaluation.min_grouped_auc)
     ratio = evaluation.max_miscalibration
-    module = "tfx_pipeline.grouped_auc"
+    module, of_probabilities = "tfx_pipeline.grouped_auc", "tfx_pipeline.probabilities"
     metrics = [
         _metric(
             "LogOddsAUC",
             AUC,
             _overall(value_threshold=_between(evaluation.min_auc), change_threshold=not_worse),
-            module=module,
+            module=of_probabilities,
         ),
         _metric("GroupedAUC", GROUPED_AUC, _overall(**within_users), module=module, group_key=USER_ID),
-        _metric("BinaryCrossEntropy", LOG_LOSS, _overall(value_threshold=_between(0.0, evaluation.max_log_loss))),
-        _metric("Calibration", CALIBRATION, _overall(value_threshold=_between(1 / ratio, ratio))),
+        _metric(
+            "LogLoss",
+            LOG_LOSS,
+            _overall(value_threshold=_between(0.0, evaluation.max_log_loss)),
+            module=of_probabilities,
+        ),
+        _metric(
+            "Calibration",
+            CALIBRATION,
+            _overall(value_threshold=_between(1 / ratio, ratio)),
+            module=of_probabilities,
+        ),
         _metric(
             "SaturatedShare",
             SATURATED_SHARE,
             _overall(value_threshold=_between(0.0, evaluation.max_saturated_share)),
-            module="tfx_pipeline.probabilities",
+            module=of_probabilities,
         ),
-        _metric("Reliability", RELIABILITY, module="tfx_pipeline.probabilities"),
-        _metric("MeanLabel", MEAN_LABEL),
+        _metric("Reliability", RELIABILITY, module=of_probabilities),
+        _metric("MeanLabel", MEAN_LABEL, module=of_probabilities),
         _metric("ExampleCount", EXAMPLE_COUNT),
         _metric(
             "SubsetAUC",

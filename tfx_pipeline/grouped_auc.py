@@ -1,12 +1,11 @@
-"""Metrics of TensorFlow Model Analysis that it lacks: AUC at any click rate, within users, and of some impressions."""
+"""Metrics of TensorFlow Model Analysis that it lacks: AUC within users, and of some impressions."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import apache_beam as beam
@@ -14,27 +13,11 @@ import numpy as np
 import tensorflow_model_analysis as tfma
 from tensorflow_model_analysis.proto import config_pb2
 
-from keras_eta.export import PROBABILITY
-from keras_eta.metrics import NUM_LOG_ODDS_BUCKETS, auc, grouped_auc, log_odds_bucket
+from keras_eta.metrics import auc, grouped_auc
+from tfx_pipeline.probabilities import label_and_score
 
 # Impressions that a slice keeps, 17 bytes each.
 MAX_ROWS = 4_000_000
-# Where rows of no probability are counted, which no label and bucket has.
-_NOT_A_NUMBER = (-1, -1)
-
-
-class LogOddsAUC(tfma.metrics.Metric):
-    """AUC of probabilities, counted in the buckets of `keras_eta.metrics.LogOddsAUC`; NaN where a class is missing.
-
-    So it is where a probability is NaN. TensorFlow Model Analysis's own spreads its buckets evenly over the
-    probabilities, and where clicks are rare most rows fall into one.
-
-    Args:
-        name: of the metric.
-    """
-
-    def __init__(self, name: str = "auc") -> None:
-        super().__init__(tfma.metrics.merge_per_key_computations(_log_odds_auc), name=name)
 
 
 class GroupedAUC(tfma.metrics.Metric):
@@ -91,16 +74,6 @@ class SubsetAUC(tfma.metrics.Metric):
             max_rows=max_rows,
             name=name,
         )
-
-
-def _log_odds_auc(
-    name: str,
-    eval_config: config_pb2.EvalConfig | None = None,
-    model_name: str = "",
-    output_name: str = "",
-) -> list[Any]:
-    key = tfma.metrics.MetricKey(name=name, model_name=model_name, output_name=output_name)
-    return [tfma.metrics.MetricComputation([key], [], _LogOddsAUCCombiner(key))]
 
 
 def _grouped_auc(
@@ -195,41 +168,6 @@ class Rows:
         self._scores = array("d", scores[kept].tobytes())
 
 
-class _LogOddsAUCCombiner(beam.CombineFn):
-    """Counts rows by label and bucket."""
-
-    def __init__(self, key: Any) -> None:
-        self._key = key
-
-    def create_accumulator(self) -> Counter[tuple[int, int]]:
-        return Counter()
-
-    def add_input(self, accumulator: Counter[tuple[int, int]], element: Any) -> Counter[tuple[int, int]]:
-        label, score = label_and_score(element, self._key)
-        if math.isnan(score):
-            accumulator[_NOT_A_NUMBER] += 1
-        else:
-            accumulator[label, probability_bucket(score)] += 1
-        return accumulator
-
-    def merge_accumulators(self, accumulators: Iterable[Counter[tuple[int, int]]]) -> Counter[tuple[int, int]]:
-        merged = self.create_accumulator()
-        for accumulator in accumulators:
-            merged.update(accumulator)
-        return merged
-
-    def extract_output(self, accumulator: Counter[tuple[int, int]]) -> dict[Any, float]:
-        if accumulator[_NOT_A_NUMBER]:
-            return {self._key: math.nan}
-        counts = np.zeros([2, NUM_LOG_ODDS_BUCKETS])
-        for place, count in accumulator.items():
-            counts[place] = count
-        negatives, positives = counts
-        pairs = negatives.sum() * positives.sum()
-        ordered = positives @ (np.cumsum(negatives) - negatives / 2)
-        return {self._key: float(ordered / pairs) if pairs else math.nan}
-
-
 class _GroupedAUCCombiner(beam.CombineFn):
     def __init__(self, key: Any, group_key: str, max_rows: int) -> None:
         self._key = key
@@ -280,31 +218,6 @@ class _SubsetAUCCombiner(_GroupedAUCCombiner):
             return {self._key: math.nan}
         value = auc(labels, scores)
         return {self._key: 0.5 if math.isnan(value) else value}
-
-
-def label_and_score(element: Any, key: Any) -> tuple[int, float]:
-    """What an impression was labelled, and its probability by the model of a metric's key.
-
-    `tfma.metrics.to_label_prediction_example_weight`, which allows for weights, classes and several outputs, takes
-    most of the evaluation's time.
-
-    Args:
-        element: `tfma.metrics.StandardMetricInputs` of one impression.
-        key: names the model, where there are several.
-    """
-    label, score = (
-        value[key.model_name] if key.model_name and isinstance(value, Mapping) else value
-        for value in (element.label, element.prediction)
-    )
-    if isinstance(score, Mapping):
-        score = score[PROBABILITY]
-    return int(np.ravel(label)[0]), float(np.ravel(score)[0])
-
-
-def probability_bucket(probability: float) -> int:
-    """The bucket of `keras_eta.metrics.log_odds_bucket` in which a probability, not NaN, is counted."""
-    odds = probability / max(1.0 - probability, 1e-300)
-    return int(log_odds_bucket(math.log(max(odds, 1e-300))))
 
 
 def group_hash(value: int | bytes) -> int:

@@ -1,10 +1,12 @@
-"""Metrics of TensorFlow Model Analysis that read probabilities as such: how sure they are, and how far they hold."""
+"""Metrics of TensorFlow Model Analysis that read labels and probabilities alone, all from one pass over them.
+
+Its own ones of the same names allow for weights, classes and several outputs, at four tenths of an evaluation's time.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -12,10 +14,101 @@ import numpy as np
 import tensorflow_model_analysis as tfma
 from tensorflow_model_analysis.proto import config_pb2
 
-from tfx_pipeline.grouped_auc import label_and_score, probability_bucket
+from keras_eta.export import PROBABILITY
+from keras_eta.metrics import log_odds_bucket
 
 _NUM_TENTHS = 10
+# The bucket of probabilities that are not a number.
 _NOT_A_NUMBER = -1
+
+
+class Sums:
+    """Sums over impressions.
+
+    Attributes:
+        buckets: by `probability_bucket`, the number of impressions, the sum of their probabilities and of their labels.
+        loss: the sum of the negative log likelihoods of the labels.
+        saturated: the number of probabilities that are exactly 0 or 1.
+    """
+
+    def __init__(self) -> None:
+        self.buckets: dict[int, list[float]] = {}
+        self.loss = 0.0
+        self.saturated = 0
+
+    def add(self, label: int, probability: float) -> None:
+        """Adds an impression."""
+        sums = self.buckets.setdefault(probability_bucket(probability), [0.0, 0.0, 0.0])
+        sums[0] += 1
+        sums[1] += probability
+        sums[2] += label
+        likelihood = probability if label else 1.0 - probability
+        self.loss += -math.log(likelihood) if likelihood else math.inf
+        self.saturated += probability in (0.0, 1.0)
+
+    def merge(self, other: Sums) -> None:
+        """Adds all impressions of another."""
+        for bucket, sums in other.buckets.items():
+            own = self.buckets.setdefault(bucket, [0.0, 0.0, 0.0])
+            self.buckets[bucket] = [x + y for x, y in zip(own, sums, strict=True)]
+        self.loss += other.loss
+        self.saturated += other.saturated
+
+    def table(self) -> np.ndarray:
+        """The sums by bucket in ascending order, float64 [buckets, 3]."""
+        return np.array([self.buckets[bucket] for bucket in sorted(self.buckets)]).reshape(-1, 3)
+
+    @property
+    def all_numbers(self) -> bool:
+        """Whether no probability is NaN."""
+        return _NOT_A_NUMBER not in self.buckets
+
+
+class LogOddsAUC(tfma.metrics.Metric):
+    """AUC of probabilities, counted in the buckets of `keras_eta.metrics.LogOddsAUC`; NaN where a class is missing.
+
+    So it is where a probability is NaN. TensorFlow Model Analysis's own spreads its buckets evenly over the
+    probabilities, and where clicks are rare most rows fall into one.
+
+    Args:
+        name: of the metric.
+    """
+
+    def __init__(self, name: str = "auc") -> None:
+        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_auc)), name=name)
+
+
+class LogLoss(tfma.metrics.Metric):
+    """Mean negative log likelihood of the labels; NaN where a probability is.
+
+    Args:
+        name: of the metric.
+    """
+
+    def __init__(self, name: str = "log_loss") -> None:
+        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_log_loss)), name=name)
+
+
+class Calibration(tfma.metrics.Metric):
+    """Mean probability over the mean label; NaN where no label is positive or a probability is NaN.
+
+    Args:
+        name: of the metric.
+    """
+
+    def __init__(self, name: str = "calibration") -> None:
+        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_calibration)), name=name)
+
+
+class MeanLabel(tfma.metrics.Metric):
+    """Share of the labels that are positive.
+
+    Args:
+        name: of the metric.
+    """
+
+    def __init__(self, name: str = "mean_label") -> None:
+        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_mean_label)), name=name)
 
 
 class SaturatedShare(tfma.metrics.Metric):
@@ -26,7 +119,7 @@ class SaturatedShare(tfma.metrics.Metric):
     """
 
     def __init__(self, name: str = "saturated_share") -> None:
-        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_SaturatedShareCombiner)), name=name)
+        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_saturated_share)), name=name)
 
 
 class Reliability(tfma.metrics.Metric):
@@ -43,72 +136,110 @@ class Reliability(tfma.metrics.Metric):
     """
 
     def __init__(self, name: str = "reliability") -> None:
-        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_ReliabilityCombiner)), name=name)
+        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_reliability)), name=name)
 
 
-def _computations(combiner: Callable[..., beam.CombineFn]) -> Callable[..., list[Any]]:
+def label_and_score(element: Any, key: Any) -> tuple[int, float]:
+    """The label of an impression, and its probability by the model of a metric's key.
+
+    Args:
+        element: `tfma.metrics.StandardMetricInputs` of one impression.
+        key: names the model, where there are several.
+    """
+    label, score = (
+        value[key.model_name] if key.model_name and isinstance(value, Mapping) else value
+        for value in (element.label, element.prediction)
+    )
+    if isinstance(score, Mapping):
+        score = score[PROBABILITY]
+    return int(np.ravel(label)[0]), float(np.ravel(score)[0])
+
+
+def probability_bucket(probability: float) -> int:
+    """The bucket of `keras_eta.metrics.log_odds_bucket` in which a probability is counted; -1 for NaN."""
+    if math.isnan(probability):
+        return _NOT_A_NUMBER
+    odds = probability / max(1.0 - probability, 1e-300)
+    return int(log_odds_bucket(math.log(max(odds, 1e-300))))
+
+
+def _auc(sums: Sums) -> float:
+    rows, _, positives = sums.table().T
+    negatives = rows - positives
+    pairs = negatives.sum() * positives.sum()
+    if not pairs or not sums.all_numbers:
+        return math.nan
+    return float(positives @ (np.cumsum(negatives) - negatives / 2) / pairs)
+
+
+def _log_loss(sums: Sums) -> float:
+    return sums.loss / max(sums.table()[:, 0].sum(), 1)
+
+
+def _calibration(sums: Sums) -> float:
+    _, probabilities, labels = sums.table().sum(0)
+    return float(probabilities / labels) if labels else math.nan
+
+
+def _mean_label(sums: Sums) -> float:
+    rows, _, labels = sums.table().sum(0)
+    return float(labels / max(rows, 1))
+
+
+def _saturated_share(sums: Sums) -> float:
+    return sums.saturated / max(sums.table()[:, 0].sum(), 1)
+
+
+def _reliability(sums: Sums) -> np.ndarray:
+    tenths, table = np.zeros([_NUM_TENTHS, 3]), sums.table()
+    if not len(table) or not sums.all_numbers:
+        return tenths
+    rows = table[:, 0]
+    # A bucket belongs where its middle impression does.
+    middle = np.cumsum(rows) - rows / 2
+    np.add.at(tenths, (middle / rows.sum() * _NUM_TENTHS).astype("int64"), table)
+    tenths[:, 1:] /= np.maximum(tenths[:, :1], 1)
+    return tenths
+
+
+def _computations(value: Callable[[Sums], Any]) -> Callable[..., list[Any]]:
+    """The computations of a metric that is made of `Sums`, which TensorFlow Model Analysis makes once for all."""
+
     def computations(
         name: str,
         eval_config: config_pb2.EvalConfig | None = None,
         model_name: str = "",
         output_name: str = "",
     ) -> list[Any]:
-        key = tfma.metrics.MetricKey(name=name, model_name=model_name, output_name=output_name)
-        return [tfma.metrics.MetricComputation([key], [], combiner(key))]
+        # What begins with an underscore stays out of the results.
+        sums, key = (
+            tfma.metrics.MetricKey(name=some, model_name=model_name, output_name=output_name)
+            for some in ("_sums", name)
+        )
+        return [
+            tfma.metrics.MetricComputation([sums], [], _SumsCombiner(sums)),
+            tfma.metrics.DerivedMetricComputation([key], lambda results: {key: value(results[sums])}),
+        ]
 
     return computations
 
 
-class _Combiner(beam.CombineFn):
-    """Sums, under keys of its own, what labels and probabilities come to."""
-
+class _SumsCombiner(beam.CombineFn):
     def __init__(self, key: Any) -> None:
         self._key = key
 
-    def create_accumulator(self) -> Counter[Any]:
-        return Counter()
+    def create_accumulator(self) -> Sums:
+        return Sums()
 
-    def add_input(self, accumulator: Counter[Any], element: Any) -> Counter[Any]:
-        self.add(accumulator, *label_and_score(element, self._key))
+    def add_input(self, accumulator: Sums, element: Any) -> Sums:
+        accumulator.add(*label_and_score(element, self._key))
         return accumulator
 
-    def add(self, accumulator: Counter[Any], label: int, probability: float) -> None:
-        raise NotImplementedError
-
-    def merge_accumulators(self, accumulators: Iterable[Counter[Any]]) -> Counter[Any]:
+    def merge_accumulators(self, accumulators: Iterable[Sums]) -> Sums:
         merged = self.create_accumulator()
         for accumulator in accumulators:
-            merged.update(accumulator)
+            merged.merge(accumulator)
         return merged
 
-
-class _SaturatedShareCombiner(_Combiner):
-    """Counts rows by whether they are saturated."""
-
-    def add(self, accumulator: Counter[bool], label: int, probability: float) -> None:
-        accumulator[probability in (0.0, 1.0)] += 1
-
-    def extract_output(self, accumulator: Counter[bool]) -> dict[Any, float]:
-        return {self._key: accumulator[True] / max(accumulator.total(), 1)}
-
-
-class _ReliabilityCombiner(_Combiner):
-    """Sums by bucket and column: impressions, their probabilities, their labels."""
-
-    def add(self, accumulator: Counter[Any], label: int, probability: float) -> None:
-        bucket = _NOT_A_NUMBER if math.isnan(probability) else probability_bucket(probability)
-        for column, value in enumerate((1, probability, label)):
-            accumulator[bucket, column] += value  # type: ignore[assignment]
-
-    def extract_output(self, accumulator: Counter[Any]) -> dict[Any, np.ndarray]:
-        tenths = np.zeros([_NUM_TENTHS, 3])
-        buckets = sorted({bucket for bucket, _ in accumulator})
-        if not buckets or _NOT_A_NUMBER in buckets:
-            return {self._key: tenths}
-        sums = np.array([[accumulator[bucket, column] for column in range(3)] for bucket in buckets])
-        rows = sums[:, 0]
-        # A bucket belongs where its middle impression does.
-        middle = np.cumsum(rows) - rows / 2
-        np.add.at(tenths, (middle / rows.sum() * _NUM_TENTHS).astype("int64"), sums)
-        tenths[:, 1:] /= np.maximum(tenths[:, :1], 1)
-        return {self._key: tenths}
+    def extract_output(self, accumulator: Sums) -> dict[Any, Sums]:
+        return {self._key: accumulator}

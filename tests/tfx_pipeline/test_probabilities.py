@@ -1,14 +1,16 @@
-"""Saturation and reliability: values by hand, tenths at any click rate, what is no number."""
+"""Metrics of labels and probabilities: values by hand, tenths at any click rate, what is no number."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
+from tensorflow_model_analysis.proto import config_pb2
 
 from tests.tfx_pipeline.test_grouped_auc import element, run
-from tfx_pipeline.probabilities import Reliability, SaturatedShare
+from tfx_pipeline.probabilities import Calibration, LogLoss, LogOddsAUC, MeanLabel, Reliability, SaturatedShare
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 
@@ -21,6 +23,36 @@ def test_saturated_share_counts_exact_zeros_and_ones() -> None:
     scores = [0.0, 1.0, 1.0, 1e-38, np.nextafter(np.float32(1), np.float32(0)), 0.5, np.nan, 0.25]
     assert run(SaturatedShare(), elements_of([0] * 8, scores)) == 3 / 8
     assert run(SaturatedShare(), elements_of([0, 1], [0.1, 0.9])) == 0
+
+
+def test_log_loss_calibration_and_mean_label_by_hand() -> None:
+    elements = elements_of([0, 1, 1, 0], [0.25, 0.5, 1.0, 0.0])
+    assert run(LogLoss(), elements) == pytest.approx((math.log(4 / 3) + math.log(2)) / 4, abs=1e-12)
+    assert run(Calibration(), elements) == 1.75 / 2
+    assert run(MeanLabel(), elements) == 0.5
+
+
+def test_what_is_certain_and_wrong_has_no_bound() -> None:
+    assert run(LogLoss(), elements_of([0, 1], [1.0, 0.5])) == math.inf
+    assert run(LogLoss(), elements_of([1, 1], [0.0, 0.5])) == math.inf
+
+
+def test_what_is_not_a_number_makes_all_but_labels_and_saturation_so() -> None:
+    elements = elements_of([0, 1, 1, 0], [0.25, 0.5, np.nan, 0.0])
+    values = [run(metric(), elements) for metric in (LogOddsAUC, LogLoss, Calibration)]
+    assert np.isnan(values).all()
+    assert run(MeanLabel(), elements) == 0.5
+    assert run(SaturatedShare(), elements) == 0.25
+
+
+def test_calibration_without_a_positive_label_is_not_a_number() -> None:
+    assert math.isnan(run(Calibration(), elements_of([0, 0], [0.25, 0.5])))
+
+
+def test_metrics_of_an_evaluation_share_their_sums() -> None:
+    metrics = [metric() for metric in (LogOddsAUC, LogLoss, Calibration, MeanLabel, SaturatedShare, Reliability)]
+    computations = [one for metric in metrics for one in metric.computations(eval_config=config_pb2.EvalConfig())]
+    assert len(set(computations)) == 1 + len(metrics)
 
 
 @pytest.mark.parametrize("rate", [0.3, 1e-5])

@@ -42,7 +42,8 @@ def transformed_batches(
 
     Returns:
         A dataset of (columns, label): int32 or float32 [N], sequences [N, L] padded with 0 to the longest of the batch
-        and cut to their `max_length`, their lengths int32 [N], and label int64 [N]. Several values are padded with 0 to `max_values`.
+        and cut to their `max_length`, their lengths int32 [N], and label int64 [N]. Several values are padded with 0 to
+        `max_values`.
     """
     by_column = features.by_column
     rows = (*features.encoded_row_names, *(sequence.length for sequence in features.all_sequences), LABEL)
