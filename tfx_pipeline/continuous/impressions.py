@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from keras_eta.export.columns import dtypes_of
 from keras_eta.export.examples import LISTS
 from tfx_pipeline.config import EVAL, PipelineConfig
 from tfx_pipeline.continuous.store import EventStore
+from tfx_pipeline.ingestion.blocks import BlockFile
 from tfx_pipeline.ingestion.impressions import IMPRESSIONS, LEFT_OUT, Cuts, MakeExamples
 from tfx_pipeline.layouts import USER_ID
 from tfx_pipeline.training.batches import impressions_of
@@ -62,9 +64,10 @@ def write_impressions(store: EventStore, number: int, config: PipelineConfig, pa
     """
     maker = MakeExamples(config.layout, config.min_history)
     maker.start_bundle()
-    with open(path, "wb") as file:
+    with contextlib.closing(BlockFile(open(path, "wb"))) as file:
         for log in store.new_logs(number):
-            file.writelines(block.value for block in maker.process(log, _ALL_EVAL))
+            for block in maker.process(log, _ALL_EVAL):
+                file.write(block.value)
     counts = maker.counts
     return {
         "impressions": counts.get(f"{IMPRESSIONS}/{EVAL}", 0),
