@@ -13,7 +13,7 @@ from tfx_pipeline.components.infra_validator import LocalInfraValidator
 from tfx_pipeline.components.pusher import AtomicPusher
 from tfx_pipeline.components.scores import bulk_scores
 from tfx_pipeline.components.validator import ImpressionValidator, ValidatedStatistics, statistics_options
-from tfx_pipeline.config import SPLITS, TRAIN, VALIDATION, PipelineConfig
+from tfx_pipeline.config import TRAIN, VALIDATION, PipelineConfig
 from tfx_pipeline.ingestion.impression_gen import impression_gen
 from tfx_pipeline.retrieval.branch import retriever_components
 
@@ -51,7 +51,8 @@ def make_pipeline(config: PipelineConfig, metadata_connection: Any = None) -> An
         examples=examples,
         schema=schema,
         preprocessing_fn="tfx_pipeline.transform.preprocessing_fn",
-        splits_config=tfx.proto.SplitsConfig(analyze=[TRAIN], transform=SPLITS),
+        # Models are judged on raw impressions, by what will be served.
+        splits_config=tfx.proto.SplitsConfig(analyze=[TRAIN], transform=[TRAIN, VALIDATION]),
         # StatisticsGen has them; Transform would compute them twice more.
         disable_statistics=True,
         custom_config={"config": config.only().to_json()},

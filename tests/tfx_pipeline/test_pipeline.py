@@ -33,7 +33,7 @@ from serving.client import RankingClient
 from serving.server.embedded import EmbeddedServer
 from tfx_pipeline import run, tune
 from tfx_pipeline.components.serving_requests import serving_requests
-from tfx_pipeline.config import EVAL
+from tfx_pipeline.config import EVAL, VALIDATION
 from tfx_pipeline.exclusive import exclusive
 from tfx_pipeline.flags import config_from_flags
 from tfx_pipeline.results import artifacts_of_latest_run
@@ -183,7 +183,8 @@ def test_first_run_pushes_a_version_and_reports(workspace: Workspace) -> None:
 
 def test_every_way_to_score_an_impression_agrees(workspace: Workspace) -> None:
     features = _features(workspace)
-    records = _records(Path(workspace.artifact("ImpressionGen", "examples")), EVAL)[:NUM_COMPARED]
+    examples = Path(workspace.artifact("ImpressionGen", "examples"))
+    records, others = _records(examples, EVAL)[:NUM_COMPARED], _records(examples, VALIDATION)
     assert len(records) == NUM_COMPARED
     scores = _keras_scores(workspace)
     table = pyarrow.parquet.read_table(workspace.artifact("ScoresWriter", "scores")).to_pydict()
@@ -194,6 +195,10 @@ def test_every_way_to_score_an_impression_agrees(workspace: Workspace) -> None:
     keys = list(zip(users, *(requests["serving_default"][name].tolist() for name in names[1:]), strict=True))
     with _served(workspace) as client:
         online = {name: client.predict(requests[name], name)["probability"] for name in ("serving_default", "examples")}
+        validation = [
+            client.predict({"examples": np.array(others[start : start + NUM_COMPARED], object)}, "examples")
+            for start in range(0, len(others), NUM_COMPARED)
+        ]
         # One request an impression: its own candidate, and the next impression's.
         inputs = requests["serving_default"]
         pairs = np.stack([np.arange(NUM_COMPARED), (np.arange(NUM_COMPARED) + 1) % NUM_COMPARED], axis=1)
@@ -202,7 +207,9 @@ def test_every_way_to_score_an_impression_agrees(workspace: Workspace) -> None:
     np.testing.assert_allclose(ranked[:, 0], online["serving_default"], atol=1e-5)
     np.testing.assert_allclose([bulk[key] for key in keys], online["serving_default"], atol=1e-5)
     # Transform shuffles nothing, but its rows carry no raw ids: compare what is unordered.
-    np.testing.assert_allclose(np.sort(scores), np.sort(list(bulk.values())), atol=1e-5)
+    np.testing.assert_allclose(
+        np.sort(scores), np.sort(np.concatenate([found["probability"] for found in validation])), atol=1e-5
+    )
     assert np.std(scores) > 0.02
 
 
@@ -316,7 +323,7 @@ def _served(workspace: Workspace) -> Iterator[RankingClient]:
 
 
 def _keras_scores(workspace: Workspace) -> np.ndarray:
-    """Probabilities of the eval part by the Keras model that was trained, on what Transform made of it."""
+    """Probabilities of the validation part by the Keras model that was trained, on what Transform made of it."""
     flags = run.parser().parse_args(workspace.command(*FIRST_RUN)[3:])
     model = load_trained_model(
         workspace.artifact("Trainer", "model_run"),
@@ -324,5 +331,5 @@ def _keras_scores(workspace: Workspace) -> np.ndarray:
         config_from_flags(flags),
     )
     transformed = workspace.artifact("Transform", "transformed_examples")
-    batches = transformed_batches([f"{transformed}/Split-{EVAL}/*.gz"], model.features, 256)
+    batches = transformed_batches([f"{transformed}/Split-{VALIDATION}/*.gz"], model.features, 256)
     return np.concatenate([model.probabilities(model(columns)) for columns, _ in batches])
