@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from tfx_pipeline.config import HISTORY_BUCKET
 from tfx_pipeline.evaluation import AUC, COMPARED, GROUPED_AUC
+from tfx_pipeline.progress import Timing
 from tfx_pipeline.results import Results, Slice
 from tfx_pipeline.retrieval.judging import Measures
 
@@ -46,6 +47,7 @@ def report_page(results: Results) -> str:
         slices=results.slices[:_MAX_SLICES_SHOWN],
         calibration_plot=calibration_plot(results.slices),
         history_plot=history_plot(histories),
+        components_plot=components_plot(results.timings),
     )
 
 
@@ -94,6 +96,20 @@ def history_plot(slices: Sequence[Slice]) -> str:
     axes.set_xticks(range(len(slices)), names)
     axes.set(xlabel="earlier behaviours, and impressions with so many")
     axes.legend()
+    return svg(figure)
+
+
+def components_plot(timings: Sequence[Timing]) -> str:
+    """When each component ran, as SVG: a bar from its start to its end, the first one on top."""
+    in_order = sorted(timings, key=lambda timing: timing.start, reverse=True)
+    figure = Figure(figsize=(7, 1 + 0.25 * len(timings)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(
+        [_escaped(timing.component) for timing in in_order],
+        [timing.seconds for timing in in_order],
+        left=[timing.start for timing in in_order],
+    )
+    axes.set(xlabel="seconds")
     return svg(figure)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tfx_pipeline.compile import main
+from tfx_pipeline.config import PipelineConfig
 
 REMOTE = [
     "--data",
@@ -51,7 +52,12 @@ def test_compiled_pipeline_holds_every_component_in_order(tmp_path: Path, capsys
         "RetrieverInfraValidator",
         "RetrieverPusher",
     } | {name for name in tasks if name.startswith("latest_blessed_model")}
-    assert "ImpressionValidator" in tasks["Transform"]["dependentTasks"]
+    for trainer, longest in (("Trainer", 512), ("ShortHistoryTrainer", 20)):
+        assert {"ImpressionValidator", "Transform"} <= set(tasks[trainer]["dependentTasks"])
+        custom = tasks[trainer]["inputs"]["parameters"]["custom_config"]["runtimeValue"]["constantValue"]["stringValue"]
+        config = PipelineConfig.from_json(json.loads(custom)["config"])
+        # Of the history, the trainer of the short one gets what it reads.
+        assert config.layout.features.max_history_length == longest
     assert {"ImpressionGen", "Trainer", "Baselines"} <= set(tasks["Evaluator"]["dependentTasks"])
     assert "ShortHistoryTrainer" in tasks["Baselines"]["dependentTasks"]
     assert {"Trainer", "Evaluator", "LocalInfraValidator"} <= set(tasks["AtomicPusher"]["dependentTasks"])

@@ -47,6 +47,12 @@ def test_configuration_survives_json() -> None:
     assert again.layout.features.max_history_length == 64
 
 
+def test_longest_recent_is_what_short_history_and_retrieval_task_read() -> None:
+    assert Model((RecentInterest(4), SDIM()), retrieval_recent=7).longest_recent == 7  # type: ignore[arg-type]
+    assert Model((RecentInterest(4), RecentInterest(9, name="longer")), retrieval_recent=7).longest_recent == 9  # type: ignore[arg-type]
+    assert Model((RecentInterest(4),), retrieval_weight=0.0).longest_recent == 4  # type: ignore[arg-type]
+
+
 def test_components_get_only_what_they_ask_for() -> None:
     config = PipelineConfig(layout=movielens(), min_history=3, training=Training(epochs=9), **REQUIRED)  # type: ignore[arg-type]
     part = config.only("output", "min_history")

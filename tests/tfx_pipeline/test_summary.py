@@ -20,7 +20,7 @@ from tfx_pipeline.report_page import report_page
 from tfx_pipeline.results import HistoryLengths, Results, Slice, Tenth
 from tfx_pipeline.retrieval.judging import Measures, Verdict
 from tfx_pipeline.retrieval.results import RetrieverResults
-from tfx_pipeline.summary import METRICS, comparison_table, metrics_table, retriever_table
+from tfx_pipeline.summary import METRICS, _timing_table, comparison_table, metrics_table, retriever_table
 
 
 def part(name: str, count: int, mean_label: float, *values: float, tenths: Sequence[Tenth] = ()) -> Slice:
@@ -211,6 +211,20 @@ def test_calibration_is_drawn_by_slice_of_each_column(monkeypatch: pytest.Monkey
     assert lines[1] == [("0-9", [[0.2, 0.25]]), *everything]
     # The eight largest.
     assert lines[4] == [*((rf"\${n}", [[n / 10, 0.5]]) for n in range(8)), *everything]
+
+
+def test_components_are_drawn_from_start_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(report_page_module, "svg", figures.append)
+    report_page_module.components_plot(results_of().timings)
+    (axes,) = figures[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Trainer", "Transform"]
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(2.0, 12.34), (0.0, 0.1)]
+
+
+def test_all_components_took_as_long_as_from_the_first_to_the_last() -> None:
+    timings = [Timing("A", 0.0, 5.0, 2**30, False), Timing("B", 1.0, 9.5, 2**30, False), Timing("C", 5.0, 1.0, 1, True)]
+    assert cells(printed(_timing_table(timings)), "all") == ["10.5 s", ""]
 
 
 def test_smaller_slices_are_counted() -> None:

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from tests.tfx_pipeline.continuous.events import make_loop
+from tfx_pipeline.config import Training
 from tfx_pipeline.continuous import loop as module
 from tfx_pipeline.continuous.__main__ import loop_from_flags, main, parser
 from tfx_pipeline.continuous.loop import run_loop
@@ -99,6 +100,15 @@ def test_flags_make_a_loop() -> None:
     loop = loop_from_flags(parser().parse_args([*FLAGS, "--keep", "7", "--max_auc_fall", "0.1", "--top_k", "8"]))
     assert (loop.keep, loop.gates.max_auc_fall, loop.config.layout.pattern) == (7, 0.1, "day-{SPAN}.csv")
     assert Loop.from_json(loop.to_json()) == loop
+
+
+def test_rounds_train_at_rates_that_stay() -> None:
+    training = loop_from_flags(parser().parse_args(FLAGS)).config.training
+    assert training == Training(embedding_learning_rate=0.1, dense_learning_rate=1e-3, decay=False)
+    flags = ["--batch_size", "64", "--embedding_learning_rate", ".2", "--dense_learning_rate", ".01", "--seed", "3"]
+    training = loop_from_flags(parser().parse_args([*FLAGS, *flags])).config.training
+    expected = Training(batch_size=64, embedding_learning_rate=0.2, dense_learning_rate=0.01, decay=False, seed=3)
+    assert training == expected
 
 
 @pytest.mark.parametrize(

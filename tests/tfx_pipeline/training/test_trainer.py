@@ -31,7 +31,7 @@ from tfx_pipeline.layouts import Label, Layout
 from tfx_pipeline.model_config import ETAUnits, Model
 from tfx_pipeline.ranker import make_ranker
 from tfx_pipeline.schema import make_schema
-from tfx_pipeline.training import publishing, trainer
+from tfx_pipeline.training import fitting, publishing, trainer
 from tfx_pipeline.training.accumulators import accumulators
 from tfx_pipeline.training.batches import measure, transformed_batches
 from tfx_pipeline.training.trainer import TRAINING_REPORT, load_trained_model, run_fn
@@ -187,6 +187,35 @@ def weights(model: Ranker) -> list[np.ndarray]:
 def assert_exact_fingerprints(model: Ranker) -> None:
     layer = model.embeddings["item_id"]
     np.testing.assert_array_equal(layer.fingerprints_table, ops.simhash(layer.embeddings, layer.hash.planes))
+
+
+@pytest.mark.parametrize("max_steps", [None, 7])
+@pytest.mark.usefixtures("unexported")
+def test_learning_rates_fall_to_zero_over_all_steps(
+    data: Data, tmp_path: Path, max_steps: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates, falls = [], fitting.Decay.on_train_batch_begin
+
+    def recorded(decay: fitting.Decay, *args: Any) -> None:
+        falls(decay, *args)
+        rates.append([float(part.learning_rate) for part in decay.model.optimizer.optimizers])
+
+    monkeypatch.setattr(fitting.Decay, "on_train_batch_begin", recorded)
+    config = make_config(tmp_path, max_steps=max_steps)
+    changes = {"train_steps": max_steps} if max_steps else {}
+    result = train(data, tmp_path, make_fn_args(data.directory, tmp_path, config, **changes), max_steps=max_steps)
+    steps = max_steps or result.report["steps"]
+    np.testing.assert_allclose(
+        rates, [[0.3 * (1 - n / steps), 0.02 * (1 - n / steps)] for n in range(steps)], rtol=1e-5
+    )
+    # Whoever trains on begins at the rates that were given.
+    assert float(result.model.optimizer.learning_rate) == pytest.approx(0.02)
+
+
+@pytest.mark.usefixtures("unexported")
+def test_learning_rates_stay_without_decay(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(fitting, "Decay")
+    assert train(data, tmp_path, decay=False, epochs=1).report["steps"] > 0
 
 
 def test_served_scores_equal_the_trained_model_on_transformed_impressions(data: Data, trained: Trained) -> None:
