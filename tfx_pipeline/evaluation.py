@@ -77,7 +77,7 @@ def eval_config(config: PipelineConfig) -> config_pb2.EvalConfig:
             module=of_probabilities,
         ),
         _metric(
-            "Calibration",
+            "CalibrationRatio",
             CALIBRATION,
             _overall(value_threshold=_between(1 / ratio, ratio)),
             module=of_probabilities,
@@ -89,7 +89,7 @@ def eval_config(config: PipelineConfig) -> config_pb2.EvalConfig:
             module=of_probabilities,
         ),
         _metric("Reliability", RELIABILITY, module=of_probabilities),
-        _metric("MeanLabel", MEAN_LABEL, module=of_probabilities),
+        _metric("LabelRate", MEAN_LABEL, module=of_probabilities),
         _metric("ExampleCount", EXAMPLE_COUNT),
         _metric(
             "SubsetAUC",

@@ -1,6 +1,7 @@
 """Metrics of TensorFlow Model Analysis that read labels and probabilities alone, all from one pass over them.
 
-Its own ones of the same names allow for weights, classes and several outputs, at four tenths of an evaluation's time.
+Its own ones of the same kind allow for weights, classes and several outputs, at four tenths of an evaluation's time.
+Where it has a metric of a name, it takes that, whatever the module: none here is called as one of its own.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class LogLoss(tfma.metrics.Metric):
         super().__init__(tfma.metrics.merge_per_key_computations(_computations(_log_loss)), name=name)
 
 
-class Calibration(tfma.metrics.Metric):
+class CalibrationRatio(tfma.metrics.Metric):
     """Mean probability over the mean label; NaN where no label is positive or a probability is NaN.
 
     Args:
@@ -100,7 +101,7 @@ class Calibration(tfma.metrics.Metric):
         super().__init__(tfma.metrics.merge_per_key_computations(_computations(_calibration)), name=name)
 
 
-class MeanLabel(tfma.metrics.Metric):
+class LabelRate(tfma.metrics.Metric):
     """Share of the labels that are positive.
 
     Args:

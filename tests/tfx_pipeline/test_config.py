@@ -48,9 +48,9 @@ def test_configuration_survives_json() -> None:
 
 
 def test_longest_recent_is_what_short_history_and_retrieval_task_read() -> None:
-    assert Model((RecentInterest(4), SDIM()), retrieval_recent=7).longest_recent == 7  # type: ignore[arg-type]
-    assert Model((RecentInterest(4), RecentInterest(9, name="longer")), retrieval_recent=7).longest_recent == 9  # type: ignore[arg-type]
-    assert Model((RecentInterest(4),), retrieval_weight=0.0).longest_recent == 4  # type: ignore[arg-type]
+    assert Model((RecentInterest(4), SDIM()), retrieval_recent=7).longest_recent == 7
+    assert Model((RecentInterest(4), RecentInterest(9, name="longer")), retrieval_recent=7).longest_recent == 9
+    assert Model((RecentInterest(4),), retrieval_weight=0.0).longest_recent == 4
 
 
 def test_components_get_only_what_they_ask_for() -> None:

@@ -7,10 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensorflow_model_analysis.metrics.metric_types import registered_metrics
 from tensorflow_model_analysis.proto import config_pb2
 
 from tests.tfx_pipeline.test_grouped_auc import element, run
-from tfx_pipeline.probabilities import Calibration, LogLoss, LogOddsAUC, MeanLabel, Reliability, SaturatedShare
+from tfx_pipeline.config import PipelineConfig
+from tfx_pipeline.evaluation import eval_config
+from tfx_pipeline.layouts import movielens
+from tfx_pipeline.probabilities import CalibrationRatio, LabelRate, LogLoss, LogOddsAUC, Reliability, SaturatedShare
+
+METRICS = (LogOddsAUC, LogLoss, CalibrationRatio, LabelRate, SaturatedShare, Reliability)
+CONFIG = PipelineConfig(layout=movielens(), data="", schema="", output="", serving_dir="")
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 
@@ -28,8 +35,8 @@ def test_saturated_share_counts_exact_zeros_and_ones() -> None:
 def test_log_loss_calibration_and_mean_label_by_hand() -> None:
     elements = elements_of([0, 1, 1, 0], [0.25, 0.5, 1.0, 0.0])
     assert run(LogLoss(), elements) == pytest.approx((math.log(4 / 3) + math.log(2)) / 4, abs=1e-12)
-    assert run(Calibration(), elements) == 1.75 / 2
-    assert run(MeanLabel(), elements) == 0.5
+    assert run(CalibrationRatio(), elements) == 1.75 / 2
+    assert run(LabelRate(), elements) == 0.5
 
 
 def test_what_is_certain_and_wrong_has_no_bound() -> None:
@@ -39,18 +46,24 @@ def test_what_is_certain_and_wrong_has_no_bound() -> None:
 
 def test_what_is_not_a_number_makes_all_but_labels_and_saturation_so() -> None:
     elements = elements_of([0, 1, 1, 0], [0.25, 0.5, np.nan, 0.0])
-    values = [run(metric(), elements) for metric in (LogOddsAUC, LogLoss, Calibration)]
+    values = [run(metric(), elements) for metric in (LogOddsAUC, LogLoss, CalibrationRatio)]
     assert np.isnan(values).all()
-    assert run(MeanLabel(), elements) == 0.5
+    assert run(LabelRate(), elements) == 0.5
     assert run(SaturatedShare(), elements) == 0.25
 
 
 def test_calibration_without_a_positive_label_is_not_a_number() -> None:
-    assert math.isnan(run(Calibration(), elements_of([0, 0], [0.25, 0.5])))
+    assert math.isnan(run(CalibrationRatio(), elements_of([0, 0], [0.25, 0.5])))
 
 
-def test_metrics_of_an_evaluation_share_their_sums() -> None:
-    metrics = [metric() for metric in (LogOddsAUC, LogLoss, Calibration, MeanLabel, SaturatedShare, Reliability)]
+def test_metrics_of_an_evaluation_are_these_and_share_their_sums() -> None:
+    specs = [
+        spec for spec in eval_config(CONFIG).metrics_specs[0].metrics if spec.module == "tfx_pipeline.probabilities"
+    ]
+    # TensorFlow Model Analysis would take its own of the name.
+    assert not {spec.class_name for spec in specs} & {*registered_metrics()}
+    assert {spec.class_name for spec in specs} == {metric.__name__ for metric in METRICS}
+    metrics = [metric() for metric in METRICS]
     computations = [one for metric in metrics for one in metric.computations(eval_config=config_pb2.EvalConfig())]
     assert len(set(computations)) == 1 + len(metrics)
 

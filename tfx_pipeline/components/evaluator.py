@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow_model_analysis as tfma
 from tfx import v1 as tfx
 from tfx.components.evaluator import executor as tfx_evaluator
@@ -32,7 +33,9 @@ class GatedEvaluatorExecutor(tfx_evaluator.Executor):
         baselines = read_baselines(artifact_utils.get_single_uri(input_dict[BASELINES]))
         hold_against_baselines(gates, baselines, exec_properties[MIN_AUC_LEAD])
         changed = {standard_component_specs.EVAL_CONFIG_KEY: proto_utils.proto_to_json(gates)}
-        super().Do(input_dict, output_dict, {**exec_properties, **changed})
+        # For each batch TensorFlow writes all of its impressions into the text of an error, which it drops.
+        with np.printoptions(threshold=0):
+            super().Do(input_dict, output_dict, {**exec_properties, **changed})
 
 
 class GatedEvaluatorSpec(standard_component_specs.EvaluatorSpec):

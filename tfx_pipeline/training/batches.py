@@ -28,6 +28,7 @@ def transformed_batches(
     shuffle_buffer: int = 0,
     seed: int = 0,
     bounds: np.ndarray | None = None,
+    timestamps: bool = False,
 ) -> tf.data.Dataset:
     """Batches of transformed impressions, as the model reads them.
 
@@ -39,6 +40,7 @@ def transformed_batches(
         seed: of that order.
         bounds: int64 [batches + 1], ascending: the impressions at which batches begin and end. Those before the first
             are left out. `None`: batches of `batch_size`, and one of what is left over.
+        timestamps: whether the timestamps of the impressions are among the columns, int64 [N].
 
     Returns:
         A dataset of (columns, label): int32 or float32 [N], sequences [N, L] padded with 0 to the longest of the batch
@@ -47,6 +49,7 @@ def transformed_batches(
     """
     by_column = features.by_column
     rows = (*features.encoded_row_names, *(sequence.length for sequence in features.all_sequences), LABEL)
+    rows += (TIMESTAMP,) if timestamps else ()
     behaviours = [name for sequence in features.all_sequences for name in features.encoded_sequence_names(sequence)]
     spec: dict[str, Any] = {}
     several: dict[str, int] = {}
@@ -72,7 +75,8 @@ def transformed_batches(
                 columns[name] = columns[name][:, : sequence.max_length]
             columns[sequence.length] = tf.minimum(columns[sequence.length], sequence.max_length)
         label = columns.pop(LABEL)
-        return {name: tf.cast(x, tf.int32) if x.dtype == tf.int64 else x for name, x in columns.items()}, label
+        indices = [name for name, x in columns.items() if x.dtype == tf.int64 and name != TIMESTAMP]
+        return columns | {name: tf.cast(columns[name], tf.int32) for name in indices}, label
 
     records = impressions_of(files_of(patterns))
     if shuffle_buffer:
@@ -104,7 +108,7 @@ class Part(NamedTuple):
 
 
 def measure(patterns: Sequence[str], item: str) -> Part:
-    """Counts what the files of a part hold.
+    """Counts what the files of a part hold, and leaves it there.
 
     Args:
         patterns: of gzip-compressed TFRecord files of transformed impressions.
@@ -120,13 +124,18 @@ def measure(patterns: Sequence[str], item: str) -> Part:
         record_bytes += int(tf.reduce_sum(tf.cast(tf.strings.length(records), tf.int64)))
         if len(moments := columns[TIMESTAMP].values.numpy()):
             bounds += [int(moments.min()), int(moments.max())]
-        taken = np.bincount(columns[item].numpy()[columns[LABEL].numpy() > 0], minlength=len(positives))
-        taken[: len(positives)] += positives
-        positives = taken
+        positives = added(positives, columns[item].numpy()[columns[LABEL].numpy() > 0])
     buffer = max(1, min(count, SHUFFLE_BYTES * count // max(1, record_bytes)))
     size = sum(tf.io.gfile.stat(name).length for name in files)
     timestamps = (min(bounds), max(bounds)) if bounds else None
     return Part(files, count, size, buffer if count else 0, timestamps, positives)
+
+
+def added(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Counts int64 by row of a vocabulary, up to the last row with one, and one more for each of `rows`."""
+    more = np.bincount(rows, minlength=len(counts))
+    more[: len(counts)] += counts
+    return more
 
 
 def _between(records: tf.data.Dataset, bounds: np.ndarray) -> tf.data.Dataset:

@@ -81,7 +81,8 @@ def fit(
         FloatingPointError: if the loss is not finite.
     """
     training, features = config.training, config.layout.features
-    rate = float(model.optimizer.learning_rate)
+    # Not the optimiser's: it may be one of an interrupted training, which had fallen.
+    rate = training.dense_learning_rate
     tensorboard = tf.keras.callbacks.TensorBoard(log_dir, write_graph=False)
     # One call of `fit` an epoch: each has an order of its own, which a resumed training takes up where it stopped.
     while not state.finished:

@@ -16,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_eta.columns import TIMESTAMP
 from keras_eta.columns import Sequence as BehaviourSequence
 from keras_eta.datasets.batches import batch_bounds, made_ahead
 from keras_eta.features import Features
-from tfx_pipeline.training.batches import Part, transformed_batches
+from tfx_pipeline.training.batches import Part, added, files_of, measure, transformed_batches
 
 _logger = logging.getLogger(__name__)
 
@@ -133,61 +134,99 @@ class PackedSequence(NamedTuple):
     length: np.ndarray
 
 
-def pack(part: Part, features: Features) -> Part:
+def pack(patterns: Sequence[str], features: Features) -> Part:
     """Reads the impressions of a part into memory.
 
     Args:
-        part: as `measure` gives it.
+        patterns: of gzip-compressed TFRecord files of transformed impressions.
         features: the columns.
 
     Returns:
-        The part with its impressions, or as it is: if it has none, if they take more than `PACKED_BYTES`, or if a
-        behaviour is younger than one that should be more recent.
+        The part with its impressions; or as `measure` gives it, if there are none, if they take more than
+        `PACKED_BYTES`, or if a behaviour is younger than one that should be more recent.
     """
-    if not part.num_examples:
-        return part
-    by_length = {sequence.length: sequence for sequence in features.all_sequences}
-    rows, labels = defaultdict[str, list[np.ndarray]](list), []
-    parts = {name: defaultdict[str, list[np.ndarray]](list) for name in by_length}
-    positions, size = dict.fromkeys(by_length, 0), 0
-    longest = max(sequence.max_length for sequence in by_length.values())
+    files, item = files_of(patterns), features.item_id.name
+    read = _Read(features)
     # A file after the other: read side by side, a user's impressions would not follow each other.
-    rows_read = min(max(_READ_VALUES // longest, 32), _READ_ROWS)
-    batches = (transformed_batches([file], features, rows_read) for file in part.files)
-    for columns, label in itertools.chain.from_iterable(batches):
-        arrays = {name: values.numpy() for name, values in columns.items()}
-        labels.append(label.numpy())
-        for name, sequence in by_length.items():
-            found = _continued(arrays, features, sequence, positions[name])
+    for columns, label in itertools.chain.from_iterable(
+        transformed_batches([file], features, read.rows_at_a_time, timestamps=features.reads_timestamp)
+        for file in files
+    ):
+        if not read.add({name: values.numpy() for name, values in columns.items()}, label.numpy()):
+            return measure(files, item)
+    if not read.num_examples:
+        return measure(files, item)
+    _logger.info("%d impressions are held in %d bytes.", read.num_examples, read.size)
+    file_bytes = sum(tf.io.gfile.stat(name).length for name in files)
+    return Part(
+        files, read.num_examples, file_bytes, read.num_examples, read.timestamps, read.positives, read.impressions()
+    )
+
+
+class _Read:
+    """What was read of a part so far."""
+
+    def __init__(self, features: Features) -> None:
+        self._features = features
+        self._by_length = {sequence.length: sequence for sequence in features.all_sequences}
+        self._rows, self._labels = defaultdict[str, list[np.ndarray]](list), list[np.ndarray]()
+        self._parts = {name: defaultdict[str, list[np.ndarray]](list) for name in self._by_length}
+        self._positions = dict.fromkeys(self._by_length, 0)
+        self.num_examples = self.size = 0
+        self.positives = np.zeros(0, "int64")
+        self.timestamps: tuple[int, int] | None = None
+
+    @property
+    def rows_at_a_time(self) -> int:
+        longest = max(sequence.max_length for sequence in self._by_length.values())
+        return min(max(_READ_VALUES // longest, 32), _READ_ROWS)
+
+    def add(self, arrays: dict[str, np.ndarray], label: np.ndarray) -> bool:
+        """Takes a batch; False if the part can't be held."""
+        self._count(arrays, label)
+        self._labels.append(label)
+        for name, sequence in self._by_length.items():
+            found = _continued(arrays, self._features, sequence, self._positions[name])
             if found is None:
                 _logger.info("`%s` does not ascend: each epoch reads the files.", sequence.age)
-                return part
-            positions[name] += len(next(iter(found.columns.values())))
-            size += sum(values.nbytes for some in (found.columns, found.ages) for values in some.values())
+                return False
+            self._positions[name] += len(next(iter(found.columns.values())))
+            self.size += sum(values.nbytes for some in (found.columns, found.ages) for values in some.values())
             for column, values in (*found.columns.items(), *found.ages.items()):
-                parts[name][column].append(values)
+                self._parts[name][column].append(values)
                 del arrays[column]
-            parts[name]["end"].append(found.end)
-            parts[name]["length"].append(found.length)
+            self._parts[name]["end"].append(found.end)
+            self._parts[name]["length"].append(found.length)
             del arrays[name]
         for name, values in arrays.items():
-            rows[name].append(values)
-        size += sum(values.nbytes for values in arrays.values())
-        if size > PACKED_BYTES:
+            self._rows[name].append(values)
+        self.size += sum(values.nbytes for values in arrays.values())
+        if self.size > PACKED_BYTES:
             _logger.info("The impressions take more than %d bytes: each epoch reads their files.", PACKED_BYTES)
-            return part
-    _logger.info("%d impressions are held in %d bytes.", part.num_examples, size)
-    sequences = {}
-    for name, lists in parts.items():
-        end, length = np.concatenate(lists.pop("end")), np.concatenate(lists.pop("length"))
-        ages = {by_length[name].age: np.concatenate(lists.pop(by_length[name].age))} if features.age else {}
-        behaviours = {
-            column: np.concatenate([np.zeros_like(values[0], shape=(1, *values[0].shape[1:])), *values])
-            for column, values in lists.items()
-        }
-        sequences[name] = PackedSequence(behaviours, ages, end, length)
-    columns = {name: np.concatenate(values) for name, values in rows.items()}
-    return part._replace(packed=PackedImpressions(columns, np.concatenate(labels), sequences))
+            return False
+        return True
+
+    def _count(self, arrays: dict[str, np.ndarray], label: np.ndarray) -> None:
+        self.num_examples += len(label)
+        self.positives = added(self.positives, arrays[self._features.item_id.name][label > 0])
+        moments = arrays.pop(TIMESTAMP, None)
+        if moments is not None:
+            bounds = [int(moments.min()), int(moments.max()), *(self.timestamps or ())]
+            self.timestamps = min(bounds), max(bounds)
+
+    def impressions(self) -> PackedImpressions:
+        sequences = {}
+        for name, lists in self._parts.items():
+            end, length = np.concatenate(lists.pop("end")), np.concatenate(lists.pop("length"))
+            age = self._by_length[name].age
+            ages = {age: np.concatenate(lists.pop(age))} if self._features.age else {}
+            behaviours = {
+                column: np.concatenate([np.zeros_like(values[0], shape=(1, *values[0].shape[1:])), *values])
+                for column, values in lists.items()
+            }
+            sequences[name] = PackedSequence(behaviours, ages, end, length)
+        columns = {name: np.concatenate(values) for name, values in self._rows.items()}
+        return PackedImpressions(columns, np.concatenate(self._labels), sequences)
 
 
 def _continued(

@@ -21,7 +21,6 @@ from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.training.accumulators import save_accumulators
 from tfx_pipeline.training.attribute_tables import attribute_tables
 from tfx_pipeline.training.backups import Backups, State
-from tfx_pipeline.training.batches import measure
 from tfx_pipeline.training.calibrating import calibrate
 from tfx_pipeline.training.fitting import fit, make_model, set_popularity
 from tfx_pipeline.training.moments import save_moments
@@ -55,9 +54,7 @@ def run_fn(fn_args: Any) -> None:
     config = PipelineConfig.from_json(fn_args.custom_config["config"])
     tf.keras.utils.set_random_seed(config.training.seed)
     features = config.layout.features
-    train, validation = (
-        pack(measure(files, features.item_id.name), features) for files in (fn_args.train_files, fn_args.eval_files)
-    )
+    train, validation = (pack(files, features) for files in (fn_args.train_files, fn_args.eval_files))
     for name, part, patterns in (
         ("training", train, fn_args.train_files),
         ("validation", validation, fn_args.eval_files),

@@ -14,7 +14,7 @@ from keras_eta.columns import LABEL
 from keras_eta.features import Features
 from tfx_pipeline.config import TRAIN, VALIDATION, PipelineConfig
 from tfx_pipeline.training.backups import MONITORED, Backups, State
-from tfx_pipeline.training.batches import Part, measure
+from tfx_pipeline.training.batches import Part
 from tfx_pipeline.training.fitting import fit, make_model, set_popularity
 from tfx_pipeline.training.packing import pack, part_batches
 from tfx_pipeline.tuning.search import Outcome
@@ -55,9 +55,7 @@ class Data:
                 "another layout. Give the layout's flags as in that run."
             )
         parts = {
-            name: pack(
-                measure([os.path.join(transformed_examples, f"Split-{name}", "*")], features.item_id.name), features
-            )
+            name: pack([os.path.join(transformed_examples, f"Split-{name}", "*")], features)
             for name in (TRAIN, VALIDATION)
         }
         for name, part in parts.items():

@@ -126,20 +126,23 @@ def test_batches_are_those_of_the_files(part: Part, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(packing, "_READ_VALUES", 32 * L)
     for file in part.files:
         alone = measure([file], "item_id")
-        packed = pack(alone, FEATURES)
+        packed = pack([file], FEATURES)
+        assert (packed.files, packed.num_examples, packed.file_bytes) == ([file], alone.num_examples, alone.file_bytes)
+        assert packed.timestamps == alone.timestamps is not None
+        assert packed.positives.tolist() == alone.positives.tolist()
         assert packed.packed is not None
         assert len(packed.packed) == alone.num_examples == len(impressions()) // 2
         for size in (1, 7, 1_000):
             found, expected = part_batches(packed, FEATURES, size), part_batches(alone, FEATURES, size)
             assert found.cardinality() == -(-alone.num_examples // size)
             assert rows_of(found) == rows_of(expected)
-    both = rows_of(part_batches(pack(part, FEATURES), FEATURES, 1))
+    both = rows_of(part_batches(pack(part.files, FEATURES), FEATURES, 1))
     assert sorted(map(repr, both)) == sorted(map(repr, rows_of(transformed_batches(part.files, FEATURES, 1))))
 
 
 def test_longer_sequences_than_are_read_are_cut(part: Part) -> None:
     features = dataclasses.replace(FEATURES, max_history_length=3, sequences=(Sequence("carts", max_length=1),))
-    packed = pack(part, features)
+    packed = pack(part.files, features)
     for one in (part, packed):
         for columns, _ in part_batches(one, features, 50):
             assert columns["history_item_id"].shape[1] == columns["history_genres"].shape[1] == 3
@@ -156,7 +159,7 @@ def test_longer_sequences_than_are_read_are_cut(part: Part) -> None:
 
 
 def test_what_histories_have_in_common_is_held_once(part: Part) -> None:
-    packed = pack(part, FEATURES).packed
+    packed = pack(part.files, FEATURES).packed
     assert packed is not None
     columns, _, _, length = packed._sequences["history_length"]
     behaviours = sum(len(behaviours_of(user)) for user in range(11))
@@ -166,7 +169,7 @@ def test_what_histories_have_in_common_is_held_once(part: Part) -> None:
 
 
 def test_an_order_is_of_all_impressions_and_goes_on_at_a_batch(part: Part) -> None:
-    packed = pack(part, FEATURES)
+    packed = pack(part.files, FEATURES)
     in_order, first, second = (rows_of(part_batches(packed, FEATURES, 1, seed=seed)) for seed in (None, 1, 2))
     assert first != second
     assert first != in_order
@@ -181,9 +184,11 @@ def test_what_is_too_large_or_out_of_order_stays_in_its_files(
     rows = impressions()
     rows[-1]["history"] = rows[-1]["history"][::-1]
     write(tmp_path, FEATURES, rows)
-    reversed_once = measure([str(tmp_path / "*")], "item_id")
-    assert pack(reversed_once, FEATURES) is reversed_once
-    packed = pack(part, FEATURES).packed
+    reversed_once = pack([str(tmp_path / "*")], FEATURES)
+    assert reversed_once.packed is None
+    assert reversed_once.num_examples == part.num_examples
+    assert reversed_once.shuffle_buffer == part.shuffle_buffer
+    packed = pack(part.files, FEATURES).packed
     assert packed is not None
     size = sum(values.numpy().nbytes for values in packed._rows.values())
     for columns, ages, _, _ in packed._sequences.values():
@@ -191,11 +196,12 @@ def test_what_is_too_large_or_out_of_order_stays_in_its_files(
         size += sum(values[1:].numpy().nbytes for values in columns.values())
         size += sum(values.numpy().nbytes for values in ages.values())
     monkeypatch.setattr(packing, "PACKED_BYTES", size)
-    assert pack(part, FEATURES).packed is not None
+    assert pack(part.files, FEATURES).packed is not None
     monkeypatch.setattr(packing, "PACKED_BYTES", size - 1)
-    assert pack(part, FEATURES) is part
-    empty = part._replace(num_examples=0, files=[])
-    assert pack(empty, FEATURES) is empty
+    too_large = pack(part.files, FEATURES)
+    assert too_large.packed is None
+    assert too_large.positives.tolist() == part.positives.tolist()
+    assert pack([], FEATURES).num_examples == 0
 
 
 def new_in_loops(length: list[int], rows: list[list[Any]]) -> list[int]:
