@@ -47,7 +47,7 @@ def run(config: PipelineConfig, console: Console, jobs: int = 2) -> None:
     with exclusive(output):
         log_file = output / "logs" / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}.log"
         with shown(console) as progress, logged_to(log_file):
-            workers = Here(progress) if jobs == 1 else Processes(progress, log_file)
+            workers = Here(progress) if jobs == 1 else Processes(progress, log_file, jobs)
             # These import TFX, which takes several seconds and writes warnings.
             from tfx import v1 as tfx
 

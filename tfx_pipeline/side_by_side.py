@@ -23,6 +23,8 @@ from tfx_pipeline.progress import Progress
 _CACHED = "A cached execution %d is used."
 # What all components import, before their processes are forked.
 _PRELOADED = ["keras_eta", "tfx.v1", "tfx_pipeline.pipeline"]
+# Of TensorFlow: threads that one operation is spread over. Several operations run at once nevertheless.
+_THREADS = "TF_NUM_INTRAOP_THREADS"
 
 _logger = logging.getLogger(__name__)
 
@@ -70,15 +72,19 @@ class Here:
 class Processes:
     """Runs each component in a process of its own, which ends when this one does.
 
-    What all of them import is imported from the moment on that this is made.
+    What all of them import is imported from the moment on that this is made. They share the cores: unless the
+    environment sets `TF_NUM_INTRAOP_THREADS`, an operation of TensorFlow is spread over the cores divided by `jobs`. On
+    two cores, whose threads would wait for each other, that also makes training alone faster.
 
     Args:
         progress: follows the components.
         log_file: of what they log.
+        jobs: components at a time.
     """
 
-    def __init__(self, progress: Progress, log_file: Path) -> None:
+    def __init__(self, progress: Progress, log_file: Path, jobs: int) -> None:
         self._progress, self._log_file = progress, log_file
+        self._threads = max(1, len(os.sched_getaffinity(0)) // jobs)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(_PRELOADED)
         multiprocessing.forkserver.ensure_running()
@@ -93,7 +99,7 @@ class Processes:
         output, send_output = self._context.Pipe(duplex=False)
         process = self._context.Process(
             target=_run_in_child,
-            args=(graph.SerializeToString(), name, self._log_file, send_result, send_output),
+            args=(graph.SerializeToString(), name, self._log_file, self._threads, send_result, send_output),
             name=name,
         )
         process.start()
@@ -215,10 +221,13 @@ def _watched() -> Iterator[set[str]]:
         logging.getLogger().removeHandler(watch)
 
 
-def _run_in_child(graph: bytes, name: str, log_file: Path, result: Connection, output: Connection) -> None:
+def _run_in_child(
+    graph: bytes, name: str, log_file: Path, threads: int, result: Connection, output: Connection
+) -> None:
     """Runs one component in a process of its own, and sends how it ended."""
     from tfx.proto.orchestration import pipeline_pb2
 
+    os.environ.setdefault(_THREADS, str(threads))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.dup2(output.fileno(), sys.stdout.fileno())
     output.close()

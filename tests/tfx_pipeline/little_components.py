@@ -30,7 +30,8 @@ def _noted(folder: str, name: str, seconds: float) -> None:
     Path(folder, f"{name}.pid").write_text(str(os.getpid()))
     print(f"{name} speaks")
     time.sleep(seconds)
-    Path(folder, name).write_text(f"{os.getpid()} {start} {time.time()}")
+    threads = os.environ.get("TF_NUM_INTRAOP_THREADS", "0")
+    Path(folder, name).write_text(f"{os.getpid()} {start} {time.time()} {threads}")
 
 
 @tfx.dsl.components.component
@@ -95,7 +96,7 @@ def run_little(folder: Path, jobs: int, seconds: float = 0.0, fault: str = "") -
     printed = io.StringIO()
     log = folder / "run.log"
     with shown(Console(file=printed, width=200)) as progress, logged_to(log):
-        workers = Here(progress) if jobs == 1 else Processes(progress, log)
+        workers = Here(progress) if jobs == 1 else Processes(progress, log, jobs)
         try:
             run_pipeline(pipeline, workers, jobs, progress)
         finally:

@@ -26,10 +26,10 @@ def run_little() -> Iterator[Callable[..., Any]]:
         yield importlib.import_module("little_components").run_little
 
 
-def ran(folder: Path, name: str) -> tuple[int, float, float]:
-    """The process of a component, and when it started and ended."""
-    pid, start, end = (folder / name).read_text().split()
-    return int(pid), float(start), float(end)
+def ran(folder: Path, name: str) -> tuple[int, float, float, int]:
+    """The process of a component, when it started and ended, and over how many threads it spreads an operation."""
+    pid, start, end, threads = (folder / name).read_text().split()
+    return int(pid), float(start), float(end), int(threads)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -37,12 +37,13 @@ def test_components_run_side_by_side_where_they_do_not_wait(
     run_little: Callable[..., Any], jobs: int, tmp_path: Path
 ) -> None:
     timings, printed = run_little(tmp_path, jobs, seconds=1.0)
-    pids, starts, ends = zip(
+    pids, starts, ends, threads = zip(
         *(ran(tmp_path, name) for name in ("First", "Second", "AfterBoth", "AfterFirst")), strict=True
     )
     assert (starts[1] < ends[0]) == (jobs == 2)
     assert starts[2] >= max(ends[:2])
     assert starts[3] >= ends[0]
+    assert set(threads) == {0 if jobs == 1 else max(1, len(os.sched_getaffinity(0)) // 2)}
     assert len({os.getpid(), *pids}) == (1 if jobs == 1 else 5)
     assert [timing.cached for timing in timings] == [False] * 4
     first, second = (next(timing for timing in timings if timing.component == name) for name in ("First", "Second"))
