@@ -90,7 +90,7 @@ def eval_config(config: PipelineConfig) -> config_pb2.EvalConfig:
         ),
         _metric("Reliability", RELIABILITY, module=of_probabilities),
         _metric("LabelRate", MEAN_LABEL, module=of_probabilities),
-        _metric("ExampleCount", EXAMPLE_COUNT),
+        _metric("ImpressionCount", EXAMPLE_COUNT, module=of_probabilities),
         _metric(
             "SubsetAUC",
             LONGEST_BUCKET_AUC,

@@ -79,6 +79,17 @@ class LogOddsAUC(tfma.metrics.Metric):
         super().__init__(tfma.metrics.merge_per_key_computations(_computations(_auc)), name=name)
 
 
+class ImpressionCount(tfma.metrics.Metric):
+    """The number of impressions.
+
+    Args:
+        name: of the metric.
+    """
+
+    def __init__(self, name: str = "impressions") -> None:
+        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_count)), name=name)
+
+
 class LogLoss(tfma.metrics.Metric):
     """Mean negative log likelihood of the labels; NaN where a probability is.
 
@@ -171,6 +182,10 @@ def _auc(sums: Sums) -> float:
     if not pairs or not sums.all_numbers:
         return math.nan
     return float(positives @ (np.cumsum(negatives) - negatives / 2) / pairs)
+
+
+def _count(sums: Sums) -> float:
+    return float(sums.table()[:, 0].sum())
 
 
 def _log_loss(sums: Sums) -> float:

@@ -24,7 +24,7 @@ from tfx_pipeline.exclusive import exclusive
 from tfx_pipeline.flags import add_flags, config_from_flags
 from tfx_pipeline.logs import logged_to
 from tfx_pipeline.progress import shown
-from tfx_pipeline.side_by_side import Here, Processes, run_pipeline
+from tfx_pipeline.side_by_side import Here, Processes, preload, run_pipeline
 
 
 def run(config: PipelineConfig, console: Console, jobs: int = 2) -> None:
@@ -88,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         fetched = flags.layout == "movielens" and "data" not in flags
         if fetched:
             flags.data = str(Path(getattr(flags, "output", PipelineConfig.output)) / "data" / "ml-1m")
+        if flags.jobs > 1:
+            # While this process imports TensorFlow and sees whether the flags make a ranker.
+            preload()
         config = config_from_flags(flags)
         if fetched and not Path(config.data).exists():
             movielens.write_folder(config.data)

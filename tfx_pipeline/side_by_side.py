@@ -29,6 +29,21 @@ _THREADS = "TF_NUM_INTRAOP_THREADS"
 _logger = logging.getLogger(__name__)
 
 
+def preload() -> None:
+    """Begins to import what all components import, in the process that those of `Processes` are forked from."""
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        # What imports warn of; components log to a file.
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        os.dup2(shown, 2)
+        os.close(shown)
+
+
 class Ended(NamedTuple):
     """How a component ended.
 
@@ -72,7 +87,7 @@ class Here:
 class Processes:
     """Runs each component in a process of its own, which ends when this one does.
 
-    What all of them import is imported from the moment on that this is made. They share the cores: unless the
+    They share the cores: unless the
     environment sets `TF_NUM_INTRAOP_THREADS`, an operation of TensorFlow is spread over the cores divided by `jobs`. On
     two cores, whose threads would wait for each other, that also makes training alone faster.
 
@@ -86,8 +101,7 @@ class Processes:
         self._progress, self._log_file = progress, log_file
         self._threads = max(1, len(os.sched_getaffinity(0)) // jobs)
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_PRELOADED)
-        multiprocessing.forkserver.ensure_running()
+        preload()
         self._running: dict[str, _Component] = {}
 
     def __len__(self) -> int:
@@ -193,6 +207,9 @@ def _run_component(graph: Any, name: str) -> Ended:
     """Runs one component of a compiled pipeline by TFX's LocalDagRunner."""
     from tfx import v1 as tfx
 
+    from tfx_pipeline.checksums import use_google_crc32c
+
+    use_google_crc32c()
     alone = type(graph)()
     alone.CopyFrom(graph)
     for node in alone.nodes:

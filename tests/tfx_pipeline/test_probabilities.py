@@ -14,9 +14,17 @@ from tests.tfx_pipeline.test_grouped_auc import element, run
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.evaluation import eval_config
 from tfx_pipeline.layouts import movielens
-from tfx_pipeline.probabilities import CalibrationRatio, LabelRate, LogLoss, LogOddsAUC, Reliability, SaturatedShare
+from tfx_pipeline.probabilities import (
+    CalibrationRatio,
+    ImpressionCount,
+    LabelRate,
+    LogLoss,
+    LogOddsAUC,
+    Reliability,
+    SaturatedShare,
+)
 
-METRICS = (LogOddsAUC, LogLoss, CalibrationRatio, LabelRate, SaturatedShare, Reliability)
+METRICS = (ImpressionCount, LogOddsAUC, LogLoss, CalibrationRatio, LabelRate, SaturatedShare, Reliability)
 CONFIG = PipelineConfig(layout=movielens(), data="", schema="", output="", serving_dir="")
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
@@ -37,6 +45,7 @@ def test_log_loss_calibration_and_mean_label_by_hand() -> None:
     assert run(LogLoss(), elements) == pytest.approx((math.log(4 / 3) + math.log(2)) / 4, abs=1e-12)
     assert run(CalibrationRatio(), elements) == 1.75 / 2
     assert run(LabelRate(), elements) == 0.5
+    assert run(ImpressionCount(), elements) == 4
 
 
 def test_what_is_certain_and_wrong_has_no_bound() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
 import pickle
 import zlib
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import google_crc32c
 import numpy as np
 import pytest
 import tensorflow as tf
+from apache_beam.io import tfrecordio
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 from google.protobuf.wrappers_pb2 import Int64Value
@@ -22,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_eta.export.examples import LISTS
+from tfx_pipeline.checksums import use_google_crc32c
 from tfx_pipeline.ingestion import encoding
 from tfx_pipeline.ingestion.blocks import BlockFile, make_block, read_block
 from tfx_pipeline.ingestion.encoding import Column
@@ -104,6 +108,23 @@ def test_blocks_make_a_gzip_file_of_records(blocks: int, tmp_path: Path) -> None
     assert sum(map(len, flat)) + 16 * len(flat) == len(gzip.decompress(path.read_bytes()))
     with TestPipeline() as pipeline:
         assert_that(pipeline | beam.io.ReadFromTFRecord(str(path)), equal_to(flat))
+
+
+def test_beam_checks_records_by_google_crc32c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tfrecordio._default_crc32c_fn, "fn", None)
+    use_google_crc32c()
+    assert tfrecordio._default_crc32c_fn.fn is google_crc32c.value  # type: ignore[attr-defined]
+    with (tmp_path / "records").open("wb") as file:
+        for record in RECORDS:
+            tfrecordio._TFRecordUtil.write_record(file, record)
+    assert list(tf.data.TFRecordDataset(str(tmp_path / "records")).as_numpy_iterator()) == RECORDS
+    content = bytearray((tmp_path / "records").read_bytes())
+    content[-10] ^= 1
+    broken = io.BytesIO(bytes(content))
+    assert tfrecordio._TFRecordUtil.read_record(broken) == RECORDS[0]
+    assert tfrecordio._TFRecordUtil.read_record(broken) == RECORDS[1]
+    with pytest.raises(ValueError, match="Not a valid TFRecord"):
+        tfrecordio._TFRecordUtil.read_record(broken)
 
 
 def test_members_of_a_file_end_before_readers_must_hold_too_much(tmp_path: Path) -> None:
