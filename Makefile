@@ -12,8 +12,9 @@ MODEL_DIR := build/serving/eta
 PORT := 8500
 # Variable of `make test`.
 JOBS := 2
-# More flags for `make pipeline`.
+# More flags for `make pipeline`, and rates that MovieLens-1M's validation part chose.
 PIPELINE_ARGS :=
+MOVIELENS_RATES := --epochs 3 --decay --embedding_learning_rate .5 --dense_learning_rate .005
 # Variables of `make fuzz` and `make soak`.
 REQUESTS := 20000
 MINUTES := 10
@@ -31,7 +32,7 @@ demo: $(INSTALLED) ## Train ETA on MovieLens-1M, compare, export, serve and rank
 	$(PYTHON) demo.py
 
 pipeline: $(INSTALLED) ## Run the TFX pipeline on MovieLens-1M, from raw logs to a version in MODEL_DIR; `make serve` serves it
-	$(PYTHON) -m tfx_pipeline.run --layout movielens --serving_dir $(MODEL_DIR) $(PIPELINE_ARGS)
+	$(PYTHON) -m tfx_pipeline.run --layout movielens --serving_dir $(MODEL_DIR) $(MOVIELENS_RATES) $(PIPELINE_ARGS)
 
 test: $(INSTALLED) ## Run all tests, JOBS files at a time
 	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder

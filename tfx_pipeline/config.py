@@ -75,16 +75,16 @@ class Training:
     """
 
     batch_size: int = option(512, "impressions per step", metavar="N")
-    epochs: int = option(3, "passes over the training part, at most", metavar="N")
+    epochs: int = option(8, "passes over the training part, at most", metavar="N")
     max_steps: int | None = option(None, "stop training after so many steps", type=int, metavar="N")
     patience: int = option(
         1,
         "epochs without a better validation AUC after which training stops; the best epoch's weights are kept",
         metavar="N",
     )
-    embedding_learning_rate: float = option(0.5, "Adagrad's, for embeddings", metavar="RATE")
-    dense_learning_rate: float = option(5e-3, "Adam's, for the rest", metavar="RATE")
-    decay: bool = option(True, "whether both learning rates fall to zero, linearly, over all epochs")
+    embedding_learning_rate: float = option(0.1, "Adagrad's, for embeddings", metavar="RATE")
+    dense_learning_rate: float = option(1e-3, "Adam's, for the rest", metavar="RATE")
+    decay: bool = option(False, "whether both learning rates fall to zero, linearly, over all epochs")
     warm_start: bool = option(
         True,
         "whether ranker and retriever start from the version pushed last, where there is one with the same features",

@@ -72,8 +72,10 @@ class RoundTraining:
     """
 
     batch_size: int = option(Training.batch_size, "impressions per step", metavar="N")
-    embedding_learning_rate: float = option(0.1, "Adagrad's, for embeddings", metavar="RATE")
-    dense_learning_rate: float = option(1e-3, "Adam's, for the rest", metavar="RATE")
+    embedding_learning_rate: float = option(
+        Training.embedding_learning_rate, "Adagrad's, for embeddings", metavar="RATE"
+    )
+    dense_learning_rate: float = option(Training.dense_learning_rate, "Adam's, for the rest", metavar="RATE")
     seed: int = option(0, "of initial weights, of ETA's planes and of the order of batches", metavar="N")
 
     def training(self) -> Training:

@@ -21,8 +21,8 @@ _MEANT = (
 # Same data and same weights to start from, so that trials differ by what is searched alone.
 _FIXED = ("seed", "warm_start")
 _OF_ANY_RANKER = (
-    "embedding_learning_rate=0.1..2",
-    "dense_learning_rate=1e-3..2e-2",
+    "embedding_learning_rate=0.02..0.5",
+    "dense_learning_rate=2e-4..5e-3",
     "id_dropout=0,0.01,0.05",
     "hidden_units=64 32,128 64,256 128",
 )

@@ -116,6 +116,7 @@ def make_config(output: Path, model: Model = MODEL, **training: Any) -> Pipeline
         "patience": 3,
         "embedding_learning_rate": 0.3,
         "dense_learning_rate": 0.02,
+        "decay": True,
         **training,
     }
     return PipelineConfig(
