@@ -22,7 +22,7 @@ class Timing:
         component: its id.
         start: seconds after the first one's.
         seconds: wall time.
-        peak_bytes: the largest resident memory of its process and this one's children while it ran, as sampled.
+        peak_bytes: the largest resident memory of its process and that one's children while it ran, as sampled.
         cached: whether an earlier run's outputs were taken.
     """
 

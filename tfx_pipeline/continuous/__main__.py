@@ -18,13 +18,14 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from keras_eta.quiet import quiet_imports
-from tfx_pipeline.config import PipelineConfig
-from tfx_pipeline.continuous.settings import Gates, Loop, RoundTraining
+from tfx_pipeline.config import PipelineConfig, Training
+from tfx_pipeline.continuous.settings import Gates, Loop
 from tfx_pipeline.flags import add_options, config_from_flags, given_options
 from tfx_pipeline.layout_flags import CUSTOM, add_layout_flags
 from tfx_pipeline.model_config import ETAUnits, Model
 
 _PIPELINE = ("data", "schema", "serving_dir", "min_history", "max_bad_share")
+_TRAINING = ("batch_size", "embedding_learning_rate", "dense_learning_rate", "seed")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add_layout_flags(parser)
     add_options(parser.add_argument_group("ranker"), Model)
     add_options(parser.add_argument_group("ETA, the ranker without --interest"), ETAUnits)
-    add_options(parser.add_argument_group("training"), RoundTraining)
+    add_options(parser.add_argument_group("training"), Training, _TRAINING)
     return parser
 
 
@@ -69,8 +70,7 @@ def loop_from_flags(flags: argparse.Namespace) -> Loop:
         # The files of a ready-made layout, one per span.
         delattr(flags, name)
     config = config_from_flags(flags)
-    training = RoundTraining(**given_options(flags, RoundTraining)).training()
-    config = dataclasses.replace(config, training=training, layout=dataclasses.replace(config.layout, **pattern))
+    config = dataclasses.replace(config, layout=dataclasses.replace(config.layout, **pattern))
     return Loop(config=config, gates=Gates(**given_options(flags, Gates)), **given_options(flags, Loop))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_eta.validation import check_integers_from_zero, check_positive_integers, is_number
-from tfx_pipeline.config import PipelineConfig, Training
+from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.options import option
 
 
@@ -61,26 +61,6 @@ class Gates:
             value = getattr(self, name)
             if not (is_number(value) and value >= least):
                 raise ValueError(f"`{name}` must be a number of at least {least}. Received: {name}={value!r}")
-
-
-@dataclasses.dataclass(frozen=True)
-class RoundTraining:
-    """How a round trains: once over its impressions, at rates that are the same in all rounds.
-
-    Raises:
-        ValueError: if an argument is out of its range.
-    """
-
-    batch_size: int = option(Training.batch_size, "impressions per step", metavar="N")
-    embedding_learning_rate: float = option(
-        Training.embedding_learning_rate, "Adagrad's, for embeddings", metavar="RATE"
-    )
-    dense_learning_rate: float = option(Training.dense_learning_rate, "Adam's, for the rest", metavar="RATE")
-    seed: int = option(0, "of initial weights, of ETA's planes and of the order of batches", metavar="N")
-
-    def training(self) -> Training:
-        """The training of a configuration."""
-        return Training(**dataclasses.asdict(self), decay=False)
 
 
 @dataclasses.dataclass(frozen=True)
