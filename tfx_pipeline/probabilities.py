@@ -65,76 +65,83 @@ class Sums:
         return _NOT_A_NUMBER not in self.buckets
 
 
-class LogOddsAUC(tfma.metrics.Metric):
+class OfSums(tfma.metrics.Metric):
+    """A metric that is made of `Sums`, which TensorFlow Model Analysis makes once for all of them.
+
+    Args:
+        name: of the metric; `None`: that of its class.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        computations = tfma.metrics.merge_per_key_computations(_computations(self.value))
+        super().__init__(computations, name=name or type(self).__name__)
+
+    @staticmethod
+    def value(sums: Sums) -> Any:
+        """The metric of the impressions that were summed."""
+        raise NotImplementedError
+
+
+class LogOddsAUC(OfSums):
     """AUC of probabilities, counted in the buckets of `keras_eta.metrics.LogOddsAUC`; NaN where a class is missing.
 
     So it is where a probability is NaN. TensorFlow Model Analysis's own spreads its buckets evenly over the
     probabilities, and where clicks are rare most rows fall into one.
-
-    Args:
-        name: of the metric.
     """
 
-    def __init__(self, name: str = "auc") -> None:
-        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_auc)), name=name)
+    @staticmethod
+    def value(sums: Sums) -> float:
+        rows, _, positives = sums.table().T
+        negatives = rows - positives
+        pairs = negatives.sum() * positives.sum()
+        if not pairs or not sums.all_numbers:
+            return math.nan
+        return float(positives @ (np.cumsum(negatives) - negatives / 2) / pairs)
 
 
-class ImpressionCount(tfma.metrics.Metric):
-    """The number of impressions.
+class ImpressionCount(OfSums):
+    """The number of impressions."""
 
-    Args:
-        name: of the metric.
-    """
-
-    def __init__(self, name: str = "impressions") -> None:
-        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_count)), name=name)
+    @staticmethod
+    def value(sums: Sums) -> float:
+        return float(sums.table()[:, 0].sum())
 
 
-class LogLoss(tfma.metrics.Metric):
-    """Mean negative log likelihood of the labels; NaN where a probability is.
+class LogLoss(OfSums):
+    """Mean negative log likelihood of the labels; NaN where a probability is."""
 
-    Args:
-        name: of the metric.
-    """
-
-    def __init__(self, name: str = "log_loss") -> None:
-        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_log_loss)), name=name)
+    @staticmethod
+    def value(sums: Sums) -> float:
+        return sums.loss / max(sums.table()[:, 0].sum(), 1)
 
 
-class CalibrationRatio(tfma.metrics.Metric):
-    """Mean probability over the mean label; NaN where no label is positive or a probability is NaN.
+class CalibrationRatio(OfSums):
+    """Mean probability over the mean label; NaN where no label is positive or a probability is NaN."""
 
-    Args:
-        name: of the metric.
-    """
-
-    def __init__(self, name: str = "calibration") -> None:
-        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_calibration)), name=name)
+    @staticmethod
+    def value(sums: Sums) -> float:
+        _, probabilities, labels = sums.table().sum(0)
+        return float(probabilities / labels) if labels else math.nan
 
 
-class LabelRate(tfma.metrics.Metric):
-    """Share of the labels that are positive.
+class LabelRate(OfSums):
+    """Share of the labels that are positive."""
 
-    Args:
-        name: of the metric.
-    """
-
-    def __init__(self, name: str = "mean_label") -> None:
-        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_mean_label)), name=name)
+    @staticmethod
+    def value(sums: Sums) -> float:
+        rows, _, labels = sums.table().sum(0)
+        return float(labels / max(rows, 1))
 
 
-class SaturatedShare(tfma.metrics.Metric):
-    """Share of the probabilities that are exactly 0 or 1: no click or lack of it could make them more certain.
+class SaturatedShare(OfSums):
+    """Share of the probabilities that are exactly 0 or 1: no click or lack of it could make them more certain."""
 
-    Args:
-        name: of the metric.
-    """
-
-    def __init__(self, name: str = "saturated_share") -> None:
-        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_saturated_share)), name=name)
+    @staticmethod
+    def value(sums: Sums) -> float:
+        return sums.saturated / max(sums.table()[:, 0].sum(), 1)
 
 
-class Reliability(tfma.metrics.Metric):
+class Reliability(OfSums):
     """What became of impressions by their probability: of each tenth of them, from the lowest probabilities up.
 
     The value is an array float64 [10, 3] of the number of impressions, their mean probability and their mean label.
@@ -142,13 +149,19 @@ class Reliability(tfma.metrics.Metric):
     share a bucket they stay together, and a tenth may have none: its row is 0. So are all where a probability is NaN.
     TensorFlow Model Analysis's CalibrationPlot has buckets of even width: where clicks are rare most impressions fall
     into one.
-
-    Args:
-        name: of the metric.
     """
 
-    def __init__(self, name: str = "reliability") -> None:
-        super().__init__(tfma.metrics.merge_per_key_computations(_computations(_reliability)), name=name)
+    @staticmethod
+    def value(sums: Sums) -> np.ndarray:
+        tenths, table = np.zeros([_NUM_TENTHS, 3]), sums.table()
+        if not len(table) or not sums.all_numbers:
+            return tenths
+        rows = table[:, 0]
+        # A bucket belongs where its middle impression does.
+        middle = np.cumsum(rows) - rows / 2
+        np.add.at(tenths, (middle / rows.sum() * _NUM_TENTHS).astype("int64"), table)
+        tenths[:, 1:] /= np.maximum(tenths[:, :1], 1)
+        return tenths
 
 
 def label_and_score(element: Any, key: Any) -> tuple[int, float]:
@@ -175,52 +188,7 @@ def probability_bucket(probability: float) -> int:
     return int(log_odds_bucket(math.log(max(odds, 1e-300))))
 
 
-def _auc(sums: Sums) -> float:
-    rows, _, positives = sums.table().T
-    negatives = rows - positives
-    pairs = negatives.sum() * positives.sum()
-    if not pairs or not sums.all_numbers:
-        return math.nan
-    return float(positives @ (np.cumsum(negatives) - negatives / 2) / pairs)
-
-
-def _count(sums: Sums) -> float:
-    return float(sums.table()[:, 0].sum())
-
-
-def _log_loss(sums: Sums) -> float:
-    return sums.loss / max(sums.table()[:, 0].sum(), 1)
-
-
-def _calibration(sums: Sums) -> float:
-    _, probabilities, labels = sums.table().sum(0)
-    return float(probabilities / labels) if labels else math.nan
-
-
-def _mean_label(sums: Sums) -> float:
-    rows, _, labels = sums.table().sum(0)
-    return float(labels / max(rows, 1))
-
-
-def _saturated_share(sums: Sums) -> float:
-    return sums.saturated / max(sums.table()[:, 0].sum(), 1)
-
-
-def _reliability(sums: Sums) -> np.ndarray:
-    tenths, table = np.zeros([_NUM_TENTHS, 3]), sums.table()
-    if not len(table) or not sums.all_numbers:
-        return tenths
-    rows = table[:, 0]
-    # A bucket belongs where its middle impression does.
-    middle = np.cumsum(rows) - rows / 2
-    np.add.at(tenths, (middle / rows.sum() * _NUM_TENTHS).astype("int64"), table)
-    tenths[:, 1:] /= np.maximum(tenths[:, :1], 1)
-    return tenths
-
-
 def _computations(value: Callable[[Sums], Any]) -> Callable[..., list[Any]]:
-    """The computations of a metric that is made of `Sums`, which TensorFlow Model Analysis makes once for all."""
-
     def computations(
         name: str,
         eval_config: config_pb2.EvalConfig | None = None,
